@@ -1,0 +1,1 @@
+"""The pipeline's jobs: train, audit, optimize, package."""

@@ -1,0 +1,523 @@
+"""The API's types: what `manifests/crd/` says, as frozen dataclasses.
+
+Called by the reconcilers, the stages, the renderers and `kubectl mlmodel`.
+`decode` turns an object's JSON into these types and names every mistake by its
+path; `tests/unit/test_api.py` holds the classes and the CRDs together.
+
+JSON uses camelCase, attributes snake_case; a trailing underscore (`from_`)
+avoids a keyword.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from typing import Any, Final, Literal, TypeVar
+
+from mlplatform import contract
+
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """An object does not fit the schema; the message names the path, the cause and the fix."""
+
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Reads a duration such as ``90s``, ``10m`` or ``1h30m``.
+
+    Raises:
+        SpecError: It is not of that form.
+    """
+    match = _DURATION.fullmatch(text)
+    if not match or not text:
+        msg = f"{text!r} is not a duration; write it like 90s, 10m or 1h30m"
+        raise SpecError(msg)
+    hours, minutes, seconds = (int(group or 0) for group in match.groups())
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+def format_duration(value: timedelta) -> str:
+    """Writes a duration as ``parse_duration`` reads it."""
+    total = int(value.total_seconds())
+    hours, rest = divmod(total, 3600)
+    minutes, seconds = divmod(rest, 60)
+    parts = [f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if n]
+    return "".join(parts) or "0s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Shares of the rows held out; the rest trains."""
+
+    validation: float = 0.1
+    test: float = 0.2
+    seed: int = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Where the rows are and what they mean."""
+
+    uri: str
+    label: str
+    format: Literal["csv", "parquet"] = "csv"
+    positive_label: str = ""
+    sensitive_attributes: tuple[str, ...] = ()
+    split: Split = Split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResources:
+    """Of one worker pod; Kubernetes quantities."""
+
+    cpu: str = "1"
+    memory: str = "2Gi"
+    gpu: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """A torch.optim optimiser."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStopping:
+    """Stops when the metric has not improved for `patience` epochs."""
+
+    metric: str = "val_roc_auc"
+    mode: Literal["max", "min"] = "max"
+    patience: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """How often training state is saved, and how many are kept."""
+
+    every_steps: int = 200
+    keep: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How the model is fitted: a PyTorchJob."""
+
+    task: str = "tabular"
+    image: str = ""
+    workers: int = 1
+    processes_per_worker: int = 1
+    resources: TrainingResources = TrainingResources()
+    strategy: Literal["fsdp", "ddp", "single"] = "fsdp"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_accumulation_steps: int = 1
+    activation_checkpointing: bool = False
+    epochs: int = 10
+    batch_size: int = 512
+    optimizer: Optimizer = Optimizer()
+    early_stopping: EarlyStopping | None = None
+    checkpoint: Checkpoint = Checkpoint()
+    deadline: timedelta = timedelta(hours=2)
+    max_restarts: int = 3
+    seed: int = 7
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A bound on a test metric that every version must pass."""
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fairness:
+    """Upper bounds on group differences, per sensitive attribute (fairlearn's definitions)."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    min_group_size: int = 50
+    confidence: float = 0.95
+    on_failure: Literal["block", "warn"] = "block"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimization:
+    """Candidates to measure; the best by `objective` within `max_metric_drop` ships."""
+
+    candidates: tuple[Literal["fp32", "int8-dynamic"], ...] = ("fp32", "int8-dynamic")
+    export: tuple[Literal["torchscript", "onnx"], ...] = ("torchscript", "onnx")
+    max_metric_drop: float = 0.005
+    objective: Literal["latency_p50", "latency_p99", "size"] = "latency_p99"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicas:
+    """Autoscaling bounds of the serving pods."""
+
+    min: int = 1
+    max: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingResources:
+    """Of one serving pod; Kubernetes quantities."""
+
+    cpu: str = "1"
+    memory: str = "2Gi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How a version is served: a KServe InferenceService."""
+
+    runtime: Literal["torchserve"] = "torchserve"
+    replicas: Replicas = Replicas()
+    resources: ServingResources = ServingResources()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """How traffic moves from the stable version to a new one.
+
+    `steps` are percentages of traffic; 100 follows the last one. `recreate`
+    moves all traffic at once, as soon as the new version is ready.
+    """
+
+    strategy: Literal["canary", "recreate"] = "canary"
+    steps: tuple[int, ...] = (5, 25, 50)
+    interval: timedelta = timedelta(minutes=1)
+    max_duration: timedelta = timedelta(hours=1)
+    keep_warm: timedelta = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLModelSpec:
+    """What the user wants."""
+
+    data: Data
+    training: Training = Training()
+    gates: tuple[Gate, ...] = ()
+    fairness: Fairness = Fairness()
+    optimization: Optimization = Optimization()
+    serving: Serving = Serving()
+    rollout: Rollout = Rollout()
+    revision_history_limit: int = 5
+    suspend: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersionSpec:
+    """An immutable snapshot of what shapes an artifact."""
+
+    model: str
+    sequence: int
+    data: Data
+    trigger: str = ""
+    training: Training = Training()
+    gates: tuple[Gate, ...] = ()
+    fairness: Fairness = Fairness()
+    optimization: Optimization = Optimization()
+
+
+VERSIONED: Final = ("data", "training", "gates", "fairness", "optimization")
+"""Sections of MLModelSpec whose change makes a new ModelVersion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """A metav1.Condition."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    last_transition_time: str
+    observed_generation: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureStatus:
+    """The cause of a failure; `class_` is a `contract.FailureClass`."""
+
+    class_: str
+    message: str
+    next_action: str
+    stage: str = ""
+    pod: str = ""
+    exit_code: int | None = None
+    last_log: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStatus:
+    """One stage's record; written once more when it ends, then never again."""
+
+    name: str
+    outcome: Literal["Running", "Succeeded", "Failed"]
+    started_at: str = ""
+    finished_at: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    report: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersionStatus:
+    """What has become of a version."""
+
+    observed_generation: int = 0
+    stage: str = ""
+    conditions: tuple[Condition, ...] = ()
+    stages: tuple[StageStatus, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    storage_uri: str = ""
+    failure: FailureStatus | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StableStatus:
+    """The version that all traffic falls back to."""
+
+    version: str
+    sequence: int = 0
+    promoted_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStatus:
+    """A rollout under way; `weight` is read from the mesh."""
+
+    version: str
+    sequence: int = 0
+    step: int = 0
+    steps: int = 0
+    weight: int = 0
+    started_at: str = ""
+    step_started_at: str = ""
+    eta: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One entry of `status.history`, newest first."""
+
+    version: str
+    decision: Literal["Promoted", "RolledBack", "Superseded"]
+    reason: str
+    message: str
+    time: str
+    sequence: int = 0
+    previous: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLModelStatus:
+    """Where the model stands."""
+
+    observed_generation: int = 0
+    stage: str = ""
+    latest_version: str = ""
+    latest_sequence: int = 0
+    url: str = ""
+    conditions: tuple[Condition, ...] = ()
+    stable: StableStatus | None = None
+    rollout: RolloutStatus | None = None
+    history: tuple[Decision, ...] = ()
+    failure: FailureStatus | None = None
+
+
+def json_name(attribute: str) -> str:
+    """``gradient_accumulation_steps`` → ``gradientAccumulationSteps``."""
+    head, *rest = attribute.rstrip("_").split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def decode(cls: type[T], raw: object, path: str = "spec") -> T:
+    """Reads the JSON value `raw` as `cls`.
+
+    Raises:
+        SpecError: A field is unknown, missing or of the wrong type.
+    """
+    return typing.cast("T", _decode(cls, raw, path))
+
+
+def _decode(hint: Any, raw: Any, path: str) -> Any:  # noqa: PLR0911  one return a kind of type
+    if dataclasses.is_dataclass(hint):
+        return _decode_dataclass(typing.cast("type", hint), raw, path)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if raw is None else _decode(next(a for a in args if a is not type(None)), raw, path)
+    if origin is Literal:
+        if raw not in args:
+            msg = f"{path}: {raw!r} is not one of {', '.join(map(str, args))}{_suggest(raw, args)}"
+            raise SpecError(msg)
+        return raw
+    if origin is tuple:
+        items = _expect(list, raw, path)
+        return tuple(_decode(args[0], item, f"{path}[{i}]") for i, item in enumerate(items))
+    if origin is dict:
+        return {key: _decode(args[1], value, f"{path}.{key}") for key, value in _expect(dict, raw, path).items()}
+    if hint is Any:
+        return raw
+    if hint is timedelta:
+        try:
+            return parse_duration(_expect(str, raw, path))
+        except SpecError as error:
+            raise SpecError(f"{path}: {error}") from None
+    if hint is float and type(raw) is int:
+        return float(raw)
+    return _expect(hint, raw, path)
+
+
+def _decode_dataclass(cls: type, raw: Any, path: str) -> Any:
+    mapping = _expect(dict, raw, path)
+    hints = _hints(cls)
+    names = {json_name(f.name): f for f in dataclasses.fields(cls)}
+    for key in mapping:
+        if key not in names:
+            msg = f"{path}.{key}: unknown field{_suggest(key, names)}; known: {', '.join(names)}"
+            raise SpecError(msg)
+    values = {f.name: _decode(hints[f.name], mapping[key], f"{path}.{key}") for key, f in names.items() if key in mapping}
+    for key, f in names.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and key not in mapping:
+            msg = f"{path}.{key}: required"
+            raise SpecError(msg)
+    return cls(**values)
+
+
+def _expect(kind: type[T], raw: Any, path: str) -> T:
+    if type(raw) is not kind:
+        msg = f"{path}: expected {_JSON_TYPES.get(kind, kind.__name__)}, got {_JSON_TYPES.get(type(raw), 'null')} {raw!r}"
+        raise SpecError(msg)
+    return raw
+
+
+_JSON_TYPES: Final[dict[type, str]] = {
+    str: "a string", int: "an integer", float: "a number", bool: "a boolean", list: "a list", dict: "an object",
+}  # fmt: skip
+
+
+def _suggest(word: object, known: typing.Iterable[object]) -> str:
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def encode(value: Any) -> Any:
+    """The JSON value of a dataclass: every field that is not None."""
+    return _encode(value, sparse=False)
+
+
+def canonical(value: Any) -> Any:
+    """Like `encode`, less every field that has its default.
+
+    Hashes are taken of this form, so that a field added with a default in a
+    later release renames no version and retrains no model.
+    """
+    return _encode(value, sparse=True)
+
+
+def _encode(value: Any, *, sparse: bool) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kept = {}
+        for f in dataclasses.fields(value):
+            item = getattr(value, f.name)
+            if item is None or (sparse and item == _default(f)):
+                continue
+            kept[json_name(f.name)] = _encode(item, sparse=sparse)
+        return kept
+    if isinstance(value, (tuple, list)):
+        return [_encode(item, sparse=sparse) for item in value]
+    if isinstance(value, dict):
+        return {key: _encode(item, sparse=sparse) for key, item in value.items()}
+    if isinstance(value, timedelta):
+        return format_duration(value)
+    return value
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def version_name(model: str, spec: MLModelSpec, trigger: str = "") -> str:
+    """``<model>-<hash8>`` over the versioned sections and the retrain trigger."""
+    sections = {section: canonical(getattr(spec, section)) for section in VERSIONED}
+    return f"{model}-{contract.digest({**sections, 'trigger': trigger})}"
+
+
+def problems(spec: MLModelSpec, name: str) -> list[str]:
+    """Cross-field mistakes, each a sentence with its fix; empty when the spec is sound.
+
+    The CRD's CEL rules say the same where the API server evaluates them (Kubernetes ≥ 1.25).
+    """
+    found = []
+    if len(name) > contract.MODEL_NAME_LIMIT:
+        found.append(
+            f"metadata.name: {len(name)} characters; at most {contract.MODEL_NAME_LIMIT} leave room for the names "
+            f"of its Services and pods (63). Choose a shorter name",
+        )
+    if not spec.data.uri.strip():
+        found.append("spec.data.uri: empty; give the folder or file that holds the rows, e.g. s3://datasets/adult/")
+    if spec.data.split.validation + spec.data.split.test >= 1:
+        found.append("spec.data.split: validation + test must be less than 1 to leave rows for training")
+    if spec.data.label in spec.data.sensitive_attributes:
+        found.append(f"spec.data.sensitiveAttributes: {spec.data.label!r} is the label; it cannot be audited against itself")
+    if spec.fairness.metrics and not spec.data.sensitive_attributes:
+        found.append("spec.fairness.metrics: needs spec.data.sensitiveAttributes, the columns to compare groups by")
+    if spec.training.strategy == "single" and spec.training.workers * spec.training.processes_per_worker > 1:
+        found.append("spec.training.strategy: single is one process; set workers and processesPerWorker to 1, or use fsdp")
+    if "fp32" not in spec.optimization.candidates:
+        found.append("spec.optimization.candidates: must contain fp32, the reference that the others are compared with")
+    if spec.serving.replicas.max < spec.serving.replicas.min:
+        found.append("spec.serving.replicas: max is below min")
+    found += [
+        f"spec.fairness.metrics.{metric}: unknown metric{_suggest(metric, contract.FAIRNESS_METRICS)}; "
+        f"known: {', '.join(contract.FAIRNESS_METRICS)}"
+        for metric in spec.fairness.metrics
+        if metric not in contract.FAIRNESS_METRICS
+    ]
+    steps = spec.rollout.steps
+    if list(steps) != sorted(set(steps)) or any(not 0 < step < 100 for step in steps):
+        found.append("spec.rollout.steps: must rise, each between 1 and 99; 100 follows by itself")
+    found += _gate_problems(spec)
+    return found
+
+
+def _gate_problems(spec: MLModelSpec) -> list[str]:
+    found = []
+    known = contract.TASK_METRICS.get(spec.training.task)
+    if known is None and ":" not in spec.training.task:
+        tasks = ", ".join(contract.TASK_METRICS)
+        found.append(
+            f"spec.training.task: {spec.training.task!r} is neither a built-in task ({tasks}) nor package.module:Class"
+        )
+    for i, gate in enumerate(spec.gates):
+        if gate.min is None and gate.max is None:
+            found.append(f"spec.gates[{i}]: give min or max for {gate.metric!r}")
+        if known and gate.metric not in known:
+            found.append(
+                f"spec.gates[{i}].metric: task {spec.training.task} reports no {gate.metric!r}"
+                f"{_suggest(gate.metric, known)}; it reports {', '.join(known)}",
+            )
+    return found

@@ -1,0 +1,217 @@
+"""What the operator, the jobs and the handlers agree on; nothing else is shared.
+
+Called by every other module of the project. It imports the standard library
+only, so a job image carries no Kubernetes client and the operator no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Final, Self
+
+GROUP: Final = "mlplatform.dev"
+API_VERSION: Final = f"{GROUP}/v1alpha1"
+MANAGER: Final = "mlplatform"
+
+LABEL_MODEL: Final = f"{GROUP}/model"
+LABEL_VERSION: Final = f"{GROUP}/version"
+LABEL_STAGE: Final = f"{GROUP}/stage"
+
+ANNOTATION_RETRAIN: Final = f"{GROUP}/retrain"
+"""On an MLModel: any new value asks for a new version of an unchanged spec."""
+
+HEADER_VERSION: Final = "x-mlplatform-version"
+"""Request header that forces one version, past the weighted split."""
+
+# Environment of every job container.
+ENV_SPEC: Final = "MLPLATFORM_SPEC"
+"""``ModelVersion.spec`` as JSON."""
+ENV_ARTIFACTS: Final = "MLPLATFORM_ARTIFACTS"
+"""Any fsspec URI, no trailing slash: where this version's artifacts live."""
+ENV_NAMESPACE: Final = "MLPLATFORM_NAMESPACE"
+ENV_MODEL: Final = "MLPLATFORM_MODEL"
+ENV_VERSION: Final = "MLPLATFORM_VERSION"
+ENV_STAGE: Final = "MLPLATFORM_STAGE"
+
+TERMINATION_LOG: Final = "/dev/termination-log"
+TERMINATION_LIMIT: Final = 4096
+"""Bytes; the kubelet cuts a longer termination message (core/v1 Container)."""
+
+MODEL_NAME_LIMIT: Final = 36
+"""Longest MLModel name whose children still fit 63 characters.
+
+The longest child is the pod and Service ``<name>-<hash8>-train-worker-NN``.
+"""
+
+
+class Stage(StrEnum):
+    """The pipeline's stages, in order."""
+
+    TRAIN = "train"
+    AUDIT = "audit"
+    OPTIMIZE = "optimize"
+    PACKAGE = "package"
+
+
+class FailureClass(StrEnum):
+    """Why a stage failed, in the words of `status.failure.class`."""
+
+    OOM_KILLED = "OOMKilled"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    IMAGE_PULL = "ImagePull"
+    PREEMPTED = "Preempted"
+    CONTAINER_CONFIG = "ContainerConfig"
+    NON_FINITE_LOSS = "NonFiniteLoss"
+    DATA_MISSING = "DataMissing"
+    DATA_INVALID = "DataInvalid"
+    STORE_ACCESS = "StoreAccess"
+    TASK_IMPORT = "TaskImport"
+    SPEC_INVALID = "SpecInvalid"
+    GATE_FAILED = "GateFailed"
+    REPORT_LOST = "ReportLost"
+    CRASHED = "Crashed"
+
+
+PERMANENT: Final = frozenset(
+    {
+        FailureClass.NON_FINITE_LOSS,
+        FailureClass.DATA_MISSING,
+        FailureClass.DATA_INVALID,
+        FailureClass.STORE_ACCESS,
+        FailureClass.TASK_IMPORT,
+        FailureClass.SPEC_INVALID,
+        FailureClass.GATE_FAILED,
+    }
+)
+"""Classes that a retry of the same inputs cannot mend."""
+
+TASK_METRICS: Final[dict[str, tuple[str, ...]]] = {
+    "tabular": ("roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "log_loss", "brier_score"),
+}
+"""Test metrics that each built-in task reports; a gate may name these."""
+
+LOWER_IS_BETTER: Final = frozenset({"log_loss", "brier_score"})
+
+FAIRNESS_METRICS: Final = ("demographic_parity_difference", "equalized_odds_difference")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a stage failed and what a person does next.
+
+    Attributes:
+        reason: The class, e.g. ``DataMissing`` (``class`` is a Python keyword).
+        message: One sentence with the cause and the values in it.
+        next_action: One sentence: what to change or to run.
+    """
+
+    reason: FailureClass
+    message: str
+    next_action: str
+
+    def to_dict(self) -> dict[str, str]:
+        """The JSON object in summaries: ``{class, message, nextAction}``."""
+        return {"class": self.reason.value, "message": self.message, "nextAction": self.next_action}
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Reads ``to_dict``'s object; an unknown class counts as ``Crashed``."""
+        name = raw.get("class", "")
+        reason = FailureClass(name) if name in set(FailureClass) else FailureClass.CRASHED
+        return cls(reason, str(raw.get("message", "")), str(raw.get("nextAction", "")))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A stage's result as its pod's termination message carries it.
+
+    Attributes:
+        stage: Which stage wrote it.
+        version: Name of the ModelVersion.
+        metrics: Headline numbers, e.g. ``{"roc_auc": 0.91}``.
+        details: Small structured facts the operator's verdict needs (per-stage keys below).
+        report: URI of the full ``report.json``.
+        digest: ``sha256:<hex>`` of that file.
+        duration_seconds: Wall time of the job.
+        failure: Set when the stage could not do its work; None on success.
+
+    Keys of ``details``, by stage:
+        train: ``rows`` ``{train, validation, test}``, ``epochs``, ``worldSize``, ``resumedFromStep``.
+        audit: ``fairness`` ``{<metric>: {<attribute>: {value, low, high}}}`` (low/high: interval at
+            ``fairness.confidence``), ``notAssessed`` ``[<attribute>=<group>, …]`` (smaller than ``minGroupSize``).
+        optimize: ``selected`` (candidate's name), ``candidates`` ``[{name, sizeBytes, latencyP50Ms,
+            latencyP99Ms, metrics, passed, reason}]``.
+        package: ``storageUri`` (what KServe mounts), ``archive`` (URI), ``sizeBytes``.
+    """
+
+    stage: Stage
+    version: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    report: str = ""
+    digest: str = ""
+    duration_seconds: float = 0.0
+    failure: Failure | None = None
+
+    def to_json(self) -> str:
+        """Compact JSON.
+
+        Raises:
+            ValueError: It is longer than ``TERMINATION_LIMIT`` bytes; put less into ``details``.
+        """
+        raw = asdict(self)
+        raw["failure"] = self.failure.to_dict() if self.failure else None
+        text = json.dumps(raw, separators=(",", ":"), sort_keys=True)
+        if len(text.encode()) > TERMINATION_LIMIT:
+            msg = f"summary of stage {self.stage} is {len(text.encode())} bytes, over {TERMINATION_LIMIT}"
+            raise ValueError(msg)
+        return text
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parses ``to_json``'s text.
+
+        Raises:
+            ValueError: It is not a summary (a crash leaves a log tail there instead).
+        """
+        raw = json.loads(text)
+        if not isinstance(raw, dict) or "stage" not in raw:
+            msg = "termination message is not a stage summary"
+            raise ValueError(msg)
+        raw = {key: raw[key] for key in cls.__dataclass_fields__ if key in raw}
+        raw["stage"] = Stage(raw["stage"])
+        failure = raw.get("failure")
+        raw["failure"] = Failure.from_dict(failure) if failure else None
+        return cls(**raw)
+
+
+class Artifacts:
+    """Where each artifact of one version lies below ``ENV_ARTIFACTS``."""
+
+    @staticmethod
+    def report(stage: Stage) -> str:
+        """Full report of a stage."""
+        return f"{stage}/report.json"
+
+    MODEL: Final = "train/model.pt"
+    """State dict; loaded with ``weights_only=True``."""
+    PREPROCESSOR: Final = "train/preprocessor.json"
+    """Schema and statistics that turn raw records into tensors; plain JSON."""
+    CHECKPOINTS: Final = "train/checkpoints"
+    CANDIDATES: Final = "optimize/candidates"
+    SERVING: Final = "package/serving"
+    """KServe layout: ``config/config.properties`` and ``model-store/<model>.mar``."""
+
+
+def artifact_root(root: str, namespace: str, model: str, version: str) -> str:
+    """URI of one version's artifacts: ``<root>/<namespace>/<model>/<version>``."""
+    return "/".join((root.rstrip("/"), namespace, model, version))
+
+
+def digest(value: object) -> str:
+    """First 8 hex digits of the SHA-256 of canonical JSON: names are hashes of inputs."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

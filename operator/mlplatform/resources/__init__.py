@@ -1,0 +1,1 @@
+"""Child manifests: one pure function a kind."""
