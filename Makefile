@@ -1,0 +1,112 @@
+# One entry point for people and CI; `make help` lists what there is.
+# CLUSTER=local (default: a real Kubernetes on this machine), kind (Docker), or current (your kubectl context).
+CLUSTER ?= local
+export CLUSTER
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
+CLI_READY := $(VENV)/.cli
+DEV_READY := $(VENV)/.dev
+# Where the contract tests find the CRDs that Kubeflow, KServe and Istio publish; without them those tests say so.
+export UPSTREAM_CRDS ?= $(abspath ../shared/upstream-crds)
+
+.PHONY: help
+help: ## Lists the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+	@echo "  CLUSTER=local|kind|current chooses the cluster of up, down, demo, test and install (now: $(CLUSTER))"
+
+# --- what a fresh machine needs --------------------------------------------------------------------------------------
+
+.PHONY: system
+system:
+	@local/bootstrap
+
+$(VENV)/bin/python: | system
+	@python3 -m venv $(VENV)
+
+$(CLI_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "==> Python packages of the plugin and the demo"
+	@$(PIP) install -c constraints.txt -e '.[cli]' s3fs
+	@touch $@
+
+$(DEV_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "==> Python packages of development (PyTorch, KServe SDK, linters, …)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(CLI_READY)
+
+.PHONY: venv
+venv: $(DEV_READY) ## Makes .venv with everything development needs
+
+# --- the cluster -----------------------------------------------------------------------------------------------------
+
+.PHONY: up down status images binaries
+up: system ## Starts the cluster with its add-ons and images (local: builds them once)
+	@local/up
+
+down: ## Stops the local cluster and removes what it made (kind: deletes the kind cluster)
+	@local/down
+
+status: ## Says what runs of the local cluster
+	@python3 -m local status
+
+images: system ## Builds the images
+	@python3 -m local images
+
+binaries: system ## Builds or finds the Kubernetes binaries and prints their folder
+	@python3 -m local binaries
+
+.PHONY: demo install
+demo: system $(CLI_READY) ## From nothing to a served, replaced model: the whole path, live
+	@local/up
+	@$(PY) -m local.demo
+
+install: $(CLI_READY) ## Installs or upgrades the chart on the cluster
+	@$(PY) -m local.demo --only install
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+.PHONY: lint format
+lint: $(DEV_READY) ## ruff (all rules), formatting, mypy strict, import-linter, helm lint
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+format: $(DEV_READY) ## Formats the code
+	@$(VENV)/bin/ruff check --fix-only --quiet .
+	@$(VENV)/bin/ruff format .
+
+.PHONY: test test-unit test-apiserver test-e2e
+test: test-unit test-apiserver test-e2e ## All tests, fast ones first
+
+test-unit: $(DEV_READY) ## Pure tables, golden scenarios, jobs and handlers on small data
+	@$(PY) -m pytest tests/unit tests/golden
+
+test-apiserver: $(DEV_READY) ## Semantics and contracts against a real kube-apiserver
+	@python3 -m local binaries >/dev/null
+	@$(PY) -m pytest tests/apiserver tests/contract
+
+test-e2e: $(DEV_READY) ## Given/When/Then on the cluster
+	@local/up
+	@$(PY) -m pytest tests/e2e
+
+# --- measurements ----------------------------------------------------------------------------------------------------
+
+.PHONY: bench-serving bench-operator
+bench-serving: $(DEV_READY) ## Requests/s and latency of the gateway path, against TorchServe's BaseHandler
+	@local/up
+	@$(PY) -m benchmarks.serving
+
+bench-operator: $(DEV_READY) ## The operator's own share of a rollout, its memory, and writes while idle
+	@local/up
+	@$(PY) -m benchmarks.operator
+
+.PHONY: clean
+clean: ## Removes what make and Python left in the checkout (caches outside stay)
+	@rm -rf .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build
