@@ -233,6 +233,9 @@ class ModelVersionSpec:
     optimization: Optimization = Optimization()
 
 
+FULL_WEIGHT: Final = 100
+"""Percent: all the traffic."""
+
 VERSIONED: Final = ("data", "training", "gates", "fairness", "optimization")
 """Sections of MLModelSpec whose change makes a new ModelVersion."""
 
@@ -362,7 +365,7 @@ def decode(cls: type[T], raw: object, path: str = "spec") -> T:
     return typing.cast("T", _decode(cls, raw, path))
 
 
-def _decode(hint: Any, raw: Any, path: str) -> Any:  # noqa: PLR0911  one return a kind of type
+def _decode(hint: Any, raw: Any, path: str) -> Any:  # noqa: C901, PLR0911  one branch for each kind of type
     if dataclasses.is_dataclass(hint):
         return _decode_dataclass(typing.cast("type", hint), raw, path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -398,7 +401,9 @@ def _decode_dataclass(cls: type, raw: Any, path: str) -> Any:
         if key not in names:
             msg = f"{path}.{key}: unknown field{_suggest(key, names)}; known: {', '.join(names)}"
             raise SpecError(msg)
-    values = {f.name: _decode(hints[f.name], mapping[key], f"{path}.{key}") for key, f in names.items() if key in mapping}
+    values = {
+        f.name: _decode(hints[f.name], mapping[key], f"{path}.{key}") for key, f in names.items() if key in mapping
+    }
     for key, f in names.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and key not in mapping:
@@ -409,7 +414,9 @@ def _decode_dataclass(cls: type, raw: Any, path: str) -> Any:
 
 def _expect(kind: type[T], raw: Any, path: str) -> T:
     if type(raw) is not kind:
-        msg = f"{path}: expected {_JSON_TYPES.get(kind, kind.__name__)}, got {_JSON_TYPES.get(type(raw), 'null')} {raw!r}"
+        msg = (
+            f"{path}: expected {_JSON_TYPES.get(kind, kind.__name__)}, got {_JSON_TYPES.get(type(raw), 'null')} {raw!r}"
+        )
         raise SpecError(msg)
     return raw
 
@@ -482,11 +489,15 @@ def problems(spec: MLModelSpec, name: str) -> list[str]:
     if spec.data.split.validation + spec.data.split.test >= 1:
         found.append("spec.data.split: validation + test must be less than 1 to leave rows for training")
     if spec.data.label in spec.data.sensitive_attributes:
-        found.append(f"spec.data.sensitiveAttributes: {spec.data.label!r} is the label; it cannot be audited against itself")
+        found.append(
+            f"spec.data.sensitiveAttributes: {spec.data.label!r} is the label; it cannot be audited against itself"
+        )
     if spec.fairness.metrics and not spec.data.sensitive_attributes:
         found.append("spec.fairness.metrics: needs spec.data.sensitiveAttributes, the columns to compare groups by")
     if spec.training.strategy == "single" and spec.training.workers * spec.training.processes_per_worker > 1:
-        found.append("spec.training.strategy: single is one process; set workers and processesPerWorker to 1, or use fsdp")
+        found.append(
+            "spec.training.strategy: single is one process; set workers and processesPerWorker to 1, or use fsdp"
+        )
     if "fp32" not in spec.optimization.candidates:
         found.append("spec.optimization.candidates: must contain fp32, the reference that the others are compared with")
     if spec.serving.replicas.max < spec.serving.replicas.min:
@@ -498,7 +509,7 @@ def problems(spec: MLModelSpec, name: str) -> list[str]:
         if metric not in contract.FAIRNESS_METRICS
     ]
     steps = spec.rollout.steps
-    if list(steps) != sorted(set(steps)) or any(not 0 < step < 100 for step in steps):
+    if list(steps) != sorted(set(steps)) or any(not 0 < step < FULL_WEIGHT for step in steps):
         found.append("spec.rollout.steps: must rise, each between 1 and 99; 100 follows by itself")
     found += _gate_problems(spec)
     return found
