@@ -1,0 +1,167 @@
+"""Measures the operator's own cost; `make bench-operator` runs it against a cluster with the chart and the example.
+
+Three figures: its share of the time from apply to Ready, its resident memory,
+and how many writes it sends while nothing changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client, config, watch
+
+from benchmarks.table import markdown, publish
+from mlplatform.api import MLModelSpec, MLModelStatus, decode
+
+GROUP, VERSION, PLURAL = "mlplatform.dev", "v1alpha1", "mlmodels"
+WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
+Interval = tuple[datetime, datetime]
+
+
+def covered(intervals: Iterable[Interval], within: Interval) -> float:
+    """Seconds of `within` that the union of the intervals covers."""
+    start, end = within
+    total, reached = 0.0, start
+    for low, high in sorted(intervals):
+        low, high = max(low, reached), min(high, end)  # noqa: PLW2901  clipped to what is not counted yet
+        if high > low:
+            total += (high - low).total_seconds()
+            reached = high
+    return total
+
+
+def pod_interval(pod: client.V1Pod) -> Interval:
+    """From the pod's creation to its end, or to Ready where it serves."""
+    ends = [
+        status.state.terminated.finished_at for status in pod.status.container_statuses or [] if status.state.terminated
+    ]
+    ready = [c.last_transition_time for c in pod.status.conditions or [] if c.type == "Ready" and c.status == "True"]
+    return pod.metadata.creation_timestamp, max(ends or ready or [datetime.now(UTC)])
+
+
+def writes_by_user(log: Path, since: datetime) -> Counter[str]:
+    """Writes in the audit log (audit.k8s.io/v1, one event a line) from `since` on.
+
+    Leases are left out: renewing one is how kubelets and controllers say that they live.
+    """
+    found: Counter[str] = Counter()
+    for line in log.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["verb"] not in WRITES or event.get("objectRef", {}).get("resource") == "leases":
+            continue
+        if datetime.fromisoformat(event["requestReceivedTimestamp"]) >= since:
+            found[event["user"]["username"]] += 1
+    return found
+
+
+def wait_ready(
+    api: client.CustomObjectsApi, name: str, namespace: str, generation: int, timeout: int
+) -> dict[str, Any]:
+    """Watches the MLModel until Ready is True for `generation`.
+
+    Raises:
+        TimeoutError: It was not Ready within `timeout` seconds.
+    """
+    stream = watch.Watch().stream(
+        api.list_namespaced_custom_object, GROUP, VERSION, namespace, PLURAL,
+        field_selector=f"metadata.name={name}", timeout_seconds=timeout,
+    )  # fmt: skip
+    for event in stream:
+        model: dict[str, Any] = event["object"]
+        for condition in model.get("status", {}).get("conditions", []):
+            current = condition.get("observedGeneration", 0) >= generation
+            if condition["type"] == "Ready" and condition["status"] == "True" and current:
+                return model
+    msg = (
+        f"MLModel {namespace}/{name} is not Ready after {timeout} s; see `kubectl mlmodel status {name} -n {namespace}`"
+    )
+    raise TimeoutError(msg)
+
+
+def operator_rss(core: client.CoreV1Api, namespace: str) -> int:
+    """Bytes resident, as the operator's own /metrics reports them."""
+    pods = core.list_namespaced_pod(namespace, label_selector="app.kubernetes.io/component=operator").items
+    text = core.connect_get_namespaced_pod_proxy_with_path(f"{pods[0].metadata.name}:9090", namespace, "metrics")
+    line = next(line for line in text.splitlines() if line.startswith("process_resident_memory_bytes"))
+    return int(float(line.split()[1]))
+
+
+def main() -> int:
+    """Runs the three measurements and writes their table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="adult-income")
+    parser.add_argument("--namespace", default="default")
+    parser.add_argument("--operator-namespace", default="mlplatform-system")
+    parser.add_argument("--audit-log", type=Path, help="default: the local cluster's")
+    parser.add_argument("--idle", type=int, default=60, help="seconds to watch for writes (default 60)")
+    parser.add_argument("--timeout", type=int, default=600)
+    args = parser.parse_args()
+    if "KUBECONFIG" not in os.environ and os.environ.get("CLUSTER", "local") == "local":
+        os.environ["KUBECONFIG"] = subprocess.check_output(["python3", "-m", "local", "kubeconfig"], text=True).strip()
+    config.load_kube_config()
+    api, core = client.CustomObjectsApi(), client.CoreV1Api()
+
+    print("Asking for a new version …", flush=True)
+    started = datetime.now(UTC)
+    patch = {"metadata": {"annotations": {"mlplatform.dev/retrain": started.isoformat()}}}
+    model = api.patch_namespaced_custom_object(GROUP, VERSION, args.namespace, PLURAL, args.model, patch)
+    before = model.get("status", {}).get("latestVersion")
+    deadline = time.monotonic() + args.timeout
+    while model.get("status", {}).get("latestVersion") == before and time.monotonic() < deadline:
+        model = wait_ready(api, args.model, args.namespace, 0, args.timeout)
+    version = model["status"]["latestVersion"]
+    model = wait_ready(api, args.model, args.namespace, model["metadata"]["generation"], args.timeout)
+    ended = datetime.now(UTC)
+    pods = core.list_namespaced_pod(args.namespace, label_selector=f"mlplatform.dev/version={version}").items
+    busy = covered(map(pod_interval, pods), (started, ended))
+    rollout = rollout_seconds(model, version)
+    total = (ended - started).total_seconds()
+
+    print(f"Watching {args.idle} s for writes …", flush=True)
+    idle_from = datetime.now(UTC)
+    time.sleep(args.idle)  # the measurement itself: how much happens in that time
+    log = args.audit_log or Path("/var/lib/mlplatform-local/logs/audit.log")
+    writes = writes_by_user(log, idle_from) if log.exists() else Counter({"(no audit log)": 0})
+
+    rows = [
+        ["apply to Ready", f"{total:.1f} s"],
+        ["… of it pods being scheduled, started, run", f"{busy:.1f} s"],
+        ["… of it rollout steps at their interval", f"{rollout:.1f} s"],
+        ["operator's own share", f"{total - busy - rollout:.1f} s"],
+        ["operator's resident memory", f"{operator_rss(core, args.operator_namespace) / 2**20:.0f} MiB"],
+        [f"writes in {args.idle} s of idling, operator", operator_writes(writes)],
+        [f"writes in {args.idle} s of idling, everybody", f"{sum(writes.values())} {dict(writes) or ''}".strip()],
+    ]
+    text = markdown(["figure", "value"], rows)
+    print(text)
+    publish("operator", "make bench-operator", text)
+    return 0
+
+
+def rollout_seconds(model: dict[str, Any], version: str) -> float:
+    """How long the weights were held on purpose: the configured steps times their interval."""
+    status = decode(MLModelStatus, model["status"], "status")
+    rollout = decode(MLModelSpec, model["spec"]).rollout
+    replaced = any(decision.version == version and decision.previous for decision in status.history)
+    if not replaced or rollout.strategy == "recreate":
+        return 0.0
+    return len(rollout.steps) * rollout.interval.total_seconds()
+
+
+def operator_writes(writes: Counter[str]) -> int:
+    """Those of the chart's operator ServiceAccount."""
+    return sum(count for user, count in writes.items() if user.endswith(":mlplatform-operator"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
