@@ -1,0 +1,213 @@
+"""Files in any store that fsspec knows, with its errors in words that help.
+
+Called by every job for data, checkpoints, models and reports. Credentials come from
+the environment (the pod's Secret) and never appear in a message.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import botocore.exceptions
+import fsspec
+
+from mljobs.failure import JobFailure
+from mlplatform.contract import FailureClass
+
+SECRETS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+CONNECT_TIMEOUT_SECONDS: Final = 5
+READ_TIMEOUT_SECONDS: Final = 60
+ATTEMPTS: Final = 4
+
+_NO_CREDENTIALS: Final = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+)
+_ERRORS: Final = (
+    OSError,
+    ImportError,
+    ValueError,
+    botocore.exceptions.BotoCoreError,
+    botocore.exceptions.ClientError,
+)
+_USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """`text` without credentials: those of the environment, and ``user:password@`` of a URI."""
+    for name in SECRETS:
+        if value := environment.get(name):
+            text = text.replace(value, "***")
+    return _USER_INFO.sub("***@", text)
+
+
+def options(uri: str, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Options of the driver for `uri`.
+
+    botocore takes the keys and AWS_ENDPOINT_URL from the environment by itself, but reads
+    the region from AWS_DEFAULT_REGION, not AWS_REGION. Listings are not cached: other
+    processes write to the same folders.
+    """
+    if not uri.startswith(("s3://", "s3a://")):
+        return {}
+    client = {"region_name": region} if (region := environment.get("AWS_REGION")) else {}
+    config = {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "read_timeout": READ_TIMEOUT_SECONDS,
+        "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
+    }
+    return {"client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
+
+
+class Store:
+    """Files below one URI.
+
+    Args:
+        root: Any fsspec URI or local path of a folder; a trailing slash does not matter.
+
+    Raises:
+        JobFailure: No driver knows the URI's scheme.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        with translated("open", self.root):
+            self._fs, self._path = fsspec.core.url_to_fs(self.root, **options(self.root))
+
+    def uri(self, name: str) -> str:
+        """The URI of the file `name`."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def _at(self, name: str) -> str:
+        return f"{self._path}/{name}" if name else self._path
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            JobFailure: It is not there (DataMissing), or the store refuses or does not answer.
+        """
+        with translated("read", self.uri(name)):
+            return bytes(self._fs.cat_file(self._at(name)))
+
+    def write(self, name: str, content: bytes) -> str:
+        """Writes a file whole and returns its URI.
+
+        Raises:
+            JobFailure: The store refuses or does not answer.
+        """
+        with translated("write", self.uri(name)):
+            path = self._at(name)
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(path, content)
+        return self.uri(name)
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there.
+
+        Raises:
+            JobFailure: The store refuses or does not answer.
+        """
+        with translated("look for", self.uri(name)):
+            return bool(self._fs.exists(self._at(name)))
+
+    def is_file(self) -> bool:
+        """Whether the root itself is a file.
+
+        Raises:
+            JobFailure: The store refuses or does not answer.
+        """
+        with translated("look for", self.root):
+            return bool(self._fs.isfile(self._path))
+
+    def names(self, folder: str = "") -> list[str]:
+        """Sorted names, relative to the root, of all files below `folder`; empty if it is not there.
+
+        Raises:
+            JobFailure: The store refuses or does not answer.
+        """
+        with translated("list", self.uri(folder)):
+            base = f"{self._path}/"
+            return sorted(path.removeprefix(base) for path in self._fs.find(self._at(folder)))
+
+    def delete(self, names: list[str]) -> None:
+        """Deletes files; one that is gone already counts as deleted.
+
+        Raises:
+            JobFailure: The store refuses or does not answer.
+        """
+        for name in names:
+            with translated("delete", self.uri(name)):
+                try:
+                    self._fs.rm_file(self._at(name))
+                except FileNotFoundError:
+                    continue
+
+
+@contextmanager
+def translated(action: str, uri: str) -> Iterator[None]:
+    """Turns a driver's error into a `JobFailure` that says what was refused, why, and what to do.
+
+    Args:
+        action: A verb, for the message.
+        uri: What it was done to.
+    """
+    try:
+        yield
+    except _ERRORS as error:
+        raise _failure(error, action, redact(uri)) from error
+
+
+def _failure(error: Exception, action: str, uri: str) -> JobFailure:
+    code = _code(error)
+    cause = redact(f"{type(error).__name__}: {error}" if not code else f"{code}: {error}")
+    if code == "NoSuchBucket":
+        return JobFailure(
+            FailureClass.STORE_ACCESS,
+            f"could not {action} {uri}: the bucket does not exist",
+            "Create the bucket, or correct the URI",
+        )
+    if isinstance(error, _NO_CREDENTIALS):
+        return JobFailure(
+            FailureClass.STORE_ACCESS,
+            f"could not {action} {uri}: there are no credentials for the store",
+            "Put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the store's Secret in this namespace",
+        )
+    if isinstance(error, PermissionError) or code in {"AccessDenied", "403"}:
+        return JobFailure(
+            FailureClass.STORE_ACCESS,
+            f"the store refused to {action} {uri}: {cause}",
+            "Check the keys in the store's Secret and what they may do with this bucket",
+        )
+    if isinstance(error, FileNotFoundError):
+        return JobFailure(
+            FailureClass.DATA_MISSING,
+            f"could not {action} {uri}: there is no such file",
+            "Correct the URI, or write the file",
+        )
+    if isinstance(error, (ImportError, ValueError)):
+        return JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"could not {action} {uri}: {cause}",
+            "Use a scheme that the job image has an fsspec driver for (s3://, file://), or an image with the driver",
+        )
+    # Not permanent: a store that does not answer may do so a moment later, so the workload retries.
+    return JobFailure(
+        FailureClass.CRASHED,
+        f"the store did not answer when asked to {action} {uri}: {cause}",
+        "Check that the store runs and that AWS_ENDPOINT_URL in its Secret reaches it; the job retries by itself",
+    )
+
+
+def _code(error: BaseException | None) -> str:
+    """The S3 error code in the chain of causes: s3fs raises OSError kinds from botocore's ClientError."""
+    while error is not None:
+        if isinstance(error, botocore.exceptions.ClientError):
+            return str(error.response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""

@@ -1,0 +1,252 @@
+"""The tabular model and how raw records become its tensors.
+
+Imported by the jobs as `mljobs.tasks.tabular_model`, and by the TorchServe handler
+by its base name: the packaging job puts this very file into the archive, so that
+training and serving cannot read a record in two ways. Hence it imports torch and
+the standard library only, and nothing of this package.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+MISSING: Final = 0
+"""Category index of a missing value."""
+UNKNOWN: Final = 1
+"""Category index of a value not seen in training."""
+FIRST_CATEGORY: Final = 2
+MISSING_WORDS: Final = frozenset({"", "?", "NA", "N/A", "NaN", "nan", "null", "None"})
+
+
+class RecordError(ValueError):
+    """A record does not fit the schema; the message names the record, the field and the fix."""
+
+
+class Preprocessor:
+    """Turns raw records into the model's two input tensors.
+
+    Args:
+        config: The parsed ``preprocessor.json``: ``features`` (a list in schema order of
+            ``{"name", "kind": "numeric", …}`` or ``{"name", "kind": "categorical", "categories": [str, …]}``)
+            and ``label`` (``{"name", "classes": [negative, positive]}``).
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.names: list[str] = [feature["name"] for feature in config["features"]]
+        self.classes: list[str] = list(config["label"]["classes"])
+        self._numeric = [(i, f["name"]) for i, f in enumerate(config["features"]) if f["kind"] == "numeric"]
+        self._categorical = [
+            (i, {value: index for index, value in enumerate(f["categories"], FIRST_CATEGORY)})
+            for i, f in enumerate(config["features"])
+            if f["kind"] == "categorical"
+        ]
+
+    def transform(self, records: Sequence[Sequence[Any] | Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Reads records as a client sends them.
+
+        Args:
+            records: Each a list of values in schema order, or a mapping of column to value. None, an empty
+                string and ``?`` mean missing, as does a column that a mapping lacks.
+
+        Returns:
+            ``(numeric, categorical)`` of shapes ``(n, numeric features)`` float32, missing as NaN, and
+            ``(n, categorical features)`` int64.
+
+        Raises:
+            RecordError: A record has the wrong number of values, a column that the schema lacks, or a value
+                that is no number where one is needed.
+        """
+        rows = [self._row(record, i) for i, record in enumerate(records)]
+        return self.transform_columns(list(zip(*rows, strict=True)) if rows else [[] for _ in self.names])
+
+    def transform_columns(self, columns: Sequence[Sequence[Any]]) -> tuple[Tensor, Tensor]:
+        """Like `transform`, of whole columns in schema order: one pass a column, for data sets and batches.
+
+        Raises:
+            RecordError: A value is no number where one is needed.
+        """
+        size = len(columns[0]) if columns else 0
+        numeric = [_numbers(columns[i], name) for i, name in self._numeric]
+        categorical = [_indices(columns[i], categories) for i, categories in self._categorical]
+        return (
+            torch.tensor(numeric, dtype=torch.float32).reshape(len(numeric), size).T.contiguous(),
+            torch.tensor(categorical, dtype=torch.int64).reshape(len(categorical), size).T.contiguous(),
+        )
+
+    def _row(self, record: Sequence[Any] | Mapping[str, Any], index: int) -> Sequence[Any]:
+        if isinstance(record, Mapping):
+            if strange := [str(key) for key in record if key not in self.names]:
+                msg = f"record {index}: unknown column {', '.join(strange)}; the columns are {', '.join(self.names)}"
+                raise RecordError(msg)
+            return [record.get(name) for name in self.names]
+        if isinstance(record, (str, bytes)) or not isinstance(record, Sequence):
+            msg = f"record {index}: expected a list of values or an object of column to value"
+            raise RecordError(msg)
+        if len(record) != len(self.names):
+            msg = f"record {index}: {len(record)} values, expected {len(self.names)}: {', '.join(self.names)}"
+            raise RecordError(msg)
+        return record
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip() in MISSING_WORDS)
+
+
+def _numbers(column: Iterable[Any], name: str) -> list[float]:
+    numbers = []
+    for i, value in enumerate(column):
+        try:
+            number = math.nan if _is_missing(value) else float(value)
+        except (TypeError, ValueError):
+            msg = f"record {i}: column {name} needs a number, got {value!r}"
+            raise RecordError(msg) from None
+        numbers.append(number if math.isfinite(number) else math.nan)
+    return numbers
+
+
+def category(value: Any) -> str | None:
+    """The category that a raw value stands for; None if it is missing.
+
+    Numbers are written so that 1, 1.0 and "1" are one category, and booleans as JSON writes them.
+    """
+    if type(value) is str:
+        text = value.strip()
+        return None if text in MISSING_WORDS else text
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _indices(column: Iterable[Any], categories: Mapping[str, int]) -> list[int]:
+    indices = []
+    for value in column:
+        name = category(value)
+        indices.append(MISSING if name is None else categories.get(name, UNKNOWN))
+    return indices
+
+
+class NumericEncoder(nn.Module):
+    """Piecewise-linear encoding of numbers (Gorishniy, Rubachev, Babenko 2022), plus an indicator of missing ones.
+
+    A feature with edges e0 < … < eB becomes B values: how far it has passed through each interval, in [0, 1].
+    An affine layer on top can then bend at each edge, and an outlier moves no value beyond 1.
+
+    Args:
+        features: The numeric features' configuration: ``edges`` (≥ 2 rising numbers).
+    """
+
+    source: Tensor
+    left: Tensor
+    width: Tensor
+
+    def __init__(self, features: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        source, left, width = [], [], []
+        for i, feature in enumerate(features):
+            edges = feature["edges"]
+            source += [i] * (len(edges) - 1)
+            left += edges[:-1]
+            width += [b - a for a, b in itertools.pairwise(edges)]
+        # Not persistent: they follow from the configuration.
+        self.register_buffer("source", torch.tensor(source, dtype=torch.int64), persistent=False)
+        self.register_buffer("left", torch.tensor(left, dtype=torch.float32), persistent=False)
+        self.register_buffer("width", torch.tensor(width, dtype=torch.float32), persistent=False)
+        self.size = len(source) + len(features)
+
+    def forward(self, numeric: Tensor) -> Tensor:
+        """Encodes ``(n, features)``, NaN as missing, into ``(n, size)`` values in [0, 1]."""
+        missing = torch.isnan(numeric)
+        spread = numeric.index_select(1, self.source)
+        parts = ((spread - self.left) / self.width).clamp(0.0, 1.0)
+        parts = torch.where(torch.isnan(parts), torch.zeros_like(parts), parts)
+        return torch.cat([parts, missing.to(parts.dtype)], dim=1)
+
+
+class CategoricalEncoder(nn.Module):
+    """One embedding table for all categorical features, so that a batch takes one lookup.
+
+    Args:
+        features: The categorical features' configuration: ``categories``.
+        width: Size of each feature's embedding.
+    """
+
+    offset: Tensor
+
+    def __init__(self, features: Sequence[Mapping[str, Any]], width: int) -> None:
+        super().__init__()
+        sizes = [len(feature["categories"]) + FIRST_CATEGORY for feature in features]
+        offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.register_buffer("offset", torch.tensor(offsets, dtype=torch.int64), persistent=False)
+        self.table = nn.Embedding(max(sum(sizes), 1), width)
+        self.size = len(features) * width
+
+    def forward(self, categorical: Tensor) -> Tensor:
+        """Embeds ``(n, features)`` indices into ``(n, size)``."""
+        return self.table(categorical + self.offset).flatten(1)
+
+
+class Block(nn.Module):
+    """Linear, normalisation, activation, dropout: the unit that FSDP shards.
+
+    Args:
+        inputs: Width before.
+        outputs: Width after.
+        dropout: Share of activations dropped in training.
+    """
+
+    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.norm = nn.LayerNorm(outputs)
+        self.activation = nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(n, inputs)`` to ``(n, outputs)``."""
+        return self.dropout(self.activation(self.norm(self.linear(x))))
+
+
+class TabularModel(nn.Module):
+    """A binary classifier of tables: encoders, blocks, one logit.
+
+    Args:
+        config: The parsed ``preprocessor.json``: ``features`` and ``model``
+            (``{"hidden": [int, …], "dropout": float, "embedding": int}``).
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        model = config["model"]
+        self.numeric = NumericEncoder([f for f in config["features"] if f["kind"] == "numeric"])
+        categorical = [f for f in config["features"] if f["kind"] == "categorical"]
+        self.categorical = CategoricalEncoder(categorical, model["embedding"])
+        widths = [self.numeric.size + self.categorical.size, *model["hidden"]]
+        self.blocks = nn.ModuleList(
+            Block(inputs, outputs, model["dropout"]) for inputs, outputs in itertools.pairwise(widths)
+        )
+        self.head = nn.Linear(widths[-1], 1)
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """The logits of the positive class.
+
+        Args:
+            numeric: ``(n, numeric features)`` float32, missing as NaN.
+            categorical: ``(n, categorical features)`` int64.
+
+        Returns:
+            ``(n,)``; ``torch.sigmoid`` makes probabilities of them.
+        """
+        x = torch.cat([self.numeric(numeric), self.categorical(categorical)], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).squeeze(1)
