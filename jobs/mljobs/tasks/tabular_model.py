@@ -192,7 +192,8 @@ class CategoricalEncoder(nn.Module):
 
     def forward(self, categorical: Tensor) -> Tensor:
         """Embeds ``(n, features)`` indices into ``(n, size)``."""
-        return self.table(categorical + self.offset).flatten(1)
+        embedded: Tensor = self.table(categorical + self.offset)
+        return embedded.flatten(1)
 
 
 class Block(nn.Module):
@@ -213,7 +214,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(n, inputs)`` to ``(n, outputs)``."""
-        return self.dropout(self.activation(self.norm(self.linear(x))))
+        y: Tensor = self.dropout(self.activation(self.norm(self.linear(x))))
+        return y
 
 
 class TabularModel(nn.Module):
@@ -249,4 +251,5 @@ class TabularModel(nn.Module):
         x = torch.cat([self.numeric(numeric), self.categorical(categorical)], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.head(x).squeeze(1)
+        logits: Tensor = self.head(x)
+        return logits.squeeze(1)
