@@ -30,6 +30,7 @@ class SpecError(ValueError):
 
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def parse_duration(text: str) -> timedelta:
@@ -478,12 +479,7 @@ def problems(spec: MLModelSpec, name: str) -> list[str]:
 
     The CRD's CEL rules say the same where the API server evaluates them (Kubernetes ≥ 1.25).
     """
-    found = []
-    if len(name) > contract.MODEL_NAME_LIMIT:
-        found.append(
-            f"metadata.name: {len(name)} characters; at most {contract.MODEL_NAME_LIMIT} leave room for the names "
-            f"of its Services and pods (63). Choose a shorter name",
-        )
+    found = _name_problems(name) + _training_problems(spec.training)
     if not spec.data.uri.strip():
         found.append("spec.data.uri: empty; give the folder or file that holds the rows, e.g. s3://datasets/adult/")
     if spec.data.split.validation + spec.data.split.test >= 1:
@@ -494,10 +490,6 @@ def problems(spec: MLModelSpec, name: str) -> list[str]:
         )
     if spec.fairness.metrics and not spec.data.sensitive_attributes:
         found.append("spec.fairness.metrics: needs spec.data.sensitiveAttributes, the columns to compare groups by")
-    if spec.training.strategy == "single" and spec.training.workers * spec.training.processes_per_worker > 1:
-        found.append(
-            "spec.training.strategy: single is one process; set workers and processesPerWorker to 1, or use fsdp"
-        )
     if "fp32" not in spec.optimization.candidates:
         found.append("spec.optimization.candidates: must contain fp32, the reference that the others are compared with")
     if spec.serving.replicas.max < spec.serving.replicas.min:
@@ -515,6 +507,32 @@ def problems(spec: MLModelSpec, name: str) -> list[str]:
     return found
 
 
+def _name_problems(name: str) -> list[str]:
+    found = []
+    if len(name) > contract.MODEL_NAME_LIMIT:
+        found.append(
+            f"metadata.name: {len(name)} characters; at most {contract.MODEL_NAME_LIMIT} leave room for the names "
+            f"of its Services and pods (63). Choose a shorter name",
+        )
+    if not _DNS_LABEL.fullmatch(name):
+        found.append(
+            f"metadata.name: {name!r} cannot name the model's Service; start with a letter and use only lower-case "
+            f"letters, digits and hyphens, with no hyphen at the end",
+        )
+    return found
+
+
+def _training_problems(training: Training) -> list[str]:
+    found = []
+    if training.strategy == "single" and training.workers * training.processes_per_worker > 1:
+        found.append(
+            "spec.training.strategy: single is one process; set workers and processesPerWorker to 1, or use fsdp"
+        )
+    if not training.deadline:
+        found.append("spec.training.deadline: must be longer than 0s; write it like 90s, 10m or 1h30m")
+    return found
+
+
 def _gate_problems(spec: MLModelSpec) -> list[str]:
     found = []
     known = contract.TASK_METRICS.get(spec.training.task)
@@ -526,6 +544,8 @@ def _gate_problems(spec: MLModelSpec) -> list[str]:
     for i, gate in enumerate(spec.gates):
         if gate.min is None and gate.max is None:
             found.append(f"spec.gates[{i}]: give min or max for {gate.metric!r}")
+        if gate.min is not None and gate.max is not None and gate.min > gate.max:
+            found.append(f"spec.gates[{i}]: min is above max, so no version could pass; swap or correct them")
         if known and gate.metric not in known:
             found.append(
                 f"spec.gates[{i}].metric: task {spec.training.task} reports no {gate.metric!r}"
