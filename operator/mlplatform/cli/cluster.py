@@ -1,0 +1,278 @@
+"""The plugin's only door to the API server: reads, watches, one patch.
+
+Called by `mlplatform.cli.main`. Every failure leaves as a `CliError` that names
+its cause and the next action, so no command has to know HTTP.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import urllib3
+from kubernetes import client, config, watch
+
+from mlplatform import contract
+from mlplatform.cli.view import Object
+
+VERSION: Final = "v1alpha1"
+MODELS: Final = "mlmodels"
+VERSIONS: Final = "modelversions"
+INSTALL: Final = "helm upgrade --install mlplatform charts/mlplatform -n mlplatform-system --create-namespace"
+
+_WATCH_SECONDS: Final = 300
+"""The server ends a watch after this long; the stream resumes where it stopped."""
+_RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
+"""Pauses between attempts to reconnect; then the error is the user's to read."""
+
+
+class CliError(Exception):
+    """What went wrong, in words for the user.
+
+    Attributes:
+        cause: One sentence.
+        next_action: What to do or to run about it.
+        code: The exit code.
+    """
+
+    def __init__(self, cause: str, next_action: str, code: int = 1) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.next_action = next_action
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One watch event: an object of `plural` is now `obj`, or is gone."""
+
+    plural: str
+    obj: Object
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """Every object of `plural` that there is has been told; what follows is news."""
+
+    plural: str
+
+
+Event = Change | Synced | CliError
+
+
+class Cluster:
+    """MLModels and ModelVersions of one cluster.
+
+    Attributes:
+        namespace: The namespace of every call: `--namespace`, else the context's, else `default`.
+    """
+
+    def __init__(self, kubeconfig: str | None, context: str | None, namespace: str | None) -> None:
+        """Reads the kubeconfig; opens no connection yet.
+
+        Raises:
+            CliError: There is no usable kubeconfig, or no such context.
+        """
+        try:
+            _, active = config.list_kube_config_contexts(kubeconfig)
+            self._api = config.new_client_from_config(kubeconfig, context)
+        except config.ConfigException as error:
+            hint = (
+                f"choose one of `kubectl config get-contexts`, not {context!r}"
+                if context
+                else "set KUBECONFIG or pass --kubeconfig"
+            )
+            raise CliError(f"no usable kubeconfig: {error}", hint, code=2) from None
+        self._api.configuration.retries = False
+        self.host: str = self._api.configuration.host
+        self.namespace = namespace or _namespace_of(kubeconfig, context, active)
+        self.objects = client.CustomObjectsApi(self._api)
+        self.core = client.CoreV1Api(self._api)
+
+    def close(self) -> None:
+        """Closes idle connections."""
+        self._api.close()
+
+    def models(self, *, everywhere: bool = False) -> list[Object]:
+        """Every MLModel of the namespace, or of the cluster."""
+        return self._items(MODELS, everywhere=everywhere)
+
+    def versions(self, model: str = "", *, everywhere: bool = False) -> list[Object]:
+        """The ModelVersions of a model, or all."""
+        selection = {"label_selector": f"{contract.LABEL_MODEL}={model}"} if model else {}
+        return self._items(VERSIONS, everywhere=everywhere, selection=selection)
+
+    def model(self, name: str) -> Object:
+        """The MLModel `name`.
+
+        Raises:
+            CliError: There is none; the nearest names are offered.
+        """
+        models = {m["metadata"]["name"]: m for m in self.models()}
+        if name in models:
+            return models[name]
+        raise CliError(f"no MLModel {name!r} in namespace {self.namespace!r}", self._suggest(name, list(models)))
+
+    def annotate(self, name: str, key: str, value: str) -> Object:
+        """Sets one annotation of an MLModel."""
+        with self._explained(f"annotate mlmodel {name}"):
+            patched: Object = self.objects.patch_namespaced_custom_object(
+                contract.GROUP,
+                VERSION,
+                self.namespace,
+                MODELS,
+                name,
+                {"metadata": {"annotations": {key: value}}},
+                field_manager="kubectl-mlmodel",
+            )
+        return patched
+
+    def follow(self, name: str, events: queue.Queue[Event]) -> Callable[[], None]:
+        """Watches a model and its versions and puts every change into `events`.
+
+        The state at the start comes first, then a `Synced` a kind. Two threads,
+        one a kind; both survive a lost connection and an expired resource version.
+        A `CliError` says that a watch has given up.
+
+        Returns:
+            A function that ends both watches.
+        """
+        selections = {
+            MODELS: {"field_selector": f"metadata.name={name}"},
+            VERSIONS: {"label_selector": f"{contract.LABEL_MODEL}={name}"},
+        }
+        stop = threading.Event()
+        for plural, selection in selections.items():
+            threading.Thread(target=self._pump, args=(plural, selection, events, stop), daemon=True).start()
+        return stop.set
+
+    def _pump(self, plural: str, selection: dict[str, str], events: queue.Queue[Event], stop: threading.Event) -> None:
+        known: dict[str, Object] = {}
+        attempt = 0
+        while not stop.is_set():
+            try:
+                listed = self._list(plural, selection)
+                now = {item["metadata"]["name"]: item for item in listed["items"]}
+                for item in now.values():
+                    events.put(Change(plural, item))
+                for name in known.keys() - now.keys():
+                    events.put(Change(plural, known[name], gone=True))
+                events.put(Synced(plural))
+                known = now
+                attempt = 0
+                for change in self._stream(plural, selection, listed["metadata"]["resourceVersion"], stop):
+                    name = change.obj["metadata"]["name"]
+                    known = {**known, name: change.obj}
+                    if change.gone:
+                        del known[name]
+                    events.put(change)
+            except CliError as error:
+                if attempt == len(_RETRY_SECONDS):
+                    events.put(error)
+                    return
+                stop.wait(_RETRY_SECONDS[attempt])
+                attempt += 1
+
+    def _stream(self, plural: str, selection: dict[str, str], version: str, stop: threading.Event) -> Iterator[Change]:
+        """Changes after `version`; returns when the version has expired: list again then."""
+        while not stop.is_set():
+            events = watch.Watch().stream(
+                self.objects.list_namespaced_custom_object,
+                contract.GROUP,
+                VERSION,
+                self.namespace,
+                plural,
+                resource_version=version,
+                timeout_seconds=_WATCH_SECONDS,
+                allow_watch_bookmarks=True,
+                **selection,
+            )
+            with self._explained(f"watch {plural}"):
+                try:
+                    for event in events:
+                        version = event["object"]["metadata"]["resourceVersion"]
+                        if event["type"] != "BOOKMARK":
+                            yield Change(plural, event["object"], gone=event["type"] == "DELETED")
+                except client.ApiException as error:
+                    if error.status == HTTPStatus.GONE:
+                        return
+                    raise
+
+    def _items(self, plural: str, *, everywhere: bool, selection: dict[str, str] | None = None) -> list[Object]:
+        found: list[Object] = self._list(plural, selection or {}, everywhere=everywhere)["items"]
+        return found
+
+    def _list(self, plural: str, selection: dict[str, str], *, everywhere: bool = False) -> Object:
+        where = "every namespace" if everywhere else f"namespace {self.namespace!r}"
+        with self._explained(f"list {plural} in {where}"):
+            if everywhere:
+                found: Object = self.objects.list_cluster_custom_object(contract.GROUP, VERSION, plural, **selection)
+            else:
+                found = self.objects.list_namespaced_custom_object(
+                    contract.GROUP, VERSION, self.namespace, plural, **selection
+                )
+        return found
+
+    def _suggest(self, name: str, here: list[str]) -> str:
+        close = difflib.get_close_matches(name, here, n=1, cutoff=0.5)
+        if close:
+            return f"did you mean {close[0]!r}?"
+        if here:
+            return f"there are: {', '.join(sorted(here))}"
+        elsewhere = [m["metadata"] for m in self.models(everywhere=True) if m["metadata"]["name"] == name]
+        if elsewhere:
+            return f"it is in namespace {elsewhere[0]['namespace']!r}: pass -n {elsewhere[0]['namespace']}"
+        return "the namespace has none; create one: kubectl apply -f examples/adult-income/mlmodel.yaml"
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turns client errors into `CliError`."""
+        try:
+            yield
+        except client.ApiException as error:
+            raise explain(error, doing) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise CliError(
+                f"cannot reach the cluster at {self.host}: {error}",
+                "is it running, and is this the right context? `kubectl cluster-info` tells; "
+                "`make up` starts the local one",
+            ) from None
+
+
+def explain(error: client.ApiException, doing: str) -> CliError:
+    """What an HTTP status of the API server means to a user of the plugin."""
+    try:
+        body = json.loads(error.body or "{}")
+    except ValueError:
+        body = {}
+    said = str(body.get("message") or error.reason or error.body or "no reason given").strip()
+    if error.status == HTTPStatus.NOT_FOUND and not (body.get("details") or {}).get("name"):
+        return CliError(f"the cluster does not know MLModels: the CRDs of {contract.GROUP} are missing", INSTALL)
+    if error.status == HTTPStatus.NOT_FOUND:
+        return CliError(said, "`kubectl mlmodel status` lists the models")
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return CliError(f"not logged in: may not {doing}: {said}", "renew the credentials of the kubeconfig's user")
+    if error.status == HTTPStatus.FORBIDDEN:
+        return CliError(
+            f"not allowed to {doing}: {said}",
+            "ask for the role: kubectl create rolebinding mlmodels --clusterrole=edit --user=<you> -n <namespace>",
+        )
+    return CliError(
+        f"cannot {doing}: {error.status} {said}", "`kubectl get --raw /readyz` shows the API server's health"
+    )
+
+
+def _namespace_of(kubeconfig: str | None, context: str | None, active: Any) -> str:
+    chosen = active
+    if context:
+        contexts, _ = config.list_kube_config_contexts(kubeconfig)
+        chosen = next(c for c in contexts if c["name"] == context)
+    return str((chosen or {}).get("context", {}).get("namespace") or "default")

@@ -1,0 +1,456 @@
+"""What `kubectl mlmodel` knows of one model, as plain values; no I/O and no clock.
+
+Called by `mlplatform.cli.main` with objects as the API server sent them; the
+result goes to `mlplatform.cli.render` (people) and to `-o json` (programs). It
+is a module of its own so that every sentence of the live view can be tested as
+a table, without a cluster and without a terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from mlplatform import api, contract
+
+Object = dict[str, Any]
+"""A Kubernetes object as JSON."""
+
+State = Literal["pending", "running", "succeeded", "failed"]
+
+
+class Outcome(StrEnum):
+    """Where the latest wish of the user stands."""
+
+    PROGRESSING = "Progressing"
+    READY = "Ready"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageView:
+    """One line of the pipeline.
+
+    Attributes:
+        seconds: Wall time from start to end, or to now while it runs; None before it starts.
+        summary: Its headline numbers in words, e.g. ``roc_auc 0.9131, 9 epochs``.
+    """
+
+    name: str
+    state: State
+    seconds: float | None = None
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateView:
+    """A bound on a test metric and what was measured (None: not yet)."""
+
+    metric: str
+    value: float | None = None
+    min: float | None = None
+    max: float | None = None
+    passed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FairnessView:
+    """A group difference by one attribute, its interval and its upper bound."""
+
+    metric: str
+    attribute: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    bound: float | None = None
+    passed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateView:
+    """One optimisation candidate as it was measured."""
+
+    name: str
+    size_bytes: int
+    latency_p50_ms: float
+    latency_p99_ms: float
+    metrics: dict[str, float]
+    passed: bool
+    selected: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionView:
+    """The latest version: how far its pipeline came and what it measured."""
+
+    name: str
+    sequence: int
+    stages: tuple[StageView, ...]
+    metrics: dict[str, float]
+    gates: tuple[GateView, ...] = ()
+    fairness: tuple[FairnessView, ...] = ()
+    not_assessed: tuple[str, ...] = ()
+    candidates: tuple[CandidateView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficView:
+    """Who answers: `weight` percent goes to `candidate`, the rest to `stable`."""
+
+    stable: str = ""
+    candidate: str = ""
+    weight: int = 0
+    step: int = 0
+    steps: int = 0
+    message: str = ""
+    next_step_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureView:
+    """What went wrong and what to do next."""
+
+    reason: str
+    message: str
+    next_action: str = ""
+    stage: str = ""
+    pod: str = ""
+    exit_code: int | None = None
+    last_log: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
+    """One model at one moment."""
+
+    name: str
+    namespace: str
+    outcome: Outcome
+    stage: str
+    message: str
+    url: str = ""
+    accepted: bool | None = None
+    current: bool = False
+    version: VersionView | None = None
+    traffic: TrafficView | None = None
+    failure: FailureView | None = None
+    history: tuple[api.Decision, ...] = ()
+    age_seconds: float | None = None
+
+
+def model_view(model: Object, versions: list[Object], now: datetime) -> ModelView:
+    """Folds an MLModel and its ModelVersions into what the plugin shows.
+
+    Args:
+        model: The MLModel.
+        versions: Its ModelVersions, in any order; only the latest one is shown in full.
+        now: An aware time; running stages are measured up to it.
+
+    Raises:
+        mlplatform.api.SpecError: A status holds a value that this release does not know.
+    """
+    meta = model["metadata"]
+    status = known(api.MLModelStatus, model.get("status") or {}, "status")
+    latest = next((v for v in versions if v["metadata"]["name"] == status.latest_version), None)
+    sequences = {v["metadata"]["name"]: v.get("spec", {}).get("sequence", 0) for v in versions}
+    current = _current(model, status, latest)
+    failure = _failure(status, latest, current=current)
+    outcome = _outcome(model, status, failure, current=current)
+    return ModelView(
+        name=meta["name"],
+        namespace=meta.get("namespace", ""),
+        outcome=outcome,
+        stage=status.stage if current else "Pending",
+        message=_message(status, outcome, failure, current=current),
+        url=status.url,
+        accepted=_is_true(status.conditions, "Accepted") if current else None,
+        current=current,
+        version=_version(latest, status, now) if latest else None,
+        traffic=_traffic(status, sequences, now),
+        failure=failure,
+        history=status.history,
+        age_seconds=_seconds(meta.get("creationTimestamp", ""), now),
+    )
+
+
+def known(cls: type[api.T], raw: Object, path: str) -> api.T:
+    """Reads `raw` as `cls` and passes over fields of a newer operator.
+
+    A plugin is rarely as new as the cluster's operator, so an unknown field is
+    no mistake here as it is in a spec that a user wrote.
+    """
+    return api.decode(cls, _prune(cls, raw), path)
+
+
+def _prune(hint: Any, raw: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(raw, dict):
+        hints = typing.get_type_hints(hint)
+        names = {api.json_name(f.name): f.name for f in dataclasses.fields(hint)}
+        return {key: _prune(hints[names[key]], value) for key, value in raw.items() if key in names}
+    args = typing.get_args(hint)
+    if isinstance(raw, list) and args:
+        return [_prune(args[0], item) for item in raw]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _prune(args[0], raw)
+    return raw
+
+
+def _current(model: Object, status: api.MLModelStatus, latest: Object | None) -> bool:
+    """Whether the operator has seen this spec and this retrain request."""
+    meta = model["metadata"]
+    if status.observed_generation < meta.get("generation", 0):
+        return False
+    asked = (meta.get("annotations") or {}).get(contract.ANNOTATION_RETRAIN, "")
+    if latest is not None:
+        return bool(latest.get("spec", {}).get("trigger", "") == asked)
+    return bool(status.conditions)
+
+
+def _condition(conditions: tuple[api.Condition, ...], kind: str) -> api.Condition | None:
+    return next((c for c in conditions if c.type == kind), None)
+
+
+def _is_true(conditions: tuple[api.Condition, ...], kind: str) -> bool | None:
+    found = _condition(conditions, kind)
+    return None if found is None or found.status == "Unknown" else found.status == "True"
+
+
+def _failure(status: api.MLModelStatus, latest: Object | None, *, current: bool) -> FailureView | None:
+    if not current:
+        return None
+    accepted = _condition(status.conditions, "Accepted")
+    if accepted is not None and accepted.status == "False":
+        return FailureView(
+            reason=accepted.reason, message=accepted.message, next_action="correct the MLModel and apply it again"
+        )
+    version = known(api.ModelVersionStatus, latest.get("status") or {}, "status") if latest else None
+    found = status.failure or (version.failure if version else None)
+    if found is not None:
+        return FailureView(
+            reason=found.class_,
+            message=found.message,
+            next_action=found.next_action,
+            stage=found.stage,
+            pod=found.pod,
+            exit_code=found.exit_code,
+            last_log=found.last_log,
+        )
+    last = status.history[0] if status.history else None
+    if last and last.decision == "RolledBack" and last.version == status.latest_version:
+        return FailureView(
+            reason=last.reason,
+            message=last.message,
+            stage="rollout",
+            next_action="correct the model and apply it again; `kubectl mlmodel retrain` tries the same spec once more",
+        )
+    return None
+
+
+def _outcome(model: Object, status: api.MLModelStatus, failure: FailureView | None, *, current: bool) -> Outcome:
+    if failure is not None:
+        return Outcome.FAILED
+    if model.get("spec", {}).get("suspend"):
+        return Outcome.SUSPENDED
+    promoted = status.stable is not None and status.stable.version == status.latest_version
+    if current and promoted and status.rollout is None and _is_true(status.conditions, "Ready"):
+        return Outcome.READY
+    return Outcome.PROGRESSING
+
+
+def _message(status: api.MLModelStatus, outcome: Outcome, failure: FailureView | None, *, current: bool) -> str:
+    if not current:
+        return "waiting for the operator to see this change"
+    if failure is not None:
+        return failure.message
+    if outcome is Outcome.SUSPENDED:
+        return "spec.suspend is true: nothing new starts; what serves keeps serving"
+    ready = _condition(status.conditions, "Ready")
+    return ready.message if ready else ""
+
+
+def _version(raw: Object, model: api.MLModelStatus, now: datetime) -> VersionView:
+    spec = known(api.ModelVersionSpec, raw["spec"], "spec")
+    status = known(api.ModelVersionStatus, raw.get("status") or {}, "status")
+    ran = {stage.name: stage for stage in status.stages}
+    audit, optimize = ran.get(contract.Stage.AUDIT), ran.get(contract.Stage.OPTIMIZE)
+    metrics = status.metrics or (audit.metrics if audit else {})
+    name = raw["metadata"]["name"]
+    return VersionView(
+        name=name,
+        sequence=spec.sequence,
+        stages=(*(_stage(s, ran.get(s), now) for s in contract.Stage), _rollout_stage(name, model, now)),
+        metrics=metrics,
+        gates=tuple(_gate(gate, metrics) for gate in spec.gates),
+        fairness=_fairness(audit, spec.fairness.metrics),
+        not_assessed=tuple(audit.details.get("notAssessed", ())) if audit else (),
+        candidates=_candidates(optimize),
+    )
+
+
+_STATES: dict[str, State] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
+
+
+def _stage(name: contract.Stage, ran: api.StageStatus | None, now: datetime) -> StageView:
+    if ran is None:
+        return StageView(name=name, state="pending")
+    end = _time(ran.finished_at) or now
+    return StageView(
+        name=name, state=_STATES[ran.outcome], seconds=_seconds(ran.started_at, end), summary=_headline(name, ran)
+    )
+
+
+def _headline(name: contract.Stage, ran: api.StageStatus) -> str:
+    """The two or three numbers of a stage that people ask for first."""
+    details = ran.details
+    parts: list[str] = []
+    if name is contract.Stage.TRAIN:
+        parts += [f"{metric} {number(value)}" for metric, value in sorted(ran.metrics.items())[:2]]
+        parts += [f"{details['epochs']} epochs"] if details.get("epochs") else []
+        parts += [f"{details['rows']['train']:,} rows"] if details.get("rows", {}).get("train") else []
+        parts += [f"{details['worldSize']} processes"] if details.get("worldSize") else []
+        parts += [f"resumed from step {details['resumedFromStep']}"] if details.get("resumedFromStep") else []
+    elif name is contract.Stage.AUDIT:
+        parts += [
+            f"{metric} {number(ran.metrics[metric])}" for metric in ("roc_auc", "accuracy") if metric in ran.metrics
+        ]
+        worst = max((f.value for f in _fairness(ran, {})), default=None)
+        parts += [f"largest group difference {number(worst)}"] if worst is not None else []
+    elif name is contract.Stage.OPTIMIZE and details.get("selected"):
+        chosen = next((c for c in _candidates(ran) if c.selected), None)
+        parts.append(f"{details['selected']} ships")
+        parts += [f"{size(chosen.size_bytes)}, p99 {milliseconds(chosen.latency_p99_ms)}"] if chosen else []
+    elif name is contract.Stage.PACKAGE and details.get("sizeBytes"):
+        parts.append(f"archive of {size(details['sizeBytes'])}")
+    return ", ".join(parts)
+
+
+def _rollout_stage(name: str, model: api.MLModelStatus, now: datetime) -> StageView:
+    """The way of a version to the traffic, told as a fifth stage."""
+    decision = next((d for d in model.history if d.version == name), None)
+    if model.rollout is not None and model.rollout.version == name:
+        return StageView(
+            name="rollout",
+            state="running",
+            seconds=_seconds(model.rollout.started_at, now),
+            summary=model.rollout.message or f"{model.rollout.weight} % of the traffic",
+        )
+    if decision is not None and decision.decision == "RolledBack":
+        return StageView(name="rollout", state="failed", summary=decision.message)
+    if model.stable is not None and model.stable.version == name:
+        return StageView(name="rollout", state="succeeded", summary="serves all traffic")
+    return StageView(name="rollout", state="pending")
+
+
+def _gate(gate: api.Gate, metrics: dict[str, float]) -> GateView:
+    value = metrics.get(gate.metric)
+    passed = None
+    if value is not None:
+        passed = (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
+    return GateView(metric=gate.metric, value=value, min=gate.min, max=gate.max, passed=passed)
+
+
+def _fairness(audit: api.StageStatus | None, bounds: dict[str, float]) -> tuple[FairnessView, ...]:
+    measured = audit.details.get("fairness", {}) if audit else {}
+    return tuple(
+        FairnessView(
+            metric=metric,
+            attribute=attribute,
+            value=found["value"],
+            low=found.get("low"),
+            high=found.get("high"),
+            bound=bounds.get(metric),
+            passed=found["value"] <= bounds[metric] if metric in bounds else None,
+        )
+        for metric, by_attribute in sorted(measured.items())
+        for attribute, found in sorted(by_attribute.items())
+    )
+
+
+def _candidates(optimize: api.StageStatus | None) -> tuple[CandidateView, ...]:
+    details = optimize.details if optimize else {}
+    return tuple(
+        CandidateView(
+            name=c["name"],
+            size_bytes=c.get("sizeBytes", 0),
+            latency_p50_ms=c.get("latencyP50Ms", 0.0),
+            latency_p99_ms=c.get("latencyP99Ms", 0.0),
+            metrics=c.get("metrics", {}),
+            passed=c.get("passed", True),
+            selected=c["name"] == details.get("selected"),
+            reason=c.get("reason", ""),
+        )
+        for c in details.get("candidates", ())
+    )
+
+
+def _traffic(status: api.MLModelStatus, sequences: dict[str, int], now: datetime) -> TrafficView | None:
+    stable, rollout = status.stable, status.rollout
+    serving = label(stable.version, stable.sequence or sequences.get(stable.version, 0)) if stable else ""
+    if rollout is None:
+        return TrafficView(stable=serving) if serving else None
+    eta = _time(rollout.eta)
+    return TrafficView(
+        stable=serving,
+        candidate=label(rollout.version, rollout.sequence or sequences.get(rollout.version, 0)),
+        weight=rollout.weight,
+        step=rollout.step,
+        steps=rollout.steps,
+        message=rollout.message,
+        next_step_seconds=max(0.0, (eta - now).total_seconds()) if eta else None,
+    )
+
+
+def label(version: str, sequence: int) -> str:
+    """``v2`` where the sequence is known, else the version's name."""
+    return f"v{sequence}" if sequence else version
+
+
+def _time(text: str) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+
+
+def _seconds(start: str, end: datetime) -> float | None:
+    began = _time(start)
+    return None if began is None else max(0.0, (end - began).total_seconds())
+
+
+def number(value: float) -> str:
+    """Four decimals for scores and losses, thousands separators for counts."""
+    is_count = float(value).is_integer() and value not in {0, 1}
+    return f"{int(value):,}" if is_count else f"{value:.4f}"
+
+
+_UNITS = ("B", "KiB", "MiB", "GiB")
+
+
+def size(count: int) -> str:
+    """Bytes in binary units, three significant digits."""
+    step = min(max(count.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    value = count / 1024**step
+    return f"{value:.{0 if step == 0 else max(0, 3 - len(str(int(value))))}f} {_UNITS[step]}"
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits: the spread of candidates is often under 1 ms."""
+    return f"{value:.3g} ms"
+
+
+def duration(seconds: float | None) -> str:
+    """``48s``, ``1m 12s``, ``2h 03m``, ``3d 4h``; empty for None."""
+    if seconds is None:
+        return ""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h}h"
+    if hours:
+        return f"{h}h {m:02}m"
+    return f"{m}m {s:02}s" if minutes else f"{s}s"
