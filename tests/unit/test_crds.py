@@ -8,10 +8,12 @@ import types
 import typing
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import crds
 import pytest
+import yaml
 
 from mlplatform import api, contract
 
@@ -203,3 +205,30 @@ def test_printer_columns_point_at_fields_that_exist(plural: str) -> None:
         section = path.split(".")[0]
         known = {p for p, _ in crds.walk(crds.schema(plural, section), section)}
         assert path in known or re.sub(r"\.\w+$", ".*", path) in known, f"{column['name']}: no field {path}"
+
+
+SAMPLES = sorted(crds.FOLDER.parent.glob("samples/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.name)
+def test_samples_are_sound(path: Path) -> None:
+    sample = yaml.safe_load(path.read_text())
+    spec = api.decode(api.MLModelSpec, sample["spec"])
+    assert api.problems(spec, sample["metadata"]["name"]) == []
+    assert crds.broken_rules(crds.schema("mlmodels", "spec"), api.encode(spec)) == []
+
+
+def test_the_complete_sample_shows_every_field() -> None:
+    (path,) = (p for p in SAMPLES if p.stem == "complete")
+    shown = set(given_paths(yaml.safe_load(path.read_text())["spec"], "spec"))
+    known = {p for p, _ in crds.walk(crds.schema("mlmodels", "spec"), "spec") if not p.endswith(("[]", ".*"))}
+    assert known - shown == set()
+
+
+def given_paths(value: Any, path: str) -> Iterator[str]:
+    """Paths that a value has, written as `crds.walk` writes them."""
+    yield path
+    for name, item in value.items() if isinstance(value, dict) else ():
+        yield from given_paths(item, f"{path}.{name}")
+    for item in value if isinstance(value, list) else ():
+        yield from given_paths(item, f"{path}[]")
