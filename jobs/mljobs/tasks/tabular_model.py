@@ -252,4 +252,4 @@ class TabularModel(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(x)
-        return logits.squeeze(1)
+        return logits.squeeze(1).clone()  # FSDP hooks the output, which must be no view

@@ -1,0 +1,200 @@
+"""The built-in task `tabular`: binary classification of tables with columns of any kind.
+
+Loaded by `tasks.load_task`. The model and the reading of records live in
+`tabular_model.py`, which also travels to the serving pods; what is learned from data and
+needs numpy, Arrow or scikit-learn is here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from sklearn import metrics as sk
+from torch import Tensor, nn
+
+from mljobs.failure import JobFailure, did_you_mean
+from mljobs.tasks.tabular_model import Preprocessor, RecordError, TabularModel, category
+from mlplatform.contract import TASK_METRICS, FailureClass
+
+FORMAT: Final = 1
+"""Version of ``preprocessor.json``; a handler refuses one it does not know."""
+MOSTLY: Final = 0.5
+"""Share of one value above which a column gets edges of its own for the rest (capital gains are mostly 0)."""
+CLIP: Final = 1e-7
+"""Probabilities are kept this far from 0 and 1 in the logarithmic loss: float32 sigmoids reach both."""
+THRESHOLD: Final = 0.5
+"""A probability from here on predicts the positive class, here and in serving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """What `spec.training.hyperparameters` may hold.
+
+    Attributes:
+        hidden: Widths of the hidden layers.
+        dropout: Share of activations dropped in training, in [0, 1).
+        embedding: Width of each categorical feature's embedding.
+        bins: Intervals of each numeric feature's encoding.
+        exclude: Columns that are not features: identifiers, sampling weights, what must not be used.
+        maxCategories: Most frequent values kept of a categorical feature; the rest counts as unknown.
+    """
+
+    hidden: tuple[int, ...] = (256, 128)
+    dropout: float = 0.1
+    embedding: int = 8
+    bins: int = 64
+    exclude: tuple[str, ...] = ()
+    maxCategories: int = 1000  # noqa: N815  the name in the YAML
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Hyperparameters:
+        """Checks and reads the free-form object.
+
+        Raises:
+            ValueError: A name is unknown or a value makes no sense.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in raw:
+            if name not in known:
+                raise ValueError(f"unknown {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
+        }
+        found = cls(**values)
+        checks = {
+            "hidden": _all(found.hidden, int) and min(found.hidden, default=0) > 0,
+            "dropout": isinstance(found.dropout, (int, float)) and 0 <= found.dropout < 1,
+            "embedding": type(found.embedding) is int and found.embedding > 0,
+            "bins": type(found.bins) is int and found.bins > 0,
+            "exclude": _all(found.exclude, str),
+            "maxCategories": type(found.maxCategories) is int and found.maxCategories > 0,
+        }
+        for name, sound in checks.items():
+            if not sound:
+                raise ValueError(f"{name} cannot be {raw[name]!r}")
+        return found
+
+
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, tuple) and all(type(value) is kind for value in values)
+
+
+class TabularTask:
+    """Binary classification of tables; see `tasks.Task` for the methods.
+
+    Args:
+        hyperparameters: `spec.training.hyperparameters`.
+    """
+
+    metrics: Sequence[str] = TASK_METRICS["tabular"]
+
+    def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+        self._hyper = Hyperparameters.read(hyperparameters)
+
+    def fit(self, table: pa.Table, label: str, classes: Sequence[str], rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """Schema in the order of the columns, with categories and quantiles of the training rows.
+
+        Raises:
+            JobFailure: `exclude` names no column, or no feature is left.
+        """
+        for name in self._hyper.exclude:
+            if name not in table.column_names:
+                raise JobFailure(
+                    FailureClass.DATA_INVALID,
+                    f"hyperparameters.exclude names {name!r}, which the data lacks{did_you_mean(name, table.column_names)}",
+                    "Correct spec.training.hyperparameters.exclude",
+                )
+        names = [name for name in table.column_names if name != label and name not in self._hyper.exclude]
+        part = table.take(pa.array(rows))
+        features = [feature for name in names if (feature := self._feature(name, part.column(name)))]
+        if not features:
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                "no column with two or more values is left as a feature",
+                "Add columns to the data, or shorten spec.training.hyperparameters.exclude",
+            )
+        model = {"hidden": list(self._hyper.hidden), "dropout": self._hyper.dropout, "embedding": self._hyper.embedding}
+        return {
+            "format": FORMAT,
+            "features": features,
+            "label": {"name": label, "classes": list(classes)},
+            "model": model,
+        }
+
+    def _feature(self, name: str, column: pa.ChunkedArray) -> dict[str, Any] | None:
+        """One feature's schema and statistics; None of a numeric column without two distinct values."""
+        kind = column.type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            values = column.cast(pa.float64()).drop_null().to_numpy()
+            edges = quantile_edges(values[np.isfinite(values)], self._hyper.bins)
+            return {"name": name, "kind": "numeric", "edges": edges} if edges else None
+        counts = Counter(word for word in map(category, column.to_pylist()) if word is not None)
+        frequent = [word for word, _ in counts.most_common(self._hyper.maxCategories)]
+        return {"name": name, "kind": "categorical", "categories": sorted(frequent)}
+
+    def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
+        """``(numeric, categorical)`` as `Preprocessor` makes them.
+
+        Raises:
+            JobFailure: The data lacks a column of the schema, or a number is none.
+        """
+        preprocessor = Preprocessor(config)
+        if missing := [name for name in preprocessor.names if name not in table.column_names]:
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the data lacks {', '.join(missing)}, which the model was trained on",
+                "Retrain the model on the present data",
+            )
+        try:
+            return preprocessor.transform_columns([table.column(name).to_pylist() for name in preprocessor.names])
+        except RecordError as error:
+            raise JobFailure(FailureClass.DATA_INVALID, str(error), "Correct the value in the data") from error
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """A `TabularModel`."""
+        return TabularModel(config)
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The model's hidden blocks."""
+        return [block for name, block in model.named_children() if name == "blocks" for block in block.children()]
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy."""
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets)
+
+    def evaluate(self, positive: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
+        """The seven metrics of `contract.TASK_METRICS`, by scikit-learn."""
+        predicted = probabilities >= THRESHOLD
+        found = {
+            "roc_auc": sk.roc_auc_score(positive, probabilities),
+            "average_precision": sk.average_precision_score(positive, probabilities),
+            "accuracy": sk.accuracy_score(positive, predicted),
+            "balanced_accuracy": sk.balanced_accuracy_score(positive, predicted),
+            "f1": sk.f1_score(positive, predicted, zero_division=0.0),
+            "log_loss": sk.log_loss(positive, probabilities.clip(CLIP, 1 - CLIP)),
+            "brier_score": sk.brier_score_loss(positive, probabilities),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+
+def quantile_edges(values: npt.NDArray[np.float64], bins: int) -> list[float]:
+    """Rising edges at quantiles of `values`, and where one value dominates also at quantiles of the others.
+
+    Returns:
+        2 to ``2 * bins + 2`` edges, distinct in float32; none if there are no two distinct values.
+    """
+    if not len(values):
+        return []
+    shares = np.linspace(0, 1, bins + 1)
+    edges = np.quantile(values, shares)
+    middle = np.median(values)
+    if np.mean(values == middle) > MOSTLY and (values != middle).any():
+        edges = np.concatenate([edges, np.quantile(values[values != middle], shares)])
+    distinct = np.unique(edges.astype(np.float32)).astype(np.float64)
+    return distinct.tolist() if len(distinct) > 1 else []

@@ -1,0 +1,83 @@
+"""The stage `train`: fits the model and saves its weights and preprocessing.
+
+Run as ``torchrun -m mljobs.train`` in every pod of the PyTorchJob. Rank 0 reports.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mljobs import data, parallel
+from mljobs.checkpoint import Checkpoints
+from mljobs.report import Job, run, say
+from mljobs.tasks import load_task
+from mljobs.trainer import Examples, Trainer
+from mlplatform.contract import Artifacts, Stage, Summary
+
+
+def main(job: Job) -> Summary | None:
+    """Trains; returns the summary on rank 0, None on the others."""
+    training = job.spec.training
+    task = load_task(training.task, training.hyperparameters)
+    topology = parallel.start()
+    rows = data.load(job.spec.data)
+    positive, classes = data.labels(rows.table, job.spec.data)
+    parts = data.split(positive, job.spec.data.split)
+    config = task.fit(rows.table, job.spec.data.label, classes, parts.train)
+    everything = Examples(task.inputs(config, rows.table), torch.from_numpy(positive.astype(np.float32)))
+    train, validation, _ = (everything.take(torch.from_numpy(part)) for part in parts)
+    if topology.rank == 0:
+        say(f"rows={len(positive)} train={len(parts.train)} processes={topology.world_size} device={topology.device}")
+
+    torch.manual_seed(training.seed)
+    model = task.build(config)
+    prepared = parallel.Parallel(model, task.blocks(model), training, topology)
+    checkpoints = Checkpoints(job.store, training.checkpoint.keep, topology.rank, topology.world_size)
+    trainer = Trainer(task, prepared, training, (train, validation), checkpoints)
+    trainer.fit()
+
+    metrics = {f"val_{name}": value for name, value in trainer.evaluate().items()}
+    state = prepared.full_state()
+    dist.barrier()
+    dist.destroy_process_group()
+    if topology.rank:
+        return None
+    save(job, state, config)
+    counts = {name: len(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)}
+    progress = trainer.progress
+    details = {
+        "rows": counts,
+        "epochs": len(progress.history),
+        "worldSize": topology.world_size,
+        "resumedFromStep": trainer.resumed_from,
+    }
+    report = {
+        **details,
+        "data": {"files": rows.files, "digest": rows.digest, "classes": classes, "features": len(config["features"])},
+        "batch": {"rows": trainer.plan.batch, "stepsPerEpoch": trainer.plan.steps_per_epoch},
+        "parameters": sum(weight.numel() for weight in state.values()),
+        "bestEpoch": progress.best_epoch,
+        "history": progress.history,
+        "libraries": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    return job.finish(report, metrics, details)
+
+
+def save(job: Job, state: dict[str, Any], config: dict[str, Any]) -> None:
+    """Writes the weights and the preprocessing to the store."""
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    job.store.write(Artifacts.MODEL, buffer.getvalue())
+    job.store.write(Artifacts.PREPROCESSOR, json.dumps(config, indent=1).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(run(Stage.TRAIN, main))

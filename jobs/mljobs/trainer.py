@@ -1,0 +1,378 @@
+"""The training loop.
+
+Called by train. Everything that could differ between an undisturbed run and one that was
+killed and resumed is a function of the seed and the step: the order of rows, the
+learning rate, the dropout. So both end with the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from mljobs import parallel
+from mljobs.checkpoint import Checkpoints
+from mljobs.failure import JobFailure, did_you_mean
+from mljobs.job_spec import EarlyStopping, Training
+from mljobs.parallel import Parallel
+from mljobs.report import say
+from mljobs.tasks import Task
+from mlplatform.contract import FailureClass
+
+WARM_UP: Final = 0.05
+"""Share of all steps over which the learning rate rises; from there it falls along half a cosine."""
+MOMENTUM: Final = 0.9
+EVALUATION_ROWS: Final = 4096
+"""Rows of a forward pass without gradients."""
+PREFIX: Final = "val_"
+
+_FLAT: Final = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """One part of the data as tensors.
+
+    Attributes:
+        inputs: The task's tensors; the first dimension of each is the row.
+        targets: ``(rows,)`` float32, 0 or 1.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: Tensor) -> Examples:
+        """The examples of these row numbers."""
+        return Examples(tuple(part[rows] for part in self.inputs), self.targets[rows])
+
+    def to(self, device: torch.device) -> Examples:
+        """A copy on a device."""
+        return Examples(tuple(part.to(device) for part in self.inputs), self.targets.to(device))
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a training stands; JSON values, saved with each checkpoint.
+
+    Attributes:
+        step: Optimiser steps done.
+        best: Best value so far of the watched metric; None before the first epoch.
+        best_epoch: Epochs done when it was reached.
+        stopped: Whether early stopping has ended the training.
+        loss_sum: Sum over this epoch's steps of the mean training loss.
+        history: One ``{epoch, loss, rows_per_second, val_…}`` an epoch.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    stopped: bool = False
+    loss_sum: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Plan:
+    """How many rows, micro-batches and steps make an epoch.
+
+    Args:
+        rows: Of the training part.
+        training: Batch size, accumulation, epochs.
+        world_size: All processes.
+
+    Attributes:
+        micro: Rows of a micro-batch of one process.
+        batch: Rows of a step over all processes.
+        steps_per_epoch: At least 1; rows that fill no whole step wait for another epoch's order.
+        steps: Of the whole training.
+
+    Raises:
+        JobFailure: There are fewer rows than processes times micro-batches.
+    """
+
+    def __init__(self, rows: int, training: Training, world_size: int) -> None:
+        shares = world_size * training.gradient_accumulation_steps
+        if rows < shares:
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"{rows} training rows are fewer than {shares}, the processes times the accumulation steps",
+                "Add rows, or lower spec.training.workers or gradientAccumulationSteps",
+            )
+        self.accumulation = training.gradient_accumulation_steps
+        self.micro = max(1, min(training.batch_size, rows) // shares)
+        self.batch = self.micro * shares
+        self.steps_per_epoch = rows // self.batch
+        self.steps = self.steps_per_epoch * training.epochs
+        self.rows = rows
+
+    def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """The epoch's row numbers in order, ``(steps_per_epoch, batch)``."""
+        order = np.random.default_rng((seed, epoch)).permutation(self.rows)
+        return order[: self.steps_per_epoch * self.batch].reshape(self.steps_per_epoch, self.batch)
+
+    def share(self, batch: npt.NDArray[np.int64], rank: int) -> npt.NDArray[np.int64]:
+        """This rank's rows of one step, ``(accumulation, micro)``."""
+        start = rank * self.accumulation * self.micro
+        return batch[start : start + self.accumulation * self.micro].reshape(self.accumulation, self.micro)
+
+    def learning_rate(self, peak: float, step: int) -> float:
+        """Rises linearly, then falls along half a cosine to 0 at the last step."""
+        warm = max(1, round(WARM_UP * self.steps))
+        if step < warm:
+            return peak * (step + 1) / warm
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+
+
+class StopSignal:
+    """Remembers SIGTERM, so that the step under way ends and a checkpoint can be written."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> Self:
+        self._previous = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.received = True
+
+
+class Trainer:
+    """Fits a model.
+
+    Args:
+        task: Loss and metrics.
+        model: Prepared for its strategy; it knows this process's place.
+        training: The specification.
+        examples: The training part and the validation part.
+        checkpoints: Where state is saved.
+
+    Attributes:
+        progress: Where it stands.
+        resumed_from: Step of the checkpoint it went on from; 0 for a fresh start.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: Parallel,
+        training: Training,
+        examples: tuple[Examples, Examples],
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._task = task
+        self._model = model
+        self._training = training
+        self._topology = model.topology
+        self._train, self._validation = (part.to(self._topology.device) for part in examples)
+        self._checkpoints = checkpoints
+        self._watch = watched_metric(training.early_stopping, task.metrics)
+        self.plan = Plan(len(self._train), training, self._topology.world_size)
+        self._optimizer = make_optimizer(training, model)
+        self._best = {name: weight.clone() for name, weight in model.weights().items()}
+        self.progress = Progress()
+        self.resumed_from = 0
+        self._started = self._epoch_started = time.monotonic()
+        self._order_epoch = -1
+        self._order = np.empty((0, 0), dtype=np.int64)
+
+    def fit(self) -> None:
+        """Trains to the end, from the newest checkpoint if there is one, and leaves the best weights in the model.
+
+        Raises:
+            JobFailure: The loss is not finite (NonFiniteLoss), or SIGTERM came (Preempted; a checkpoint was saved).
+        """
+        self._resume()
+        with StopSignal() as stop:
+            while self.progress.step < self.plan.steps and not self.progress.stopped:
+                self._step(stop)
+        if self._training.early_stopping:
+            for name, weight in self._model.weights().items():
+                weight.copy_(self._best[name])
+
+    def _step(self, stop: StopSignal) -> None:
+        """One optimiser step, with what is due after it: evaluation, a checkpoint, an end."""
+        progress, plan = self.progress, self.plan
+        loss = self._optimize(progress.step)
+        # One small reduction tells every rank the mean loss and whether any rank was told to stop.
+        loss_sum, stops = parallel.total([loss, float(stop.received)], self._topology.device)
+        mean = loss_sum / self._topology.world_size
+        progress.step += 1
+        if not math.isfinite(mean):
+            raise JobFailure(
+                FailureClass.NON_FINITE_LOSS,
+                f"the training loss is {mean} at step {progress.step} "
+                f"(epoch {(progress.step - 1) // plan.steps_per_epoch + 1})",
+                "Lower spec.training.optimizer.learningRate, or use precision fp32; look for extreme values in the data",
+            )
+        progress.loss_sum += mean
+        if progress.step % plan.steps_per_epoch == 0:
+            self._end_epoch()
+        if stops or progress.step % self._training.checkpoint.every_steps == 0:
+            self._save()
+        if stops:
+            raise JobFailure(
+                FailureClass.PREEMPTED,
+                f"stopped by SIGTERM at step {progress.step} of {plan.steps}; a checkpoint was saved",
+                "Nothing: the training resumes from the checkpoint when its pods start again",
+            )
+
+    def _optimize(self, step: int) -> float:
+        """Forward, backward and update; returns this rank's mean loss."""
+        plan, training = self.plan, self._training
+        epoch, position = divmod(step, plan.steps_per_epoch)
+        if position == 0:
+            self._epoch_started = time.monotonic()
+        if self._order_epoch != epoch:
+            self._order, self._order_epoch = plan.order(training.seed, epoch), epoch
+        share = torch.from_numpy(plan.share(self._order[position], self._topology.rank)).to(self._topology.device)
+        self._model.module.train()
+        torch.manual_seed(_mix(training.seed, step, self._topology.rank))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=self._topology.device)
+        for i, rows in enumerate(share):
+            part = self._train.take(rows)
+            with self._model.microbatch(last=i == len(share) - 1):
+                loss = self._task.loss(self._model.forward(part.inputs), part.targets)
+                torch.autograd.backward(loss / len(share))
+            loss_sum += loss.detach()
+        for group in self._optimizer.param_groups:
+            group["lr"] = plan.learning_rate(training.optimizer.learning_rate, step)
+        self._optimizer.step()
+        return float(loss_sum) / len(share)
+
+    def _end_epoch(self) -> None:
+        progress, plan = self.progress, self.plan
+        epoch = progress.step // plan.steps_per_epoch
+        found = {f"{PREFIX}{name}": value for name, value in self.evaluate().items()}
+        seconds = time.monotonic() - self._epoch_started
+        record = {
+            "epoch": epoch,
+            "loss": progress.loss_sum / plan.steps_per_epoch,
+            "rows_per_second": round(plan.steps_per_epoch * plan.batch / seconds, 1),
+            **found,
+        }
+        progress.history.append(record)
+        progress.loss_sum = 0.0
+        value, stopping = found[self._watch], self._training.early_stopping
+        better = progress.best is None or (
+            value < progress.best if stopping and stopping.mode == "min" else value > progress.best
+        )
+        if better:
+            progress.best, progress.best_epoch = value, epoch
+            for name, weight in self._model.weights().items():
+                self._best[name].copy_(weight)
+        progress.stopped = stopping is not None and epoch - progress.best_epoch >= stopping.patience
+        self._tell(record)
+
+    def _tell(self, record: Mapping[str, float]) -> None:
+        if self._topology.rank:
+            return
+        progress, plan = self.progress, self.plan
+        done = progress.step - self.resumed_from
+        remaining = (time.monotonic() - self._started) / done * (plan.steps - progress.step)
+        say(
+            f"epoch={record['epoch']}/{self._training.epochs} step={progress.step}/{plan.steps} "
+            f"loss={record['loss']:.4f} {self._watch}={record[self._watch]:.4f} "
+            f"rows_per_s={record['rows_per_second']:.0f} "
+            + ("stopped early" if progress.stopped else f"eta_s={remaining:.0f}")
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """The task's metrics on the validation part, the same on every rank. All ranks must call it."""
+        positive = self._validation.targets.cpu().numpy() > 0
+        return self._task.evaluate(positive, self._probabilities(self._validation))
+
+    @torch.no_grad()
+    def _probabilities(self, examples: Examples) -> npt.NDArray[np.float64]:
+        """Each rank scores a stretch of the rows; the last stretches repeat a row until all are as long."""
+        self._model.module.eval()
+        each = math.ceil(len(examples) / self._topology.world_size)
+        rows = torch.arange(self._topology.rank * each, (self._topology.rank + 1) * each)
+        mine = examples.take(rows.clamp(max=len(examples) - 1).to(self._topology.device))
+        parts = [
+            self._model.forward(tuple(part[i : i + EVALUATION_ROWS] for part in mine.inputs))
+            for i in range(0, each, EVALUATION_ROWS)
+        ]
+        logits = parallel.gather(torch.cat(parts))[: len(examples)]
+        probabilities: npt.NDArray[np.float64] = torch.sigmoid(logits.double()).cpu().numpy()
+        return probabilities
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Every tensor that a checkpoint holds, and the optimiser's whole state to merge loaded tensors into."""
+        optimizer: dict[str, Any] = {}
+        optimizer.update(get_optimizer_state_dict(self._model.module, self._optimizer, options=_FLAT))
+        tensors = {f"optimizer.{name}": value for name, value in optimizer.items() if isinstance(value, Tensor)}
+        tensors |= {f"model.{name}": weight for name, weight in self._model.weights().items()}
+        tensors |= {f"best.{name}": weight for name, weight in self._best.items()}
+        return tensors, optimizer
+
+    def _save(self) -> None:
+        tensors, _ = self._state()
+        self._checkpoints.save(self.progress.step, tensors, dataclasses.asdict(self.progress))
+
+    def _resume(self) -> None:
+        manifest = self._checkpoints.latest()
+        if manifest is None:
+            return
+        tensors, optimizer = self._state()
+        self._checkpoints.restore(manifest, tensors)
+        set_optimizer_state_dict(self._model.module, self._optimizer, optimizer, options=_FLAT)
+        self.progress = Progress(**manifest.progress)
+        self.resumed_from = self.progress.step
+        self._started = self._epoch_started = time.monotonic()
+        if self._topology.rank == 0:
+            say(f"resumed from step {self.progress.step}/{self.plan.steps}")
+
+
+def watched_metric(stopping: EarlyStopping | None, metrics: Sequence[str]) -> str:
+    """The validation metric by which epochs are compared, with its prefix.
+
+    Raises:
+        JobFailure: The specification names one that the task does not report.
+    """
+    known = [f"{PREFIX}{name}" for name in metrics]
+    name = stopping.metric if stopping else known[0]
+    if name not in known:
+        raise JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"spec.training.earlyStopping.metric {name!r} is not reported{did_you_mean(name, known)}",
+            f"Use one of {', '.join(known)}",
+        )
+    return name
+
+
+def make_optimizer(training: Training, model: Parallel) -> torch.optim.Optimizer:
+    """The optimiser of the specification, over this rank's weights."""
+    chosen, weights = training.optimizer, model.module.parameters()
+    if chosen.name == "sgd":
+        return torch.optim.SGD(
+            weights, lr=chosen.learning_rate, momentum=MOMENTUM, weight_decay=chosen.weight_decay, nesterov=True
+        )
+    return torch.optim.AdamW(weights, lr=chosen.learning_rate, weight_decay=chosen.weight_decay)
+
+
+def _mix(*numbers: int) -> int:
+    """A seed from several numbers, different for each combination of them."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
