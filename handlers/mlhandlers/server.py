@@ -89,10 +89,10 @@ def command(config: Path, logging: Path, temporary: Path) -> list[str]:
         MAIN_CLASS,
         "--python",
         sys.executable,
-        "--ts-config",
+        "--ts-config-file",
         str(config),
         # Nothing is registered at run time, so there is no state to write down.
-        "--no-config-snapshots",
+        "--no-config-snapshot",
     ]
 
 

@@ -11,7 +11,6 @@ that one alone, in the form of TorchServe's own errors: ``{"code", "type", "mess
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import math
@@ -19,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -37,6 +37,9 @@ LATENCY_METRIC: Final = "mlplatform_handler_seconds"
 CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
 CPU_QUOTA_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 CPU_PERIOD_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+FORMAT: Final = 1
+"""The version of ``preprocessor.json`` that is understood here."""
 
 WARM_UP_ROWS: Final = (1, 1, 2, 2, 8, 8)
 """Batch sizes run before the model counts as loaded: TorchScript specialises itself on its first runs."""
@@ -59,7 +62,7 @@ class TabularHandler:
 
         Raises:
             OSError: A file of the archive is missing.
-            RuntimeError: The serialised model is damaged.
+            RuntimeError: The serialised model is damaged, or the preprocessing is of another format.
         """
         folder = Path(context.system_properties["model_dir"])
         description = context.manifest["model"]
@@ -67,6 +70,11 @@ class TabularHandler:
         self._version: str = description["modelVersion"]
         torch.set_num_threads(threads_of(cpu_limit()))
         config = json.loads((folder / "preprocessor.json").read_text())
+        if config["format"] != FORMAT:
+            msg = (
+                f"preprocessor.json has format {config['format']}, this handler reads {FORMAT}; package the model again"
+            )
+            raise RuntimeError(msg)
         code = load_module(folder / "tabular_model.py")
         self._record_error: type[ValueError] = code.RecordError
         self._preprocessor = code.Preprocessor(config)
@@ -339,15 +347,12 @@ def threads_of(cpus: float) -> int:
 
 
 def load_module(path: Path) -> ModuleType:
-    """Imports the file `path`, under no name that another archive's file could share.
+    """Imports a file under its base name without keeping it in `sys.modules`, where another archive's has that name.
 
     Raises:
         OSError: There is no such file.
     """
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        msg = f"{path} is no Python file"
-        raise OSError(msg)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    SourceFileLoader(path.stem, str(path)).exec_module(module)
     return module

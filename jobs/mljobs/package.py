@@ -1,0 +1,333 @@
+"""The stage `package`: puts the chosen candidate into a TorchServe archive that a pod can serve as it is.
+
+Run as ``python -m mljobs.package``. The archive holds the model, the very code and configuration
+that training read records with, and the handler. Before it is uploaded it is loaded here as a
+TorchServe worker loads it and predicts rows of the test split, which the trained model predicts,
+too: an archive that would answer otherwise never reaches a pod. Equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from importlib.machinery import SourceFileLoader
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import pyarrow as pa
+import torch
+import ts
+from ts.context import Context, RequestProcessor
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.utils.util import get_yaml_config, list_classes_from_module
+
+from mljobs import data
+from mljobs.failure import JobFailure
+from mljobs.report import Job, run, say
+from mljobs.tasks import load_task
+from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
+
+FORMAT: Final = 1
+"""The ``preprocessor.json`` that the tabular handler reads."""
+SERIALIZED: Final = "model.pt"
+MANIFEST: Final = "MAR-INF/MANIFEST.json"
+EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+"""The earliest time that a ZIP file can hold."""
+
+MODEL_CONFIG: Final = """\
+# One worker: the pod has about one CPU, and replicas are Kubernetes' concern.
+minWorkers: 1
+maxWorkers: 1
+# Whatever waits in the queue goes into one run of the model, and the first request waits 1 ms for company:
+# three times the throughput of single requests at 16 clients. (0 ms is read as unset, which means 100 ms.)
+batchSize: 32
+maxBatchDelay: 1
+# Seconds. A batch takes milliseconds; a worker that has not answered by then hangs and is replaced.
+responseTimeout: 10
+# Seconds. Importing torch and compiling take about 3 on a whole CPU, ten times that on a throttled one.
+startupTimeout: 120
+"""
+
+SMOKE_ROWS: Final = 16
+TOLERANCE: Final = {"fp32": 1e-3}
+QUANTISED_TOLERANCE: Final = 0.1
+"""Allowed difference of probabilities. The metric gate judged the candidate's quality in the stage before;
+this catches a wrong file, column order or class order, which differ by far more."""
+
+
+def main(job: Job) -> Summary:
+    """Builds, tries and uploads the archive."""
+    optimised = job.read_json(Artifacts.report(Stage.OPTIMIZE))
+    name, uri = selected(optimised)
+    config = job.read_json(Artifacts.PREPROCESSOR)
+    with tempfile.TemporaryDirectory(prefix="package-") as folder:
+        work = Path(folder)
+        archive = build(work, job.model, job.version, job.store.read(uri), config)
+        content = archive.read_bytes()
+        sha = hashlib.sha256(content).hexdigest()
+        say(f"archive={archive.name} candidate={name} bytes={len(content)} sha256={sha}")
+        table = test_table(job, config)
+        rows = records(table)
+        difference = smoke_test(archive, work / "loaded", rows, expected(job, config, table), tolerance(name))
+        say(f"loaded the archive: {len(rows)} test rows, probabilities within {difference:.2e} of the trained model's")
+    serving = job.store.uri(Artifacts.SERVING)
+    # The configuration last: a folder that has it is complete.
+    archive_uri = job.store.write(f"{Artifacts.SERVING}/model-store/{job.model}.mar", content)
+    job.store.write(f"{Artifacts.SERVING}/config/config.properties", serving_config(job.model).encode())
+    details = {"storageUri": serving, "archive": archive_uri, "sizeBytes": len(content)}
+    report = {
+        **details,
+        "candidate": name,
+        "archiveDigest": f"sha256:{sha}",
+        "smokeTest": {"rows": len(rows), "maxProbabilityDifference": difference, "tolerance": tolerance(name)},
+        "torchserve": ts.__version__,
+    }
+    return job.finish(report, {}, details)
+
+
+def selected(report: Mapping[str, Any]) -> tuple[str, str]:
+    """Name of the chosen candidate and of its TorchScript file in the store.
+
+    Raises:
+        JobFailure: None was chosen, or it was not exported to TorchScript.
+    """
+    name = report.get("selected")
+    for candidate in report.get("candidates", []):
+        if candidate["name"] == name and (file := candidate.get("files", {}).get("torchscript")):
+            return str(name), str(file)
+    raise JobFailure(
+        FailureClass.SPEC_INVALID,
+        f"the candidate {name!r} that was chosen has no TorchScript export, which TorchServe needs",
+        "Add torchscript to spec.optimization.export",
+    )
+
+
+def build(folder: Path, model: str, version: str, serialized: bytes, config: Mapping[str, Any]) -> Path:
+    """Writes the archive with torch-model-archiver and makes it reproducible.
+
+    Args:
+        folder: An empty folder to work in.
+        model: The name that the archive is served under.
+        version: Name of the ModelVersion; the handler answers with it.
+        serialized: The TorchScript file.
+        config: The parsed ``preprocessor.json``.
+
+    Returns:
+        ``<folder>/<model>.mar``.
+
+    Raises:
+        JobFailure: No handler can read this preprocessing.
+    """
+    if config.get("format") != FORMAT or "features" not in config:
+        raise JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"no handler serves preprocessing of format {config.get('format')!r}; the tabular handler reads {FORMAT}",
+            "Let the task's fit return the configuration that mljobs.tasks.tabular describes",
+        )
+    (folder / SERIALIZED).write_bytes(serialized)
+    (folder / "preprocessor.json").write_text(json.dumps(config, sort_keys=True, separators=(",", ":")))
+    (folder / "model-config.yaml").write_text(MODEL_CONFIG)
+    extra = [folder / "preprocessor.json", source("mljobs.tasks.tabular_model")]
+    archive(folder, model, version, source("mlhandlers.tabular"), extra)
+    path = folder / f"{model}.mar"
+    normalise(path)
+    return path
+
+
+def archive(folder: Path, model: str, version: str, handler: Path, extra: Sequence[Path]) -> None:
+    """Runs torch-model-archiver on the files in `folder`."""
+    arguments = {
+        "--model-name": model,
+        "--version": version,
+        "--runtime": "python3",
+        "--serialized-file": folder / SERIALIZED,
+        "--handler": handler,
+        "--extra-files": ",".join(map(str, extra)),
+        "--config-file": folder / "model-config.yaml",
+        "--export-path": folder,
+        "--archive-format": "zip-store",
+    }
+    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command += [str(part) for pair in arguments.items() for part in pair]
+    # It empties and fills <temporary folder>/<model name>, which may not be a folder of somebody else.
+    temporary = folder / "archiver"
+    temporary.mkdir()
+    done = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(temporary)}, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise JobFailure(
+            FailureClass.CRASHED,
+            f"torch-model-archiver ended with code {done.returncode}: {done.stderr.strip()[-500:]}",
+            "Read the job's log; the job retries by itself",
+        )
+
+
+def normalise(path: Path) -> None:
+    """Rewrites a ZIP file without what differs from run to run: times, order, permissions, the date in the manifest.
+
+    Entries are stored, not compressed: weights hardly shrink, and bytes do not depend on zlib's version then.
+    """
+    with zipfile.ZipFile(path) as original:
+        entries = {name: original.read(name) for name in sorted(original.namelist())}
+    manifest = json.loads(entries[MANIFEST])
+    del manifest["createdOn"]
+    entries[MANIFEST] = json.dumps(manifest, indent=2, sort_keys=True).encode()
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as rewritten:
+        for name, content in entries.items():
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.external_attr = 0o644 << 16
+            entry.create_system = 3  # Unix, wherever this runs
+            rewritten.writestr(entry, content)
+    path.write_bytes(buffer.getvalue())
+
+
+def serving_config(model: str) -> str:
+    """What the model says of itself in KServe's layout; mlhandlers.server adds how the platform serves."""
+    return f"model_store=/mnt/models/model-store\nload_models={model}={model}.mar\n"
+
+
+def test_table(job: Job, config: Mapping[str, Any]) -> pa.Table:
+    """Up to `SMOKE_ROWS` rows of the test split, evenly spread; the feature columns only."""
+    table = data.load(job.spec.data).table
+    positive, _ = data.labels(table, job.spec.data)
+    test = data.split(positive, job.spec.data.split).test
+    chosen = test[:: max(1, len(test) // SMOKE_ROWS)][:SMOKE_ROWS]
+    return table.select([feature["name"] for feature in config["features"]]).take(pa.array(chosen))
+
+
+def records(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows as they arrive from a client: through JSON."""
+    parsed: list[dict[str, Any]] = json.loads(json.dumps(table.to_pylist(), default=str))
+    return parsed
+
+
+def expected(job: Job, config: Mapping[str, Any], table: pa.Table) -> list[float]:
+    """Probabilities of the positive class by the model as it was trained and audited, ``(rows,)``."""
+    task = load_task(job.spec.training.task, job.spec.training.hyperparameters)
+    model = task.build(config).eval()
+    model.load_state_dict(torch.load(BytesIO(job.store.read(Artifacts.MODEL)), weights_only=True))
+    with torch.inference_mode():
+        probabilities: list[float] = torch.sigmoid(model(*task.inputs(config, table))).tolist()
+    return probabilities
+
+
+def tolerance(candidate: str) -> float:
+    """Allowed difference of probabilities between a candidate and the trained model."""
+    return TOLERANCE.get(candidate, QUANTISED_TOLERANCE)
+
+
+def smoke_test(
+    path: Path, folder: Path, rows: Sequence[Mapping[str, Any]], expected: Sequence[float], allowed: float
+) -> float:
+    """Loads the archive as a TorchServe worker does and predicts `rows`.
+
+    Args:
+        path: The archive.
+        folder: Where to unpack it.
+        rows: Raw records.
+        expected: Their probabilities of the positive class, ``(rows,)``.
+        allowed: Largest difference of a probability.
+
+    Returns:
+        The largest difference found.
+
+    Raises:
+        JobFailure: An answer is an error, or differs by more than `allowed`.
+    """
+    handler, context = load(path, folder)
+    classes = json.loads((folder / "preprocessor.json").read_text())["label"]["classes"]
+    context.request_ids = {i: str(i) for i in range(len(rows))}
+    context.request_processor = [RequestProcessor({}) for _ in rows]
+    answers = [
+        json.loads(body) for body in handler.handle([{"body": {"features": dict(row)}} for row in rows], context)
+    ]
+    difference = 0.0
+    for i, (answer, wanted) in enumerate(zip(answers, expected, strict=True)):
+        status = context.get_response_status(i)[0]
+        if status != HTTPStatus.OK or "prediction" not in answer:
+            raise disagreement(f"it refused row {i} of the test split with status {status}: {answer.get('message')}")
+        positive = answer["confidence"] if answer["prediction"] == classes[1] else 1 - answer["confidence"]
+        difference = max(difference, abs(positive - wanted))
+    if difference > allowed:
+        raise disagreement(f"a probability differs by {difference:.4f} from the trained model's, over {allowed}")
+    return difference
+
+
+def load(path: Path, folder: Path) -> tuple[Any, Context]:
+    """The archive's handler, initialised, and its context."""
+    with zipfile.ZipFile(path) as file:
+        file.extractall(folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    description = manifest["model"]
+    metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+    metrics.initialize_cache()
+    metrics.model_name = description["modelName"]
+    settings = get_yaml_config(str(folder / description["configFile"]))
+    context = Context(
+        description["modelName"],
+        str(folder),
+        manifest,
+        settings["batchSize"],
+        None,
+        ts.__version__,
+        True,
+        metrics,
+        settings,
+    )
+    module = import_file(folder / description["handler"])
+    (handler_class,) = list_classes_from_module(module)
+    handler = handler_class()
+    handler.initialize(context)
+    return handler, context
+
+
+def import_file(path: Path) -> ModuleType:
+    """Imports a file under its base name without keeping it in `sys.modules`."""
+    loader = SourceFileLoader(path.stem, str(path))
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    loader.exec_module(module)
+    return module
+
+
+def disagreement(what: str) -> JobFailure:
+    """The archive does not do what the model does."""
+    return JobFailure(
+        FailureClass.CRASHED,
+        f"the archive was built, but {what}",
+        "Run the operator, the jobs and the handlers of one release; if they are, report this as a bug",
+    )
+
+
+def source(module: str) -> Path:
+    """The file of a module, which is not imported.
+
+    Raises:
+        JobFailure: The image lacks it.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise JobFailure(
+            FailureClass.TASK_IMPORT,
+            f"the job image has no module {module}, which goes into the archive",
+            "Use the platform's job image, or one built on it",
+        )
+    return Path(spec.origin)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(run(Stage.PACKAGE, main))
