@@ -33,6 +33,25 @@ from mlplatform.contract import Artifacts
 MANIFEST: Final = "manifest.json"
 METADATA: Final = ".metadata"
 
+_METADATA_MODULE: Final = "torch.distributed.checkpoint.metadata"
+ADMITTED: Final = frozenset(
+    {
+        (_METADATA_MODULE, "ChunkStorageMetadata"),
+        (_METADATA_MODULE, "Metadata"),
+        (_METADATA_MODULE, "MetadataIndex"),
+        (_METADATA_MODULE, "StorageMeta"),
+        (_METADATA_MODULE, "TensorProperties"),
+        (_METADATA_MODULE, "TensorStorageMetadata"),
+        (_METADATA_MODULE, "_MEM_FORMAT_ENCODING"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("torch.serialization", "_get_layout"),
+        ("torch", "Size"),
+        *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
+        ("pathlib", "PosixPath"),
+    }
+)
+"""Classes that the metadata of tensors consists of."""
+
 Progress = dict[str, Any]
 """JSON values that the trainer needs to go on; see `trainer.Progress`."""
 
@@ -168,8 +187,7 @@ class SafeReader(FileSystemReader):
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    ALLOWED: Final = frozenset()
-
     def find_class(self, module: str, name: str) -> Any:
-        print(module, name)
+        if (module, name) not in ADMITTED:
+            raise pickle.UnpicklingError(f"checkpoint metadata names {module}.{name}, which is not admitted")
         return super().find_class(module, name)

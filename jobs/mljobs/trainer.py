@@ -11,7 +11,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Self
@@ -41,6 +41,8 @@ MOMENTUM: Final = 0.9
 EVALUATION_ROWS: Final = 4096
 """Rows of a forward pass without gradients."""
 PREFIX: Final = "val_"
+TELL_SECONDS: Final = 10.0
+"""Longest silence between two lines of progress within an epoch."""
 
 _FLAT: Final = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -193,7 +195,8 @@ class Trainer:
         self._best = {name: weight.clone() for name, weight in model.weights().items()}
         self.progress = Progress()
         self.resumed_from = 0
-        self._started = self._epoch_started = time.monotonic()
+        self._started = self._told = time.monotonic()
+        self._mark()
         self._order_epoch = -1
         self._order = np.empty((0, 0), dtype=np.int64)
 
@@ -229,6 +232,8 @@ class Trainer:
         progress.loss_sum += mean
         if progress.step % plan.steps_per_epoch == 0:
             self._end_epoch()
+        elif time.monotonic() - self._told > TELL_SECONDS:
+            self._tell(f"loss={mean:.4f} rows_per_s={self._rows_per_second():.0f}")
         if stops or progress.step % self._training.checkpoint.every_steps == 0:
             self._save()
         if stops:
@@ -242,8 +247,6 @@ class Trainer:
         """Forward, backward and update; returns this rank's mean loss."""
         plan, training = self.plan, self._training
         epoch, position = divmod(step, plan.steps_per_epoch)
-        if position == 0:
-            self._epoch_started = time.monotonic()
         if self._order_epoch != epoch:
             self._order, self._order_epoch = plan.order(training.seed, epoch), epoch
         share = torch.from_numpy(plan.share(self._order[position], self._topology.rank)).to(self._topology.device)
@@ -265,12 +268,12 @@ class Trainer:
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan
         epoch = progress.step // plan.steps_per_epoch
+        rows_per_second = self._rows_per_second()
         found = {f"{PREFIX}{name}": value for name, value in self.evaluate().items()}
-        seconds = time.monotonic() - self._epoch_started
         record = {
             "epoch": epoch,
             "loss": progress.loss_sum / plan.steps_per_epoch,
-            "rows_per_second": round(plan.steps_per_epoch * plan.batch / seconds, 1),
+            "rows_per_second": round(rows_per_second, 1),
             **found,
         }
         progress.history.append(record)
@@ -284,20 +287,28 @@ class Trainer:
             for name, weight in self._model.weights().items():
                 self._best[name].copy_(weight)
         progress.stopped = stopping is not None and epoch - progress.best_epoch >= stopping.patience
-        self._tell(record)
+        self._tell(f"loss={record['loss']:.4f} {self._watch}={value:.4f} rows_per_s={rows_per_second:.0f}")
+        self._mark()
 
-    def _tell(self, record: Mapping[str, float]) -> None:
+    def _mark(self) -> None:
+        """Starts measuring speed anew from here."""
+        self._marked = time.monotonic()
+        self._marked_step = self.progress.step
+
+    def _rows_per_second(self) -> float:
+        steps = self.progress.step - self._marked_step
+        return steps * self.plan.batch / (time.monotonic() - self._marked)
+
+    def _tell(self, news: str) -> None:
+        """One line of progress, from rank 0, with the time that the rest will take."""
+        self._told = time.monotonic()
         if self._topology.rank:
             return
         progress, plan = self.progress, self.plan
-        done = progress.step - self.resumed_from
-        remaining = (time.monotonic() - self._started) / done * (plan.steps - progress.step)
-        say(
-            f"epoch={record['epoch']}/{self._training.epochs} step={progress.step}/{plan.steps} "
-            f"loss={record['loss']:.4f} {self._watch}={record[self._watch]:.4f} "
-            f"rows_per_s={record['rows_per_second']:.0f} "
-            + ("stopped early" if progress.stopped else f"eta_s={remaining:.0f}")
-        )
+        epoch = math.ceil(progress.step / plan.steps_per_epoch)
+        seconds = (self._told - self._started) / (progress.step - self.resumed_from) * (plan.steps - progress.step)
+        rest = "stopped early" if progress.stopped else f"eta_s={seconds:.0f}"
+        say(f"epoch={epoch}/{self._training.epochs} step={progress.step}/{plan.steps} {news} {rest}")
 
     def evaluate(self) -> dict[str, float]:
         """The task's metrics on the validation part, the same on every rank. All ranks must call it."""
@@ -341,7 +352,8 @@ class Trainer:
         set_optimizer_state_dict(self._model.module, self._optimizer, optimizer, options=_FLAT)
         self.progress = Progress(**manifest.progress)
         self.resumed_from = self.progress.step
-        self._started = self._epoch_started = time.monotonic()
+        self._started = self._told = time.monotonic()
+        self._mark()
         if self._topology.rank == 0:
             say(f"resumed from step {self.progress.step}/{self.plan.steps}")
 

@@ -1,0 +1,130 @@
+"""The audit as one HTML page for a reviewer: no scripts, nothing loaded from elsewhere.
+
+Called by audit. It shows the same numbers as `report.json`: the test metrics beside their gates,
+the group differences beside their bounds, and each group's rates with intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, Final
+
+from mljobs import fairness
+
+STYLE: Final = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #d8dee4 }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+.pass { color: #1a7f37 } .fail { color: #b42318; font-weight: 600 } .muted { color: #656d76 }
+svg text { font: 12px system-ui, sans-serif; fill: #1b1f24 }
+"""
+BAR_WIDTH: Final = 420
+LABEL_WIDTH: Final = 190
+ROW_HEIGHT: Final = 26
+COLOURS: Final = {
+    "selection_rate": "#4878a8",
+    "true_positive_rate": "#6a9f58",
+    "false_positive_rate": "#c9744f",
+}
+TITLES: Final = {
+    "selection_rate": "Selection rate: share predicted positive",
+    "true_positive_rate": "True positive rate: share found of those who are positive",
+    "false_positive_rate": "False positive rate: share flagged of those who are negative",
+}
+
+
+def render(version: str, metrics: Mapping[str, float], report: Mapping[str, Any]) -> str:
+    """The page.
+
+    Args:
+        version: Name of the ModelVersion.
+        metrics: Test metrics.
+        report: The audit's full report.
+    """
+    title = f"Audit of {escape(version)}"
+    parts = [
+        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{title}</h1>",
+        (
+            f"<p>{report['testRows']:,} test rows that the training never saw. Positive class: "
+            f"<b>{escape(report['positiveClass'])}</b>, predicted from a probability of {report['threshold']}.</p>"
+        ),
+        "<h2>Metrics</h2>",
+        _metrics_table(metrics, report["gates"]),
+        "<h2>Differences between groups</h2>",
+        (
+            f"<p>Intervals at {report['confidence']:.0%} (bootstrap). A rate is compared among groups in which at least "
+            f"{report['minGroupSize']} rows count for it.</p>"
+        ),
+        _differences_table(report),
+    ]
+    for attribute, result in report["attributes"].items():
+        parts.append(f"<h2>By {escape(attribute)}</h2>")
+        parts += [_chart(result, rate) for rate in fairness.RATES]
+    return "\n".join([*parts, "</body></html>"])
+
+
+def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+    cells = "".join(f"<th>{name}</th>" for name in head)
+    return f"<table><tr>{cells}</tr>{''.join(rows)}</table>"
+
+
+def _verdict(*, passed: bool) -> str:
+    return "<td class=pass>within</td>" if passed else "<td class=fail>outside</td>"
+
+
+def _metrics_table(metrics: Mapping[str, float], gates: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for name, value in metrics.items():
+        bounds = [gate for gate in gates if gate["metric"] == name]
+        low = max((gate["min"] for gate in bounds if gate["min"] is not None), default=None)
+        high = min((gate["max"] for gate in bounds if gate["max"] is not None), default=None)
+        wanted = " and ".join(
+            text for text in (f"≥ {low}" if low is not None else "", f"≤ {high}" if high is not None else "") if text
+        )
+        passed = (low is None or value >= low) and (high is None or value <= high)
+        verdict = _verdict(passed=passed) if wanted else "<td></td>"
+        rows.append(f"<tr><td>{escape(name)}</td><td class=number>{value:.4f}</td><td>{wanted}</td>{verdict}</tr>")
+    return _table(["Metric", "Value", "Gate", ""], rows)
+
+
+def _differences_table(report: Mapping[str, Any]) -> str:
+    rows = []
+    for attribute, result in report["attributes"].items():
+        for metric, interval in result["differences"].items():
+            bound = report["bounds"].get(metric)
+            verdict = "<td></td>" if bound is None else _verdict(passed=interval["value"] <= bound)
+            rows.append(
+                f"<tr><td>{escape(attribute)}</td><td>{escape(metric)}</td><td class=number>{interval['value']:.4f}</td>"
+                f"<td class=muted>{interval['low']:.4f} to {interval['high']:.4f}</td>"
+                f"<td>{'' if bound is None else f'≤ {bound}'}</td>{verdict}</tr>"
+            )
+    return _table(["Attribute", "Difference", "Value", "Interval", "Bound", ""], rows)
+
+
+def _chart(result: Mapping[str, Any], rate: str) -> str:
+    """Horizontal bars with whiskers; groups too small to be compared are pale."""
+    bars = []
+    for i, (name, group) in enumerate(result["groups"].items()):
+        middle = i * ROW_HEIGHT + ROW_HEIGHT / 2
+        label = f"{escape(name)} ({group['denominators'][rate]:,})"
+        bars.append(f"<text x='{LABEL_WIDTH - 8}' y='{middle + 4}' text-anchor='end'>{label}</text>")
+        if (interval := group[rate]) is None:
+            bars.append(f"<text x='{LABEL_WIDTH}' y='{middle + 4}'>no rows</text>")
+            continue
+        value, low, high = (LABEL_WIDTH + BAR_WIDTH * interval[key] for key in ("value", "low", "high"))
+        opacity = 0.3 if rate in result["notAssessed"].get(name, ()) else 1
+        bars.append(
+            f"<rect x='{LABEL_WIDTH}' y='{middle - 8}' width='{value - LABEL_WIDTH:.1f}' height='16' "
+            f"fill='{COLOURS[rate]}' opacity='{opacity}'/>"
+            f"<path d='M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8' stroke='#1b1f24'/>"
+            f"<text x='{max(value, high) + 6:.1f}' y='{middle + 4}'>{interval['value']:.3f}</text>"
+        )
+    height = len(result["groups"]) * ROW_HEIGHT
+    width = LABEL_WIDTH + BAR_WIDTH + 60
+    title = TITLES[rate]
+    return (
+        f"<h3>{title}</h3><svg width='{width}' height='{height}' role='img' aria-label='{title}'>{''.join(bars)}</svg>"
+    )

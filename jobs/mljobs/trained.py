@@ -1,0 +1,78 @@
+"""What the stages after training start from: the trained model and the rows it has not seen.
+
+Called by audit and optimize.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from mljobs import data
+from mljobs.failure import JobFailure
+from mljobs.report import Job
+from mljobs.tasks import Task, load_task
+from mlplatform.contract import Artifacts, FailureClass, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model and its test split.
+
+    Attributes:
+        task: What it was trained for.
+        config: Of preprocessing and model.
+        model: On the CPU, in evaluation mode.
+        test: The test split's rows.
+        inputs: Their tensors.
+        positive: Which of them are positive, ``(rows,)``.
+        classes: ``[negative, positive]``.
+    """
+
+    task: Task
+    config: dict[str, Any]
+    model: nn.Module
+    test: pa.Table
+    inputs: tuple[Tensor, ...]
+    positive: npt.NDArray[np.bool_]
+    classes: list[str]
+
+
+def load(job: Job) -> Trained:
+    """Loads the model and the test split.
+
+    Raises:
+        JobFailure: The training left no model, the weights do not fit it, or the data changed since the training:
+            then the split would be another one, and rows of the training could end in the test.
+    """
+    training = job.read_json(Artifacts.report(Stage.TRAIN))
+    config = job.read_json(Artifacts.PREPROCESSOR)
+    rows = data.load(job.spec.data)
+    if rows.digest != training["data"]["digest"]:
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the data at {job.spec.data.uri} changed after the training ({rows.digest} is not {training['data']['digest']})",
+            "Retrain the model: annotate it with a new value of mlplatform.dev/retrain",
+        )
+    task = load_task(job.spec.training.task, job.spec.training.hyperparameters)
+    positive, classes = data.labels(rows.table, job.spec.data)
+    parts = data.split(positive, job.spec.data.split)
+    test = rows.table.take(pa.array(parts.test))
+    model = task.build(config)
+    model.load_state_dict(torch.load(io.BytesIO(job.store.read(Artifacts.MODEL)), weights_only=True))
+    return Trained(task, config, model.eval(), test, task.inputs(config, test), positive[parts.test], classes)
+
+
+@torch.inference_mode()
+def probabilities(model: nn.Module, inputs: tuple[Tensor, ...]) -> npt.NDArray[np.float64]:
+    """The positive class's probabilities, ``(rows,)``."""
+    logits: Tensor = model(*inputs)
+    found: npt.NDArray[np.float64] = torch.sigmoid(logits.double()).numpy()
+    return found
