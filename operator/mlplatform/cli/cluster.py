@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -81,6 +82,8 @@ class Cluster:
         Raises:
             CliError: There is no usable kubeconfig, or no such context.
         """
+        # Read here: the library reads it once, when it is imported.
+        kubeconfig = kubeconfig or os.environ.get("KUBECONFIG") or None
         try:
             _, active = config.list_kube_config_contexts(kubeconfig)
             self._api = config.new_client_from_config(kubeconfig, context)

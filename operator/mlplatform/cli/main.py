@@ -236,9 +236,7 @@ def status(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
         _print_table(render.models_table(views, wide=args.output == "wide", namespaces=args.all_namespaces), out)
     else:
         where = "the cluster" if args.all_namespaces else f"namespace {cluster.namespace!r}"
-        out.print(
-            f"no models in {where}; create one: kubectl apply -f examples/adult-income/mlmodel.yaml", markup=False
-        )
+        _say(out, f"no models in {where}; create one: kubectl apply -f examples/adult-income/mlmodel.yaml")
     return EXIT_OK
 
 
@@ -260,7 +258,7 @@ def history(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     elif view.history:
         _print_table(render.history_table(view), out)
     else:
-        out.print(f"no version of {args.name} was promoted or rolled back yet", markup=False)
+        _say(out, f"no version of {args.name} was promoted or rolled back yet")
     return EXIT_OK
 
 
@@ -269,8 +267,8 @@ def retrain(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     cluster.model(args.name)
     key = args.key or now().strftime("%Y-%m-%dT%H:%M:%SZ")
     cluster.annotate(args.name, contract.ANNOTATION_RETRAIN, key)
-    out.print(f"mlmodel/{args.name}: a new version is asked for ({key})", markup=False)
-    out.print(f"follow it: kubectl mlmodel watch {args.name} -n {cluster.namespace}", markup=False)
+    _say(out, f"mlmodel/{args.name}: a new version is asked for ({key})")
+    _say(out, f"follow it: kubectl mlmodel watch {args.name} -n {cluster.namespace}")
     return EXIT_OK
 
 
@@ -471,8 +469,14 @@ def _timed_out(follower: Follower) -> NoReturn:
 
 
 def _dump(value: Any, form: str, out: Console) -> None:
-    text = json.dumps(value, indent=2) + "\n" if form == "json" else yaml.safe_dump(value, sort_keys=False)
-    out.file.write(text)
+    text = json.dumps(value, indent=2)
+    # YAML has no enumerations; JSON has made them strings.
+    out.file.write(text + "\n" if form == "json" else yaml.safe_dump(json.loads(text), sort_keys=False))
+
+
+def _say(out: Console, text: str) -> None:
+    """One line, never wrapped: it may be cut and pasted."""
+    out.print(text, markup=False, soft_wrap=True)
 
 
 def _print_table(table: Any, out: Console) -> None:

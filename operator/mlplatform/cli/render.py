@@ -8,7 +8,7 @@ says: without colour nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,9 +86,9 @@ def frame(view: ModelView, signs: Signs = UNICODE) -> RenderableType:
         parts += [Text(), _stages(view.version.stages, signs)]
         parts += _measurements(view.version, signs)
     if view.traffic is not None:
-        parts += [_title("Traffic"), Padding(_traffic(view.traffic, signs), _INDENT)]
+        parts += [_title("Traffic"), Padding(_traffic(view.traffic, signs), _INDENT, expand=False)]
     if view.url:
-        parts += [_title("URL"), Padding(Text(view.url, no_wrap=True, overflow="fold"), _INDENT)]
+        parts += [_title("URL"), Padding(Text(view.url, no_wrap=True, overflow="fold"), _INDENT, expand=False)]
     if view.failure is not None:
         parts += [Text(), _failure(view, signs)]
     elif view.outcome is not Outcome.READY and view.message:
@@ -97,7 +97,7 @@ def frame(view: ModelView, signs: Signs = UNICODE) -> RenderableType:
 
 
 def _title(text: str) -> RenderableType:
-    return Padding(Text(text, style="bold"), (1, 0, 0, 0))
+    return Padding(Text(text, style="bold"), (1, 0, 0, 0), expand=False)
 
 
 def _heading(view: ModelView, signs: Signs) -> Text:
@@ -132,20 +132,20 @@ def _stages(stages: Sequence[StageView], signs: Signs) -> RenderableType:
             Text(duration(stage.seconds)),
             Text(words, style="dim" if stage.state == "pending" else ""),
         )
-    return Padding(grid, _INDENT)
+    return Padding(grid, _INDENT, expand=False)
 
 
 def _measurements(version: VersionView, signs: Signs) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if version.metrics:
-        parts += [_title("Test metrics"), Padding(_metrics(version, signs), _INDENT)]
+        parts += [_title("Test metrics"), Padding(_metrics(version, signs), _INDENT, expand=False)]
     if version.fairness:
-        parts += [_title("Fairness"), Padding(_fairness(version.fairness, signs), _INDENT)]
+        parts += [_title("Fairness"), Padding(_fairness(version.fairness, signs), _INDENT, expand=False)]
         if version.not_assessed:
             words = f"too few rows to assess: {', '.join(version.not_assessed)}"
-            parts.append(Padding(Text(words, style="dim"), _INDENT))
+            parts.append(Padding(Text(words, style="dim"), _INDENT, expand=False))
     if version.candidates:
-        parts += [_title("Candidates"), Padding(_candidates(version.candidates, signs), _INDENT)]
+        parts += [_title("Candidates"), Padding(_candidates(version.candidates, signs), _INDENT, expand=False)]
     return parts
 
 
@@ -176,8 +176,8 @@ def _verdict(passed: bool | None, words: str, signs: Signs) -> Text:  # noqa: FB
     return Text(f"{words} {signs.yes if passed else signs.no}", style="green" if passed else "bold red")
 
 
-def _fairness(rows: Iterable[FairnessView], signs: Signs) -> RenderableType:
-    grid = _grid("l", "l", "r", "l", "l")
+def _fairness(rows: Sequence[FairnessView], signs: Signs) -> RenderableType:
+    grid = _grid("l+", "l", "r", "l", "l")
     for row in rows:
         interval = f"[{row.low:.3f}, {row.high:.3f}]" if row.low is not None and row.high is not None else ""
         grid.add_row(
@@ -190,23 +190,21 @@ def _fairness(rows: Iterable[FairnessView], signs: Signs) -> RenderableType:
     return grid
 
 
-def _candidates(rows: Iterable[CandidateView], signs: Signs) -> RenderableType:
-    grid = _grid("l", "l", "r", "r", "r", "l+")
+def _candidates(rows: Sequence[CandidateView], signs: Signs) -> RenderableType:
+    metric = next((name for name in ("roc_auc", "accuracy") if all(name in row.metrics for row in rows)), "")
+    grid = _grid("l", "l", "r", "r", "r", "r", "l+")
+    grid.add_row("", "", "size", "p50 ms", "p99 ms", metric, "", style="dim")
     for row in rows:
         style = "bold" if row.selected else ("dim" if not row.passed else "")
-        metric = next(((name, row.metrics[name]) for name in ("roc_auc", "accuracy") if name in row.metrics), None)
         grid.add_row(
             signs.arrow if row.selected else " ",
-            Text(row.name, style=style),
+            row.name,
             size(row.size_bytes),
-            f"p50 {milliseconds(row.latency_p50_ms)}",
-            f"p99 {milliseconds(row.latency_p99_ms)}",
-            Text(
-                " ".join(
-                    [*([f"{metric[0]} {number(metric[1])}"] if metric else []), "ships" if row.selected else row.reason]
-                ).strip(),
-                style=style,
-            ),
+            f"{row.latency_p50_ms:.3g}",
+            f"{row.latency_p99_ms:.3g}",
+            number(row.metrics[metric]) if metric else "",
+            "ships" if row.selected else row.reason,
+            style=style,
         )
     return grid
 

@@ -208,7 +208,8 @@ def _current(model: Object, status: api.MLModelStatus, latest: Object | None) ->
     if status.observed_generation < meta.get("generation", 0):
         return False
     asked = (meta.get("annotations") or {}).get(contract.ANNOTATION_RETRAIN, "")
-    if latest is not None:
+    rejected = _is_true(status.conditions, "Accepted") is False
+    if latest is not None and not rejected:
         return bool(latest.get("spec", {}).get("trigger", "") == asked)
     return bool(status.conditions)
 

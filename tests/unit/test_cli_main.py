@@ -1,0 +1,450 @@
+"""`kubectl mlmodel` as a program: exit codes, errors with their next action, streams, Ctrl-C.
+
+A small HTTP server stands in for the API server where the answer matters and
+not the cluster; tests/e2e runs the same commands against a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+from unit import cli_objects as objects
+
+from mlplatform.cli.main import main
+
+Answer = tuple[int, dict[str, Any]]
+PREFIX = "/apis/mlplatform.dev/v1alpha1"
+
+
+def refusal(code: int, reason: str, message: str) -> Answer:
+    return code, {"kind": "Status", "status": "Failure", "reason": reason, "message": message, "code": code}
+
+
+@dataclass
+class FakeApi:
+    """Lists what `objects` holds, streams what `events` brings, records what is asked."""
+
+    objects: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"mlmodels": [], "modelversions": []})
+    events: dict[str, queue.Queue[dict[str, Any] | None]] = field(
+        default_factory=lambda: {"mlmodels": queue.Queue(), "modelversions": queue.Queue()}
+    )
+    refuse: Answer | None = None
+    asked: list[str] = field(default_factory=list)
+    patches: list[dict[str, Any]] = field(default_factory=list)
+    watching: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    server: ThreadingHTTPServer = field(init=False)
+
+    def start(self) -> None:
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_args: object) -> None:
+                """Keeps the test's output clean."""
+
+            def do_GET(self) -> None:
+                url = urlsplit(self.path)
+                api.asked.append(url.path)
+                plural = url.path.rsplit("/", 1)[-1]
+                if api.refuse is not None:
+                    self._send(*api.refuse)
+                elif "watch" in parse_qs(url.query):
+                    self._stream(plural)
+                else:
+                    self._send(200, {"items": api.objects[plural], "metadata": {"resourceVersion": "1"}})
+
+            def do_PATCH(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                api.patches.append({"path": urlsplit(self.path).path, "body": body})
+                self._send(200, api.objects["mlmodels"][0])
+
+            def _send(self, code: int, body: dict[str, Any]) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(code)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def _stream(self, plural: str) -> None:
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                api.watching.release()
+                while (event := api.events[plural].get()) is not None:
+                    data = json.dumps(event).encode() + b"\n"
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+                    if event["type"] == "ERROR":
+                        break
+                self.wfile.write(b"0\r\n\r\n")
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> None:
+        for stream in self.events.values():
+            stream.put(None)
+            stream.put(None)
+        self.server.shutdown()
+        self.server.server_close()
+
+    def hold(self, moment: str) -> None:
+        """The cluster is at `moment` from the start."""
+        model, versions = objects.LIFE[moment]
+        self.objects = {"mlmodels": [_stored(model)], "modelversions": [_stored(v) for v in versions]}
+
+    def reach(self, moment: str) -> None:
+        """The cluster moves on to `moment`: versions first, as the operator writes them."""
+        model, versions = objects.LIFE[moment]
+        for item in versions:
+            self.events["modelversions"].put({"type": "MODIFIED", "object": _stored(item)})
+        self.events["mlmodels"].put({"type": "MODIFIED", "object": _stored(model)})
+
+
+def _stored(item: dict[str, Any]) -> dict[str, Any]:
+    return {**item, "metadata": {**item["metadata"], "resourceVersion": "2"}}
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    fake = FakeApi()
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture
+def kubeconfig(api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return write_kubeconfig(tmp_path, f"http://127.0.0.1:{api.server.server_address[1]}", monkeypatch)
+
+
+def write_kubeconfig(folder: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = folder / "kubeconfig"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "test", "cluster": {"server": server}}],
+        "users": [{"name": "test", "user": {}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "default"}}],
+        "current-context": "test",
+    }
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def keep_signals() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the API server says and what the user reads."""
+
+    reason: str
+    answer: Answer
+    cause: str
+    next_action: str
+
+
+REFUSALS = [
+    Refusal(
+        "without the CRD the API server knows no such path",
+        refusal(404, "NotFound", "the server could not find the requested resource"),
+        "the CRDs of mlplatform.dev are missing",
+        "helm upgrade --install mlplatform charts/mlplatform",
+    ),
+    Refusal(
+        "a missing permission is named with the role that gives it",
+        refusal(403, "Forbidden", 'User "ann" cannot list resource "mlmodels"'),
+        "not allowed to list mlmodels in namespace 'default': User \"ann\" cannot list",
+        "kubectl create rolebinding",
+    ),
+    Refusal(
+        "expired credentials are the kubeconfig's matter",
+        refusal(401, "Unauthorized", "Unauthorized"),
+        "not logged in",
+        "renew the credentials",
+    ),
+    Refusal(
+        "a sick API server is no fault of the model",
+        refusal(500, "InternalError", "etcdserver: request timed out"),
+        "etcdserver: request timed out",
+        "/readyz",
+    ),
+]
+
+
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.reason)
+def test_refusals(case: Refusal, api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.refuse = case.answer
+    assert main(["status", "adult-income"]) == 1, case.reason
+    told = capsys.readouterr().err
+    assert case.cause in told, case.reason
+    assert case.next_action in told.split("next:")[1], case.reason
+
+
+def test_a_cluster_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_kubeconfig(tmp_path, "http://127.0.0.1:1", monkeypatch)
+    assert main(["status"]) == 1
+    told = capsys.readouterr().err
+    assert "cannot reach the cluster at http://127.0.0.1:1" in told
+    assert "kubectl cluster-info" in told
+
+
+@pytest.mark.parametrize(
+    ("reason", "arguments", "hint"),
+    [
+        ("a kubeconfig that is not there", ["status", "--kubeconfig", "/nowhere/config"], "set KUBECONFIG"),
+        ("a context that the kubeconfig lacks", ["status", "--context", "moon"], "kubectl config get-contexts"),
+    ],
+)
+@pytest.mark.usefixtures("kubeconfig")
+def test_kubeconfig_mistakes(reason: str, arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2, reason
+    assert hint in capsys.readouterr().err, reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "arguments", "told"),
+    [
+        ("no command", [], "COMMAND"),
+        ("an unknown end", ["watch", "m", "--until", "done"], "invalid choice"),
+        ("a duration without a unit", ["watch", "m", "--timeout", "5"], "write it like 90s"),
+        ("another kind of object", ["status", "pod/m"], "write NAME or mlmodel/NAME"),
+        ("features that are no JSON", ["predict", "m", "--features", "{"], "not JSON"),
+        ("features that are neither object nor list", ["predict", "m", "--features", "3"], "[value, ...]"),
+    ],
+)
+def test_usage_mistakes(reason: str, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2, reason
+    assert told in capsys.readouterr().err, reason
+
+
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize("command", ["status", "watch", "history", "retrain"])
+def test_no_such_model(command: str, api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("serving")
+    for reason, name, hint in (
+        ("a near miss is offered", "adult-incom", "did you mean 'adult-income'?"),
+        ("a far miss lists what there is", "sentiment", "there are: adult-income"),
+    ):
+        assert main([command, name]) == 1, reason
+        told = capsys.readouterr().err
+        assert f"no MLModel '{name}' in namespace 'default'" in told, reason
+        assert hint in told, reason
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_status_prints_one_line_a_model(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("rolling")
+    assert main(["status"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["NAME", "READY", "STAGE"]
+    assert row.split()[:7] == ["adult-income", "Unknown", "RollingOut", "v1", "v2", "25", "%"]
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_status_of_one_model_for_programs(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("serving")
+    assert main(["status", "mlmodel/adult-income", "-o", "json"]) == 0
+    as_json = json.loads(capsys.readouterr().out)
+    assert main(["status", "adult-income", "-o", "yaml"]) == 0
+    as_yaml = yaml.safe_load(capsys.readouterr().out)
+    as_yaml["ageSeconds"] = as_json["ageSeconds"]
+    assert as_json == as_yaml
+    assert as_json["outcome"] == "Ready"
+    assert as_json["version"]["metrics"]["roc_auc"] == 0.9131
+    assert [c["name"] for c in as_json["version"]["candidates"] if c["selected"]] == ["int8-dynamic"]
+
+
+@pytest.mark.usefixtures("kubeconfig", "api")
+def test_status_of_an_empty_namespace_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status"]) == 0
+    assert "kubectl apply -f examples/adult-income/mlmodel.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_retrain_sets_the_annotation_and_nothing_else(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("serving")
+    assert main(["retrain", "adult-income", "--key", "fresh-data"]) == 0
+    assert api.patches == [
+        {
+            "path": f"{PREFIX}/namespaces/default/mlmodels/adult-income",
+            "body": {"metadata": {"annotations": {"mlplatform.dev/retrain": "fresh-data"}}},
+        }
+    ]
+    assert "kubectl mlmodel watch adult-income" in capsys.readouterr().out
+
+
+def follow(api: FakeApi, moments: list[str]) -> threading.Thread:
+    """Plays moments once the plugin watches both kinds."""
+
+    def play() -> None:
+        api.watching.acquire()
+        api.watching.acquire()
+        for moment in moments:
+            api.reach(moment)
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_watch_tells_every_change_as_a_line_and_ends(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("training")
+    player = follow(api, ["optimizing", "serving"])
+    assert main(["watch", "adult-income", "--timeout", "30s"]) == 0
+    player.join()
+    lines = [line[10:] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == f"v1 is {objects.V1}"
+    assert "v1 train succeeded after 48s: val_roc_auc 0.9152, 9 epochs, 34,189 rows, 2 processes" in lines
+    assert lines[-1] == f"ready: {objects.URL}"
+    assert len(lines) == len(set(lines)), "a line is said once"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_watch_streams_json_lines(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("training")
+    player = follow(api, ["rolling", "failed"])
+    assert main(["watch", "adult-income", "-o", "json", "--timeout", "30s"]) == 1
+    player.join()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["outcome"] == "Progressing"
+    assert lines[-1]["failure"]["reason"] == "OOMKilled"
+    assert lines[-1]["traffic"] == {**lines[-1]["traffic"], "stable": "v1", "weight": 0}
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_watch_gives_up_after_its_timeout(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("training")
+    assert main(["watch", "adult-income", "--timeout", "1s"]) == 124
+    assert "kubectl mlmodel watch adult-income" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize(("until", "code"), [("deleted", 0), ("ready", 1)])
+def test_watch_ends_when_the_model_is_deleted(until: str, code: int, api: FakeApi) -> None:
+    api.hold("serving" if until == "deleted" else "training")
+
+    def delete() -> None:
+        api.watching.acquire()
+        api.watching.acquire()
+        api.events["mlmodels"].put({"type": "DELETED", "object": api.objects["mlmodels"][0]})
+
+    thread = threading.Thread(target=delete)
+    thread.start()
+    assert main(["watch", "adult-income", "--until", until, "--timeout", "30s"]) == code
+    thread.join()
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_watch_lists_again_when_its_resource_version_has_expired(api: FakeApi) -> None:
+    api.hold("training")
+
+    def expire() -> None:
+        api.watching.acquire()
+        api.watching.acquire()
+        api.hold("serving")
+        for stream in api.events.values():
+            stream.put({"type": "ERROR", "object": {"code": 410, "reason": "Expired", "message": "too old"}})
+
+    thread = threading.Thread(target=expire)
+    thread.start()
+    assert main(["watch", "adult-income", "--timeout", "30s"]) == 0
+    thread.join()
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_watch_asks_the_server_a_constant_number_of_times(api: FakeApi) -> None:
+    api.hold("training")
+    assert main(["watch", "adult-income", "--timeout", "2s"]) == 124
+    assert len(api.asked) == 5, "one look at the names, then one list and one watch a kind: no polling"
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A way to run the live view in a terminal and what its end must look like."""
+
+    reason: str
+    environment: dict[str, str]
+    send: signal.Signals
+    live: bool
+
+
+TERMINALS = [
+    Terminal("Ctrl-C gives the cursor back", {}, signal.SIGINT, live=True),
+    Terminal("so does SIGTERM", {}, signal.SIGTERM, live=True),
+    Terminal("NO_COLOR means plain lines, even in a terminal", {"NO_COLOR": "1"}, signal.SIGINT, live=False),
+]
+
+
+@pytest.mark.parametrize("case", TERMINALS, ids=lambda case: case.reason)
+def test_interrupted_terminal_is_left_clean(case: Terminal, api: FakeApi, kubeconfig: Path) -> None:
+    api.hold("training")
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "TERM": "xterm-256color", **case.environment}
+    if not case.environment:
+        environment.pop("NO_COLOR", None)
+    program = subprocess.Popen(
+        [sys.executable, "-m", "mlplatform.cli.main", "watch", "adult-income"],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        screen = read_until(ours, lambda text: "train" in text)
+        program.send_signal(case.send)
+        screen += read_until(ours, lambda _text: False)
+        assert program.wait(timeout=20) == 130, case.reason
+    finally:
+        program.kill()
+        program.wait()
+        os.close(ours)
+    assert ("\x1b[?25l" in screen) is case.live, case.reason
+    if case.live:
+        assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l"), case.reason
+    else:
+        assert "\x1b" not in screen, case.reason
+    assert "Traceback" not in screen
+
+
+def read_until(descriptor: int, enough: Callable[[str], bool]) -> str:
+    """Reads a terminal until `enough` or until its other side is closed."""
+    text = ""
+    while not enough(text):
+        try:
+            data = os.read(descriptor, 65536)
+        except OSError:  # Linux reports the closed other side of a pty as EIO
+            break
+        if not data:
+            break
+        text += data.decode()
+    return text

@@ -1,0 +1,240 @@
+"""What `kubectl mlmodel` makes of a model: outcomes, the end of a watch, numbers in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from unit import cli_objects as objects
+
+from mlplatform import api
+from mlplatform.cli.main import reached
+from mlplatform.cli.view import Outcome, duration, known, milliseconds, model_view, number, size
+
+
+def view(moment: str) -> Any:
+    model, versions = objects.LIFE[moment]
+    return model_view(model, versions, objects.NOW)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A model's state and what the plugin must conclude."""
+
+    reason: str
+    model: dict[str, Any]
+    versions: list[dict[str, Any]]
+    outcome: Outcome
+    message: str
+
+
+ROLLED_BACK = replace(
+    objects.SERVING_V1,
+    observed_generation=2,
+    latest_version=objects.V2,
+    history=(
+        api.Decision(
+            version=objects.V2,
+            decision="RolledBack",
+            reason="NotReady",
+            message="v2's pods did not become ready within 1h",
+            time="2026-03-01T12:01:59Z",
+            previous=objects.V1,
+        ),
+        objects.PROMOTED_V1,
+    ),
+)
+
+MOMENTS = [
+    Moment(
+        "a spec that the operator has not seen is not ready, though the last one was",
+        objects.model(objects.SERVING_V1, generation=2),
+        [objects.version(stages=objects.ALL_STAGES)],
+        Outcome.PROGRESSING,
+        "waiting for the operator to see this change",
+    ),
+    Moment(
+        "a retrain request changes no generation, yet the old version is no answer to it",
+        objects.model(objects.SERVING_V1, retrain="again"),
+        [objects.version(stages=objects.ALL_STAGES)],
+        Outcome.PROGRESSING,
+        "waiting for the operator to see this change",
+    ),
+    Moment(
+        "a version made for the retrain request is the answer",
+        objects.model(objects.SERVING_V1, retrain="again"),
+        [objects.version(stages=objects.ALL_STAGES, trigger="again")],
+        Outcome.READY,
+        "v1 serves all traffic",
+    ),
+    Moment(
+        "a model of which nothing is known yet is in progress",
+        *objects.LIFE["applied"],
+        Outcome.PROGRESSING,
+        "waiting for the operator to see this change",
+    ),
+    Moment(
+        "Ready is about the stable version; while another one rolls out the user's wish is not met",
+        objects.model(replace(objects.ROLLING_V2, conditions=(objects.ACCEPTED, objects.READY)), generation=2),
+        [objects.version(), objects.version(objects.V2, 2)],
+        Outcome.PROGRESSING,
+        "v1 serves all traffic",
+    ),
+    Moment(
+        "a failed version is a failure even while the stable one serves",
+        *objects.LIFE["failed"],
+        Outcome.FAILED,
+        objects.OUT_OF_MEMORY.message,
+    ),
+    Moment(
+        "the version's own failure counts before the model repeats it",
+        objects.model(replace(objects.FAILED_V2, failure=None), generation=2),
+        [objects.version(objects.V2, 2, (objects.failed(objects.TRAIN),), failure=objects.OUT_OF_MEMORY)],
+        Outcome.FAILED,
+        objects.OUT_OF_MEMORY.message,
+    ),
+    Moment(
+        "a rejected spec is a failure with the condition's words",
+        *objects.LIFE["rejected"],
+        Outcome.FAILED,
+        "spec.gates[0].metric: task tabular reports no 'roc_acu' (did you mean roc_auc?)",
+    ),
+    Moment(
+        "a rejected spec is final although no version answers the retrain request beside it",
+        objects.model(replace(objects.REJECTED, latest_version=objects.V1), retrain="again"),
+        [objects.version()],
+        Outcome.FAILED,
+        "spec.gates[0].metric: task tabular reports no 'roc_acu' (did you mean roc_auc?)",
+    ),
+    Moment(
+        "a version that was rolled back has failed",
+        objects.model(ROLLED_BACK, generation=2),
+        [objects.version(), objects.version(objects.V2, 2, objects.ALL_STAGES)],
+        Outcome.FAILED,
+        "v2's pods did not become ready within 1h",
+    ),
+    Moment(
+        "a failure of an earlier spec says nothing about the one just applied",
+        objects.model(objects.FAILED_V2, generation=3),
+        objects.LIFE["failed"][1],
+        Outcome.PROGRESSING,
+        "waiting for the operator to see this change",
+    ),
+    Moment(
+        "a suspended model says so instead of seeming stuck",
+        objects.model(objects.TRAINING_V1, suspend=True),
+        [objects.version()],
+        Outcome.SUSPENDED,
+        "spec.suspend is true: nothing new starts; what serves keeps serving",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", MOMENTS, ids=lambda case: case.reason)
+def test_outcome(case: Moment) -> None:
+    found = model_view(case.model, case.versions, objects.NOW)
+    assert (found.outcome, found.message) == (case.outcome, case.message), case.reason
+
+
+@dataclass(frozen=True)
+class End:
+    """A moment, a wish and the exit code (None: keep watching)."""
+
+    reason: str
+    moment: str
+    until: str
+    code: int | None
+
+
+ENDS = [
+    End("a running pipeline is no end", "training", "ready", None),
+    End("ready is the default end", "serving", "ready", 0),
+    End("ready waits for the whole rollout", "rolling", "ready", None),
+    End("a failure ends the wait for ready", "failed", "ready", 1),
+    End("a rejected spec ends it too", "rejected", "ready", 1),
+    End("who waits for a failure gets it as success", "failed", "failed", 0),
+    End("who waits for a failure learns that it did not come", "serving", "failed", 1),
+    End("a stage that has ended is reached", "optimizing", "audited", 0),
+    End("a stage that runs is not", "optimizing", "optimized", None),
+    End("a stage before the one that failed is reached by nobody", "failed", "audited", 1),
+    End("all stages have ended when the model serves", "serving", "packaged", 0),
+    End("accepted is reached before anything runs", "training", "accepted", 0),
+    End("accepted is refused by a rejected spec", "rejected", "accepted", 1),
+    End("nothing is known of a spec that nobody has seen", "applied", "accepted", None),
+    End("the rollout is reached while it runs", "rolling", "rollout", 0),
+    End("the rollout has not begun while stages run", "optimizing", "rollout", None),
+    End("never goes on after success", "serving", "never", None),
+    End("never goes on after failure", "failed", "never", None),
+    End("deleted does not end on a model that is there", "serving", "deleted", None),
+]
+
+
+@pytest.mark.parametrize("case", ENDS, ids=lambda case: case.reason)
+def test_until(case: End) -> None:
+    assert reached(view(case.moment), case.until) == case.code, case.reason
+
+
+def test_stage_durations_run_up_to_now() -> None:
+    stages = {stage.name: stage for stage in view("optimizing").version.stages}
+    assert stages["train"].seconds == 48, "a stage that has ended keeps its duration"
+    assert stages["optimize"].seconds == 59, "a running stage is measured up to now"
+    assert stages["package"].seconds is None, "a stage that has not begun has none"
+
+
+def test_verdicts_compare_with_the_versions_own_bounds() -> None:
+    version = view("serving").version
+    assert [(gate.metric, gate.value, gate.passed) for gate in version.gates] == [("roc_auc", 0.9131, True)]
+    found = {(row.metric, row.attribute): (row.bound, row.passed) for row in version.fairness}
+    assert found["demographic_parity_difference", "sex"] == (0.2, True)
+    assert found["equalized_odds_difference", "sex"] == (0.15, True)
+
+
+def test_a_measured_gap_above_its_bound_is_exceeded() -> None:
+    raw = objects.version(stages=objects.ALL_STAGES)
+    raw["spec"]["fairness"]["metrics"]["demographic_parity_difference"] = 0.15
+    version = model_view(objects.model(objects.SERVING_V1), [raw], objects.NOW).version
+    assert version is not None
+    found = {(row.metric, row.attribute): row.passed for row in version.fairness}
+    assert found["demographic_parity_difference", "sex"] is False
+    assert found["demographic_parity_difference", "race"] is True
+
+
+def test_fields_of_a_newer_operator_are_passed_over() -> None:
+    raw = api.encode(objects.ROLLING_V2)
+    raw["drift"] = {"psi": 0.2}
+    raw["stable"]["pods"] = 3
+    raw["history"][0]["evidence"] = ["…"]
+    assert known(api.MLModelStatus, raw, "status") == objects.ROLLING_V2
+
+
+def test_a_value_that_this_release_does_not_know_is_named() -> None:
+    raw = api.encode(objects.SERVING_V1)
+    raw["history"][0]["decision"] = "Held"
+    with pytest.raises(api.SpecError, match=r"status\.history\[0\]\.decision: 'Held' is not one of"):
+        known(api.MLModelStatus, raw, "status")
+
+
+@pytest.mark.parametrize(
+    ("reason", "found", "expected"),
+    [
+        ("seconds alone", duration(48.9), "48s"),
+        ("minutes keep two digits of seconds", duration(61), "1m 01s"),
+        ("hours drop the seconds", duration(7380), "2h 03m"),
+        ("days drop the minutes", duration(3 * 86400 + 4 * 3600), "3d 4h"),
+        ("nothing has begun", duration(None), ""),
+        ("bytes are whole", size(999), "999 B"),
+        ("three digits below ten", size(1536), "1.50 KiB"),
+        ("three digits below a hundred", size(73728), "72.0 KiB"),
+        ("no decimals from a hundred on", size(249856), "244 KiB"),
+        ("larger units follow", size(5 * 1024**2), "5.00 MiB"),
+        ("the last unit takes the rest", size(5 * 1024**4), "5120 GiB"),
+        ("an empty file has a size", size(0), "0 B"),
+        ("scores have four decimals", number(0.91309), "0.9131"),
+        ("a perfect score is a score", number(1.0), "1.0000"),
+        ("counts have separators", number(34189.0), "34,189"),
+        ("latencies keep three digits", milliseconds(0.25234), "0.252 ms"),
+    ],
+)
+def test_numbers_in_words(reason: str, found: str, expected: str) -> None:
+    assert found == expected, reason
