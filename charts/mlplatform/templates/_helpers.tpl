@@ -1,0 +1,91 @@
+{{/* Name stem of all objects: the release's name, with the chart's unless it is in it already. */}}
+{{- define "mlplatform.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of every object; call with (list $ "component"). */}}
+{{- define "mlplatform.labels" -}}
+{{- $root := index . 0 -}}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{ include "mlplatform.selector" . }}
+{{- end -}}
+
+{{/* Labels that select a component's pods; they never change. */}}
+{{- define "mlplatform.selector" -}}
+app.kubernetes.io/name: mlplatform
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Reference of one of our images; call with (list $ "operator"). */}}
+{{- define "mlplatform.image" -}}
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $images := $root.Values.images -}}
+{{- index $images $name | default (printf "%s/%s:%s" $images.registry $name ($images.tag | default $root.Chart.AppVersion)) -}}
+{{- end -}}
+
+{{- define "mlplatform.pullSecrets" -}}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The strictest pod security standard, restricted, for a pod and for its containers. */}}
+{{- define "mlplatform.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+{{- define "mlplatform.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "mlplatform.storeSecret" -}}
+{{- .Values.store.existingSecret | default (printf "%s-store" (include "mlplatform.fullname" .)) -}}
+{{- end -}}
+
+{{/* URL of the store's S3 API; empty for AWS S3. */}}
+{{- define "mlplatform.storeEndpoint" -}}
+{{- if .Values.store.embedded.enabled -}}
+http://{{ include "mlplatform.fullname" . }}-store.{{ .Release.Namespace }}.svc.cluster.local:8333
+{{- else -}}
+{{- .Values.store.endpoint -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "mlplatform.gateway" -}}
+{{- .Values.gateway.name | default (printf "%s/%s" .Release.Namespace (include "mlplatform.fullname" .)) -}}
+{{- end -}}
+
+{{/* Istio before 1.22 serves no v1. */}}
+{{- define "mlplatform.istioApiVersion" -}}
+{{- if .Values.gateway.apiVersion -}}
+{{- .Values.gateway.apiVersion -}}
+{{- else if and (.Capabilities.APIVersions.Has "networking.istio.io/v1beta1") (not (.Capabilities.APIVersions.Has "networking.istio.io/v1")) -}}
+networking.istio.io/v1beta1
+{{- else -}}
+networking.istio.io/v1
+{{- end -}}
+{{- end -}}
+
+{{/* Takes the rules out of a schema, at any depth: Kubernetes before 1.25 refuses the field when it validates. */}}
+{{- define "mlplatform.withoutRules" -}}
+{{- $_ := unset . "x-kubernetes-validations" -}}
+{{- range $key, $value := . -}}
+{{- if kindIs "map" $value -}}
+{{- include "mlplatform.withoutRules" $value -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
