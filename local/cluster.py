@@ -1,0 +1,386 @@
+"""`up`, `down`, `status`: the order of things.
+
+Called by `__main__.py`, `local/demo.py` and the end-to-end tests. `plan` lists the steps
+and what each needs; `steps.py` runs them side by side. Every step first looks whether its
+work is already done, so that the same `up` builds, starts, heals or does nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from local import (
+    api,
+    binaries,
+    cache,
+    control_plane,
+    images,
+    install_addons,
+    kubernetes_build,
+    node,
+    packages,
+    pki,
+    processes,
+    teardown,
+    wheelhouse,
+)
+from local.console import Console
+from local.layout import Layout
+from local.steps import RunError, Shell, Step, StepError, Timing, run_steps, timing_table
+
+START_TIMEOUT: Final = 60.0
+"""Seconds for a daemon to answer; the slowest needs about 10 on two busy cores."""
+
+
+@dataclass(slots=True)
+class Cluster:
+    """The cluster that `up` brings about; one instance a run.
+
+    Attributes:
+        layout: Its folders.
+        refs: Name → reference of every image.
+        programs: The folder with the programs.
+    """
+
+    layout: Layout
+    refs: dict[str, str] = field(default_factory=images.references)
+
+    @property
+    def programs(self) -> Path:
+        """Where `binaries.link` puts them."""
+        return self.layout.cache / "bin"
+
+    # Steps, in the order of `plan`.
+
+    def install_packages(self, shell: Shell) -> str:
+        """Debian packages for what is not cached yet."""
+        root = self.layout.cache
+        wanted = [*packages.RUNTIME, *packages.IMAGE_TOOLS, *packages.WHEEL_TOOLS, *binaries.needs_packages(root)]
+        return packages.install(shell, tuple(wanted))
+
+    def unpack_daemons(self, shell: Shell) -> str:
+        """containerd, runc, etcd and the CNI plugins."""
+        folder, new = packages.unpack(shell, self.layout.cache)
+        binaries.link(self.layout.cache, binaries.debian_programs(folder))
+        return "unpacked" if new else "cached"
+
+    def build_kubernetes(self, shell: Shell) -> str:
+        """The Kubernetes programs."""
+        folder, new = kubernetes_build.build(shell, self.layout.cache)
+        binaries.link(self.layout.cache, binaries.kubernetes_programs(folder))
+        return "built" if new else "cached"
+
+    def fetch_helm(self, shell: Shell) -> str:
+        """Helm."""
+        python = wheelhouse.pip(shell, self.layout.cache)
+        folder, new = binaries.helm(shell, self.layout.cache, python)
+        binaries.link(self.layout.cache, {"helm": folder / "helm"})
+        return "fetched" if new else "cached"
+
+    def fill_wheelhouse(self, shell: Shell) -> str:
+        """The images' Python packages."""
+        _, new = wheelhouse.build(shell, self.layout.cache)
+        return "filled" if new else "cached"
+
+    def make_rootfs(self, shell: Shell) -> str:
+        """The base image's root file system."""
+        _, new = images.rootfs(shell, self.layout.cache)
+        return "made" if new else "cached"
+
+    def start_runtime(self, shell: Shell) -> str:
+        """The node's namespaces and containerd; certificates and configuration before them."""
+        self._write_configuration(shell)
+        note = "running"
+        pid = node.supervisor_pid(self.layout)
+        if pid is not None and self._running_inputs() != self._inputs():
+            note, pid = "started anew, because its configuration changed", None
+        if pid is None:
+            note = self._start_node(shell) if note == "running" else f"{note}; {self._start_node(shell)}"
+        store = images.Store(self.layout, self.programs)
+        if not api.wait_until(lambda: self._answers(store, shell), START_TIMEOUT):
+            raise self._daemon_error(shell, "containerd")
+        return note
+
+    def load_image(self, shell: Shell, image: images.Image) -> str:
+        """Builds an image and imports it into the node."""
+        builder, store = images.Builder(self.layout), images.Store(self.layout, self.programs)
+        reference = self.refs[image.name]
+        if image.loaded and reference in store.names(shell):
+            return "loaded before"
+        note = "built" if builder.build(shell, image, self.refs) else "cached"
+        if image.loaded:
+            store.load(shell, builder, reference)
+            note += ", loaded"
+        return note
+
+    def build_image(self, shell: Shell, image: images.Image) -> str:
+        """Builds an image; where no node runs."""
+        return "built" if images.Builder(self.layout).build(shell, image, self.refs) else "cached"
+
+    def start_control_plane(self, shell: Shell) -> str:
+        """etcd, the API server, the controller manager, the scheduler, the kubelet and kube-proxy."""
+        self._write_spec(self._daemons())
+        node.reload_supervisor(self.layout)
+        access = api.Api(self.layout.kubeconfig)
+        if not api.wait_until(access.ready, START_TIMEOUT):
+            raise self._daemon_error(shell, "kube-apiserver")
+        return "ready"
+
+    def wait_for_node(self, shell: Shell) -> str:
+        """The kubelet's node."""
+        access = api.Api(self.layout.kubeconfig)
+        if not api.wait_until(access.node_ready, START_TIMEOUT):
+            raise self._daemon_error(shell, "kubelet")
+        return "Ready"
+
+    def apply_addons(self, shell: Shell) -> str:
+        """The stand-in add-ons."""
+        return install_addons.apply(shell, self.layout, self.programs, self.refs)
+
+    def prune_images(self, shell: Shell) -> str:
+        """Images that nothing names any more."""
+        wanted = set(self.refs.values())
+        loaded = images.Store(self.layout, self.programs).prune(shell, wanted)
+        built = images.Builder(self.layout).prune(shell, self.refs)
+        return f"removed {loaded + built}" if loaded + built else "nothing stale"
+
+    # Inside the steps.
+
+    def _write_configuration(self, shell: Shell) -> None:
+        self.layout.state.mkdir(parents=True, exist_ok=True)
+        self.layout.state.chmod(0o711)
+        pki.issue(shell, self.layout)
+        node.write_files(self._files())
+
+    def _files(self) -> dict[Path, str]:
+        cni = packages.unpacked(self.layout.cache) / "usr/lib/cni"
+        return control_plane.files(self.layout) | node.files(self.layout, self.programs, cni, self.refs["pause"])
+
+    def _daemons(self) -> list[control_plane.Daemon]:
+        path = node.daemon_path(self.programs)
+        return [
+            node.containerd(self.layout, self.programs, path),
+            *control_plane.daemons(self.layout, self.programs, path),
+            *node.daemons(self.layout, self.programs, path),
+        ]
+
+    def _setup(self) -> list[list[str]]:
+        existing = [name for name in node.PROTECTED_TUNABLES if (Path("/proc/sys") / name).exists()]
+        return node.setup_commands(self.layout, existing)
+
+    def _inputs(self) -> str:
+        """What the running node was made of; another value means it must start anew."""
+        contents = {str(path): text for path, text in self._files().items()}
+        daemons = [daemon.to_dict() for daemon in self._daemons()]
+        return cache.key(self._setup(), daemons, contents, kubernetes_build.name(), packages.unpacked_key())
+
+    def _running_inputs(self) -> str:
+        path = self.layout.etc / "inputs"
+        return path.read_text() if path.exists() else ""
+
+    def _write_spec(self, wanted: list[control_plane.Daemon]) -> None:
+        node.write_files({self.layout.supervisor_spec: node.spec_text(self._setup(), wanted)})
+
+    def _start_node(self, shell: Shell) -> str:
+        cleared = teardown.stop(self.layout)
+        for line in cleared:
+            shell.note(line)
+        note = "started"
+        if (self.layout.state / "etcd").exists():
+            note = "started; the cluster's data was kept"
+            if not self._etcd_is_sound(shell):
+                teardown.forget_cluster(self.layout)
+                note = "started; etcd's data was damaged, so the cluster is new"
+        path = node.daemon_path(self.programs)
+        self._write_spec([node.containerd(self.layout, self.programs, path)])
+        node.start_supervisor(shell, self.layout)
+        node.write_files({self.layout.etc / "inputs": self._inputs()})
+        return note
+
+    def _etcd_is_sound(self, shell: Shell) -> bool:
+        """Whether etcd starts from what a crash left; tried alone, in a network of its own."""
+        etcd = next(daemon for daemon in self._daemons() if daemon.name == "etcd")
+        script = (
+            'ip link set lo up; "$@" & etcd=$!; '
+            'until etcdctl endpoint health; do kill -0 "$etcd" || exit 1; sleep 0.2; done; '
+            'etcdctl get / --prefix --keys-only --limit=1 && kill "$etcd" && wait "$etcd"; exit 0'
+        )
+        argv = ["timeout", "30", "unshare", "--net", "bash", "-c", script, "bash", *etcd.argv]
+        try:
+            shell.run(argv, env={**etcd.env, "ETCDCTL_API": "3"}, contained=True)
+        except StepError:
+            return False
+        return True
+
+    def _answers(self, store: images.Store, shell: Shell) -> bool:
+        if not self.layout.containerd_socket.exists():
+            return False
+        try:
+            store.names(shell)
+        except StepError:
+            return False
+        return True
+
+    def _daemon_error(self, shell: Shell, name: str) -> StepError:
+        log = self.layout.logs / f"{name}.log"
+        if log.exists():
+            shell.note("\n".join(log.read_text(errors="replace").splitlines()[-20:]))
+        return StepError(
+            f"{name} did not answer within {START_TIMEOUT:.0f} s",
+            f"Read {log}; `make down` and `make up` start from scratch.",
+        )
+
+
+def plan(cluster: Cluster, *, start: bool = True) -> list[Step]:
+    """The steps of `up`; without ``start``, those of `images`, which needs no running node."""
+    apt_hint = packages.NETWORK_HINT
+    steps = [
+        Step("packages", "install the Debian packages that are missing", cluster.install_packages, hint=apt_hint),
+        Step(
+            "daemons",
+            "unpack Debian's containerd, runc, etcd, CNI plugins",
+            cluster.unpack_daemons,
+            ("packages",),
+            apt_hint,
+        ),
+        Step(
+            "kubernetes",
+            "build Kubernetes from Debian's source (minutes, once)",
+            cluster.build_kubernetes,
+            ("packages",),
+        ),
+        Step("root file system", "make Debian's minimal system for the base image", cluster.make_rootfs, ("packages",)),
+        Step("wheelhouse", "fetch the images' Python packages", cluster.fill_wheelhouse, ("packages",)),
+    ]
+    if start:
+        steps += [
+            Step("helm", "fetch Helm", cluster.fetch_helm, ("packages", "wheelhouse")),
+            Step("node", "certificates, namespaces, containerd", cluster.start_runtime, ("daemons",)),
+        ]
+    found = images.present()
+    for image in found:
+        steps.append(_image_step(cluster, image, start=start))
+    if start:
+        loads = tuple(f"image {image.name}" for image in found)
+        needed = tuple(f"image {name}" for name in ("pause", "addons") if f"image {name}" in loads)
+        steps += [
+            Step(
+                "control plane",
+                "etcd, API server, controllers, scheduler",
+                cluster.start_control_plane,
+                ("node", "kubernetes"),
+            ),
+            Step("kubelet", "wait for the node to be Ready", cluster.wait_for_node, ("control plane",)),
+            Step(
+                "add-ons",
+                "apply the stand-ins for KServe, Istio, Training Operator; DNS",
+                cluster.apply_addons,
+                ("kubelet", *needed),
+            ),
+            Step("prune", "remove images that nothing names any more", cluster.prune_images, ("add-ons", *loads)),
+        ]
+    return steps
+
+
+def _image_step(cluster: Cluster, image: images.Image, *, start: bool) -> Step:
+    needs = {"base": ("root file system",), "pause": ("kubernetes",)}.get(
+        image.name, (f"image {image.base}", "wheelhouse")
+    )
+    work = cluster.load_image if start else cluster.build_image
+    return Step(
+        f"image {image.name}",
+        f"build {image.dockerfile}" + (" and load it" if start and image.loaded else ""),
+        lambda shell: work(shell, image),
+        (*needs, "node") if start else needs,
+        f"The log has the failing line of {image.dockerfile}; finished layers are kept.",
+    )
+
+
+@contextmanager
+def locked(layout: Layout, console: Console) -> Iterator[None]:
+    """One run at a time."""
+    with cache.lock(layout.cache, lambda: console.line("another run holds the cluster's lock; waiting for it")):
+        yield
+
+
+def up(layout: Layout, console: Console) -> None:
+    """Brings the cluster up, or what is missing of it.
+
+    Raises:
+        RunError: A step failed; it has been reported.
+    """
+    _run(plan(Cluster(layout)), layout, console)
+
+
+def build_images(layout: Layout, console: Console) -> dict[str, str]:
+    """Builds all images, and loads them when the node runs; returns name → reference.
+
+    Raises:
+        RunError: A step failed; it has been reported.
+    """
+    cluster = Cluster(layout)
+    running = node.supervisor_pid(layout) is not None
+    steps = plan(cluster, start=running)
+    wanted = {step.name for step in steps} - {"control plane", "kubelet", "add-ons", "prune"}
+    _run([step for step in steps if step.name in wanted], layout, console)
+    return images.loaded_references()
+
+
+def build_binaries(layout: Layout, console: Console) -> Path:
+    """Finds or builds every program; returns their folder.
+
+    Raises:
+        RunError: A step failed; it has been reported.
+    """
+    cluster = Cluster(layout)
+    steps = [step for step in plan(cluster) if step.name in {"packages", "daemons", "kubernetes"}]
+    helm = Step("helm", "fetch Helm", cluster.fetch_helm, ("packages",))
+    _run([*steps, helm], layout, console)
+    return cluster.programs
+
+
+def _run(steps: list[Step], layout: Layout, console: Console) -> list[Timing]:
+    start = time.monotonic()
+    with locked(layout, console):
+        timings = run_steps(steps, console, layout.step_logs)
+    console.line()
+    for line in timing_table(timings, time.monotonic() - start):
+        console.line(f"  {line}")
+    return timings
+
+
+def down(layout: Layout, console: Console) -> None:
+    """Removes the cluster; the cache stays.
+
+    Raises:
+        RunError: Something of it would not go; it has been reported.
+    """
+    with locked(layout, console):
+        try:
+            done = [*teardown.stop(layout), *teardown.remove_state(layout)]
+        except (StepError, TimeoutError) as error:
+            console.problem(str(error))
+            if isinstance(error, StepError) and error.hint:
+                console.line(f"  try: {error.hint}")
+            raise RunError from error
+    for line in done:
+        console.line(line)
+    console.line("the cluster is down" if done else "no cluster was up")
+
+
+def status(layout: Layout) -> dict[str, Any]:
+    """What runs, for `status`: ``{running, api, node, processes, kubeconfig}``."""
+    pid = node.supervisor_pid(layout)
+    access = api.admin(layout) if pid is not None else None
+    return {
+        "running": pid is not None,
+        "api": access is not None and access.ready(),
+        "node": access is not None and access.node_ready(),
+        "processes": processes.members(pid) if pid is not None else {},
+        "kubeconfig": str(layout.kubeconfig),
+    }

@@ -1,0 +1,167 @@
+"""Can this machine carry the cluster? Asked before anything is changed.
+
+Called by `__main__.py` at the start of `up` and by `doctor`. Every check only looks (the
+two that must try something do it in namespaces that end with the check).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from local import layout
+
+ALTERNATIVE: Final = "use CLUSTER=kind (needs Docker) or CLUSTER=current (your kubectl context) instead"
+CODENAME: Final = "bookworm"
+MIN_MEMORY_GIB: Final = 7
+MIN_DISK_GIB: Final = 15
+V1_CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer")
+V2_CONTROLLERS: Final = ("cpu", "cpuset", "memory", "pids")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question and its answer.
+
+    Attributes:
+        name: What was looked at.
+        found: What is there.
+        problem: Why that is not enough; empty when it is.
+    """
+
+    name: str
+    found: str
+    problem: str = ""
+
+
+def parse_os_release(text: str) -> dict[str, str]:
+    """``/etc/os-release`` as a dict, quotes removed (os-release(5))."""
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}
+
+
+def check_distribution(os_release: str) -> Check:
+    """Debian 12, because the cluster's programs are Debian 12's own packages and sources."""
+    fields = parse_os_release(os_release)
+    found = fields.get("PRETTY_NAME", "unknown")
+    fits = fields.get("ID") == "debian" and fields.get("VERSION_CODENAME") == CODENAME
+    return Check("distribution", found, "" if fits else f"it is {found}, not Debian 12")
+
+
+def check_root(uid: int) -> Check:
+    """Root, for namespaces and mounts."""
+    return Check("user", f"uid {uid}", "" if uid == 0 else "it needs root (mounts and network namespaces)")
+
+
+def check_overlap(routes: Iterable[dict[str, Any]]) -> Check:
+    """The cluster's address ranges are free.
+
+    Args:
+        routes: ``ip -json route show table all`` of the host.
+    """
+    ours = [ipaddress.ip_network(cidr) for cidr in (layout.LINK_CIDR, layout.POD_CIDR, layout.SERVICE_CIDR)]
+    for route in routes:
+        target = str(route.get("dst", ""))
+        if route.get("dev") == layout.HOST_LINK or not target[:1].isdigit() or ":" in target:
+            continue
+        network = ipaddress.ip_network(target, strict=False)
+        for mine in ours:
+            if network.prefixlen > 0 and network.overlaps(mine):
+                return Check(
+                    "addresses", str(network), f"{network} (dev {route.get('dev')}) overlaps the cluster's {mine}"
+                )
+    return Check("addresses", "free")
+
+
+def check_controllers(present: Iterable[str], wanted: Iterable[str], version: str) -> Check:
+    """The cgroup controllers that the kubelet insists on."""
+    missing = sorted(set(wanted) - set(present))
+    return Check("cgroups", version, f"cgroup controllers are missing: {', '.join(missing)}" if missing else "")
+
+
+def cgroup_hierarchies(root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """The roots a pod's cgroup is made in: one on v2, one a controller on v1 and hybrid."""
+    if (root / "cgroup.controllers").exists():
+        return [root]
+    return sorted({folder.resolve() for folder in root.iterdir() if (folder / "cgroup.procs").exists()})
+
+
+def _cgroups() -> Check:
+    root = Path("/sys/fs/cgroup")
+    unified = root / "cgroup.controllers"
+    if unified.exists():
+        return check_controllers(unified.read_text().split(), V2_CONTROLLERS, "v2")
+    names = {name for folder in cgroup_hierarchies(root) for name in folder.name.split(",")}
+    return check_controllers(names, V1_CONTROLLERS, "v1 (or hybrid)")
+
+
+def _namespaces() -> Check:
+    """Tries mount, network and process namespaces, a veth pair, NAT rules and an overlay in them."""
+    script = """set -e
+d=$(mktemp -d /tmp/mlplatform-check.XXXXXX); trap 'cd /; umount "$d" 2>/dev/null; rmdir "$d"' EXIT
+mount -t tmpfs none "$d"; mkdir "$d"/l "$d"/u "$d"/w "$d"/m
+mount -t overlay -o lowerdir="$d"/l,upperdir="$d"/u,workdir="$d"/w none "$d"/m; umount "$d"/m"""
+    argv = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", "sh", "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    return Check(
+        "namespaces and overlay", "usable" if done.returncode == 0 else reason, reason if done.returncode else ""
+    )
+
+
+def _routes() -> Check:
+    if shutil.which("ip") is None:
+        return Check("addresses", "not known until iproute2 is installed")
+    done = subprocess.run(["ip", "-json", "route", "show", "table", "all"], capture_output=True, check=False)
+    return check_overlap(json.loads(done.stdout or b"[]"))
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Check(
+        "memory",
+        f"{total:.0f} GiB",
+        "" if total >= MIN_MEMORY_GIB else f"it has {total:.1f} GiB of memory, below {MIN_MEMORY_GIB}",
+    )
+
+
+def _disk(cache: Path) -> Check:
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    enough = free >= MIN_DISK_GIB or (cache / "containerd").is_dir()
+    return Check(
+        "disk",
+        f"{free:.0f} GiB free in {existing}",
+        "" if enough else f"{existing} has {free:.0f} GiB free, below {MIN_DISK_GIB}",
+    )
+
+
+def examine(cache: Path) -> list[Check]:
+    """All checks, cheapest first; those that need root are left out without it."""
+    checks = [
+        check_distribution(Path("/etc/os-release").read_text()),
+        Check(
+            "processor",
+            os.uname().machine,
+            "" if os.uname().machine == "x86_64" else f"it is {os.uname().machine}, not x86_64",
+        ),
+        check_root(os.geteuid()),
+        _memory(),
+        _disk(cache),
+        _cgroups(),
+        _routes(),
+    ]
+    return [*checks, _namespaces()] if os.geteuid() == 0 else checks
+
+
+def refusal(checks: Iterable[Check]) -> str:
+    """One line with every problem and the alternative; empty when the machine will do."""
+    problems = [check.problem for check in checks if check.problem]
+    return f"this machine cannot run the local cluster: {'; '.join(problems)}; {ALTERNATIVE}" if problems else ""

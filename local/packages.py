@@ -1,0 +1,179 @@
+"""Debian's packages: what is installed, what is only unpacked, and sources.
+
+Called by `cluster.py`, `binaries.py` and `kubernetes_build.py`. Build tools are installed.
+Daemons (containerd, runc, etcd, CNI plugins) are never installed: their packages are
+unpacked into the cache, so no service of theirs starts and a Docker or containerd that is
+already on the machine stays as it is. The machine's apt configuration is read, not changed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Final
+
+from local import cache
+from local.machine import CODENAME
+from local.steps import Shell, StepError
+
+RUNTIME: Final = (
+    "ca-certificates",
+    "conntrack",
+    "iproute2",
+    "iptables",
+    "kmod",
+    "mount",
+    "openssl",
+    "procps",
+    "util-linux",
+)
+"""Programs that the node runs."""
+IMAGE_TOOLS: Final = ("buildah", "mmdebstrap")
+WHEEL_TOOLS: Final = ("python3-venv",)
+KUBERNETES_TOOLS: Final = ("dpkg-dev", "golang-go", "golang-github-modern-go-reflect2-dev", "jq", "make", "rsync")
+UNPACKED: Final = ("containerd", "containernetworking-plugins", "etcd-client", "etcd-server", "runc")
+
+NONINTERACTIVE: Final = {"DEBIAN_FRONTEND": "noninteractive"}
+NETWORK_HINT: Final = "Check that apt can reach its mirror (`apt-get update`), then run it again."
+
+
+def parse_installed(listing: str) -> set[str]:
+    """Names from ``dpkg-query -W -f '${Package} ${db:Status-Status}\\n'`` that are installed."""
+    rows = (line.split() for line in listing.splitlines())
+    return {row[0] for row in rows if len(row) == 2 and row[1] == "installed"}  # noqa: PLR2004 - name and status
+
+
+def missing(shell: Shell, names: tuple[str, ...]) -> list[str]:
+    """Those of ``names`` that are not installed, sorted."""
+    listing = shell.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *names], capture=True, check=False
+    )
+    return sorted(set(names) - parse_installed(listing))
+
+
+def install(shell: Shell, names: tuple[str, ...]) -> str:
+    """Installs what is missing; returns a note.
+
+    Raises:
+        StepError: apt could not.
+    """
+    wanted = missing(shell, names)
+    if not wanted:
+        return "all there"
+    try:
+        shell.run(["dpkg", "--configure", "-a"], env=NONINTERACTIVE, must_finish=True)
+        shell.run(["apt-get", "update"], env=NONINTERACTIVE, must_finish=True)
+        shell.run(
+            ["apt-get", "install", "-y", "--no-install-recommends", *wanted], env=NONINTERACTIVE, must_finish=True
+        )
+    except StepError as error:
+        raise StepError(f"apt could not install {', '.join(wanted)}: {error.cause}", NETWORK_HINT) from error
+    return f"installed {', '.join(wanted)}"
+
+
+def unpacked_key() -> str:
+    """The cache key of `unpack`."""
+    return cache.key(CODENAME, UNPACKED)
+
+
+def unpacked(root: Path) -> Path:
+    """Where `unpack` puts them."""
+    return root / "debs" / unpacked_key()
+
+
+def unpack(shell: Shell, root: Path) -> tuple[Path, bool]:
+    """Debian's containerd, runc, etcd and CNI plugins, unpacked in the cache.
+
+    Returns:
+        The folder that stands for ``/``, and whether it had to be made.
+    """
+
+    def build(folder: Path) -> None:
+        debs = folder / "debs"
+        debs.mkdir()
+        if shell.run(["apt-get", "--print-uris", "download", *UNPACKED], capture=True, check=False) == "":
+            shell.run(["apt-get", "update"], env=NONINTERACTIVE, must_finish=True)
+        shell.run(["apt-get", "download", *UNPACKED], cwd=debs)
+        for deb in sorted(debs.glob("*.deb")):
+            shell.run(["dpkg-deb", "--extract", deb, folder])
+        (folder / "packages.txt").write_text("".join(f"{deb.name}\n" for deb in sorted(debs.glob("*.deb"))))
+        shutil.rmtree(debs)
+
+    return cache.entry(root, "debs", unpacked_key(), build)
+
+
+def binary_sources(configuration: str) -> list[tuple[str, str, str]]:
+    """The Debian mirrors that apt uses.
+
+    Args:
+        configuration: All ``*.list`` and ``*.sources`` files, joined by blank lines.
+
+    Returns:
+        ``(uri, suite, options)`` of every ``deb`` source of this release with component ``main``;
+        options like ``[signed-by=…]`` or empty.
+    """
+    found: list[tuple[str, str, str]] = []
+    for line in configuration.splitlines():
+        if one := re.match(r"deb\s+(\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s+(.+)", line.strip()):
+            options, uri, suite, components = one.groups()
+            if "main" in components.split():
+                found.append((uri, suite, (options or "").strip()))
+    for stanza in re.split(r"\n\s*\n", configuration):
+        rows = [line for line in stanza.splitlines() if not line.lstrip().startswith("#")]
+        fields = {m[1].lower(): m[2].strip() for row in rows if (m := re.match(r"([\w-]+):(.*)", row))}
+        if "deb" not in fields.get("types", "").split() or "main" not in fields.get("components", "").split():
+            continue
+        if fields.get("enabled", "yes") == "no":
+            continue
+        signed = fields.get("signed-by", "")
+        options = f"[signed-by={signed}]" if signed.startswith("/") else ""
+        found += [
+            (uri, suite, options)
+            for uri in fields.get("uris", "").split()
+            for suite in fields.get("suites", "").split()
+        ]
+    return [source for source in dict.fromkeys(found) if source[1].partition("-")[0] == CODENAME]
+
+
+def machine_sources(folder: Path = Path("/etc/apt")) -> list[tuple[str, str, str]]:
+    """``binary_sources`` of this machine.
+
+    Raises:
+        StepError: There is none.
+    """
+    files = [
+        folder / "sources.list",
+        *sorted(folder.glob("sources.list.d/*.list")),
+        *sorted(folder.glob("sources.list.d/*.sources")),
+    ]
+    found = binary_sources("\n\n".join(file.read_text() for file in files if file.exists()))
+    if not found:
+        raise StepError(
+            f"apt has no source for Debian {CODENAME} main",
+            f"Add `deb http://deb.debian.org/debian {CODENAME} main` to /etc/apt/sources.list.",
+        )
+    return found
+
+
+def download_source(shell: Shell, package: str, folder: Path) -> None:
+    """Fetches a source package, verified by apt against the signed archive index.
+
+    apt gets a source list and an index folder of its own, so that the machine's stay as they are
+    even when this is killed.
+    """
+    own = folder / ".apt"
+    (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    lines = {
+        f"deb-src {options} {uri} {CODENAME} main\n" for uri, suite, options in machine_sources() if suite == CODENAME
+    }
+    (own / "sources.list").write_text("".join(sorted(lines)))
+    options = [
+        f"-oDir::Etc::SourceList={own}/sources.list",
+        "-oDir::Etc::SourceParts=/dev/null",
+        f"-oDir::State::Lists={own}/lists",
+        "-oAPT::Sandbox::User=root",
+    ]
+    shell.run(["apt-get", *options, "update"], cwd=folder)
+    shell.run(["apt-get", *options, "source", "--download-only", package], cwd=folder)
+    shutil.rmtree(own)
