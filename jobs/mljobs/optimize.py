@@ -1,0 +1,302 @@
+"""The stage `optimize`: makes smaller or faster forms of the model and chooses the one that ships.
+
+Run as ``python -m mljobs.optimize`` in a batch Job. What is measured is the file that would
+ship, loaded as the serving pod loads it: its metrics on the test split, how far its
+outputs are from the trained model's, its size, and its latency for one record.
+
+A candidate's file for packaging is ``optimize/candidates/<name>.pt`` (TorchScript, always
+written: the TorchServe runtime needs it); ``<name>.onnx`` lies beside it if
+`spec.optimization.export` asks for it. `report.json` lists them under ``files`` and the chosen
+candidate under ``selected``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mljobs import data, export, fairness, trained
+from mljobs.cpu import cpu_limit
+from mljobs.failure import JobFailure
+from mljobs.job_spec import JobSpec
+from mljobs.report import Job, run, say
+from mljobs.tasks.tabular import THRESHOLD
+from mljobs.trained import Trained
+from mlplatform.contract import LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
+
+REFERENCE: Final = "fp32"
+MAKE: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {REFERENCE: lambda model: model, "int8-dynamic": export.int8}
+
+PARITY_TOLERANCE: Final = 1e-4
+"""Largest difference of a probability between a file and the module it was made from: float32's rounding."""
+ONNX_INT8_TOLERANCE: Final = 0.1
+"""The same between ONNX Runtime's INT8 graph and the float graph: a check for damage, not for quality."""
+TIE: Final = 0.05
+"""A candidate must beat the reference by this share of the objective: less is noise, and fp32 is exact."""
+ROUNDS: Final = 15
+RUNS: Final = 200
+"""Timed single-record runs of each candidate in a round; the candidates take turns."""
+WARM_UP: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds for one record."""
+
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One candidate as it would ship.
+
+    Attributes:
+        name: As in the specification.
+        size_bytes: Of the file.
+        latency: Of the model alone, for one record.
+        metrics: On the test split.
+        fairness: ``{<metric>: {<attribute>: value}}`` on the test split.
+        difference: Largest difference of a probability from the module that it was made from.
+    """
+
+    name: str
+    size_bytes: int
+    latency: Latency
+    metrics: Mapping[str, float]
+    fairness: Mapping[str, Mapping[str, float]]
+    difference: float
+
+
+def objections(candidate: Measured, reference: Measured, spec: JobSpec, first_metric: str) -> list[str]:
+    """Why `candidate` may not ship; empty if it may.
+
+    Args:
+        candidate: Judged.
+        reference: The fp32 candidate.
+        spec: Gates, fairness bounds and the largest drop.
+        first_metric: Whose drop counts if there are no gates.
+    """
+    found = []
+    if candidate.difference > PARITY_TOLERANCE:
+        found.append(f"its file differs from the model by {candidate.difference:.2g} in probability")
+    for metric in dict.fromkeys([gate.metric for gate in spec.gates] or [first_metric]):
+        drop = reference.metrics[metric] - candidate.metrics[metric]
+        drop = -drop if metric in LOWER_IS_BETTER else drop
+        if drop > spec.optimization.max_metric_drop:
+            found.append(f"{metric} is {drop:.4f} worse than {REFERENCE}'s, over {spec.optimization.max_metric_drop}")
+    for gate in spec.gates:
+        value = candidate.metrics[gate.metric]
+        if gate.min is not None and value < gate.min:
+            found.append(f"{gate.metric} {value:.4f} is below the gate {gate.min}")
+        if gate.max is not None and value > gate.max:
+            found.append(f"{gate.metric} {value:.4f} is above the gate {gate.max}")
+    if spec.fairness.on_failure == "block":
+        found += [
+            f"{metric} by {attribute} {value:.4f} is above the bound {bound}"
+            for metric, bound in spec.fairness.metrics.items()
+            for attribute, value in candidate.fairness.get(metric, {}).items()
+            if value > bound
+        ]
+    return found
+
+
+def select(candidates: Sequence[Measured], passed: set[str], objective: str) -> str:
+    """The name of the candidate that ships: the best by `objective` of those that passed, fp32 on a tie.
+
+    Args:
+        candidates: All that were measured, fp32 among them.
+        passed: Names of those without objections; not empty.
+        objective: ``latency_p50``, ``latency_p99`` or ``size``.
+    """
+    costs: dict[str, Callable[[Measured], float]] = {
+        "latency_p50": lambda c: c.latency.p50,
+        "latency_p99": lambda c: c.latency.p99,
+        "size": lambda c: float(c.size_bytes),
+    }
+    cost = costs[objective]
+    able = [candidate for candidate in candidates if candidate.name in passed]
+    best = min(able, key=cost)
+    reference = next((candidate for candidate in able if candidate.name == REFERENCE), best)
+    return best.name if cost(best) < cost(reference) * (1 - TIE) else reference.name
+
+
+def measure_latency(runners: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS) -> dict[str, Latency]:
+    """Times each runner in turns, so that a busy moment of the node hits all alike.
+
+    Args:
+        runners: Each scores one record, chosen by a number.
+        rounds: How many turns each takes.
+
+    Returns:
+        The median over the turns of each turn's percentiles: one disturbed turn does not count.
+    """
+    taken: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in runners}
+    for turn in range(rounds + 1):
+        for name, runner in runners.items():
+            times = np.empty(RUNS if turn else WARM_UP)
+            for i in range(len(times)):
+                start = time.perf_counter_ns()
+                runner(i)
+                times[i] = (time.perf_counter_ns() - start) / 1e6
+            if turn:
+                taken[name].append(np.quantile(times, [0.5, 0.99]))
+    return {name: Latency(*(float(x) for x in np.median(turns, axis=0))) for name, turns in taken.items()}
+
+
+def module_runner(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[int], object]:
+    """Scores the record of a number with a TorchScript module."""
+    records = [tuple(part[i : i + 1] for part in inputs) for i in range(min(RUNS, len(inputs[0])))]
+
+    def score(i: int) -> object:
+        with torch.inference_mode():
+            return module(*records[i % len(records)])
+
+    return score
+
+
+def session_runner(content: bytes, threads: int, inputs: Sequence[Tensor]) -> Callable[[int], object]:
+    """Scores the record of a number with ONNX Runtime."""
+    session = export.onnx_session(content, threads)
+    records = [tuple(part[i : i + 1] for part in inputs) for i in range(min(RUNS, len(inputs[0])))]
+    return lambda i: export.run_onnx(session, records[i % len(records)])
+
+
+def group_differences(found: Trained, scores: npt.NDArray[np.float64], spec: JobSpec) -> dict[str, dict[str, float]]:
+    """``{<metric>: {<attribute>: value}}`` of a candidate's scores."""
+    differences: dict[str, dict[str, float]] = {}
+    for attribute in spec.data.sensitive_attributes:
+        groups = data.groups(found.test, attribute)
+        values = fairness.point_estimates(groups, found.positive, scores >= THRESHOLD, spec.fairness.min_group_size)
+        for metric, value in values.items():
+            differences.setdefault(metric, {})[attribute] = value
+    return differences
+
+
+def export_onnx(
+    found: Trained, names: Sequence[str], threads: int
+) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
+    """Each candidate's ONNX file, and how far its probabilities are from the trained model's.
+
+    Raises:
+        JobFailure: A graph computes something else than the model.
+    """
+    wanted = trained.probabilities(found.model, found.inputs)
+    plain = export.to_onnx(found.model, found.inputs)
+    files = {name: plain if name == REFERENCE else export.onnx_int8(plain) for name in names}
+    checks: dict[str, dict[str, Any]] = {}
+    for name, content in files.items():
+        logits = export.run_onnx(export.onnx_session(content, threads), found.inputs)
+        difference = float(np.abs(torch.sigmoid(logits.double()).numpy() - wanted).max())
+        tolerance = PARITY_TOLERANCE if name == REFERENCE else ONNX_INT8_TOLERANCE
+        if difference > tolerance:
+            raise JobFailure(
+                FailureClass.GATE_FAILED,
+                f"the ONNX file of {name} differs from the model by {difference:.2g} in probability, over {tolerance}",
+                "Remove onnx from spec.optimization.export, or report the model's operators to ONNX's exporter",
+            )
+        checks[name] = {"sizeBytes": len(content), "maxAbsDifference": difference, "tolerance": tolerance}
+    return files, checks
+
+
+def main(job: Job) -> Summary:
+    """Makes, measures, chooses; returns the summary."""
+    threads = cpu_limit()
+    torch.set_num_threads(threads)
+    found, asked = trained.load(job), job.spec.optimization
+    modules = {name: MAKE[name](found.model) for name in asked.candidates}
+    files = {name: export.torchscript(module, found.inputs) for name, module in modules.items()}
+    loaded = {name: export.load_torchscript(content) for name, content in files.items()}
+    latencies = measure_latency({name: module_runner(module, found.inputs) for name, module in loaded.items()})
+    candidates = []
+    for name, module in loaded.items():
+        scores = trained.probabilities(module, found.inputs)
+        difference = float(np.abs(scores - trained.probabilities(modules[name], found.inputs)).max())
+        metrics = found.task.evaluate(found.positive, scores)
+        differences = group_differences(found, scores, job.spec)
+        candidates.append(Measured(name, len(files[name]), latencies[name], metrics, differences, difference))
+
+    reference = next(candidate for candidate in candidates if candidate.name == REFERENCE)
+    reasons = {c.name: objections(c, reference, job.spec, found.task.metrics[0]) for c in candidates}
+    passed = {name for name, reason in reasons.items() if not reason}
+    for candidate in candidates:
+        say(
+            f"{candidate.name}: size={candidate.size_bytes} p50_ms={candidate.latency.p50:.4f} "
+            f"p99_ms={candidate.latency.p99:.4f} {'; '.join(reasons[candidate.name]) or 'passed'}"
+        )
+    if not passed:
+        raise JobFailure(
+            FailureClass.GATE_FAILED,
+            "no candidate may ship: " + "; ".join(f"{name}: {', '.join(reason)}" for name, reason in reasons.items()),
+            "Relax spec.gates, spec.fairness.metrics or spec.optimization.maxMetricDrop, or improve the model",
+        )
+    chosen = select(candidates, passed, asked.objective)
+    say(f"selected {chosen} by {asked.objective}")
+
+    listed = {name: {"torchscript": f"{Artifacts.CANDIDATES}/{name}.pt"} for name in files}
+    onnx_report: dict[str, dict[str, Any]] = {}
+    if "onnx" in asked.export:
+        onnx_files, onnx_report = export_onnx(found, asked.candidates, threads)
+        onnx_latencies = measure_latency(
+            {name: session_runner(content, threads, found.inputs) for name, content in onnx_files.items()}
+        )
+        for name, content in onnx_files.items():
+            listed[name]["onnx"] = f"{Artifacts.CANDIDATES}/{name}.onnx"
+            job.store.write(listed[name]["onnx"], content)
+            onnx_report[name] |= in_milliseconds(onnx_latencies[name])
+    for name, content in files.items():
+        job.store.write(listed[name]["torchscript"], content)
+    return finish(job, candidates, reasons, chosen, {"files": listed, "onnx": onnx_report, "threads": threads})
+
+
+def in_milliseconds(latency: Latency) -> dict[str, float]:
+    """The latency's fields as reports name them."""
+    return {"latencyP50Ms": round(latency.p50, 4), "latencyP99Ms": round(latency.p99, 4)}
+
+
+def finish(
+    job: Job, candidates: Sequence[Measured], reasons: Mapping[str, list[str]], chosen: str, more: Mapping[str, Any]
+) -> Summary:
+    """Writes the report and returns the summary."""
+    entries = [
+        {
+            "name": c.name,
+            "sizeBytes": c.size_bytes,
+            **in_milliseconds(c.latency),
+            "metrics": {name: round(value, 6) for name, value in c.metrics.items()},
+            "passed": not reasons[c.name],
+            "reason": "; ".join(reasons[c.name]),
+        }
+        for c in candidates
+    ]
+    full = [
+        {**entry, "fairness": c.fairness, "maxAbsDifference": c.difference, "tolerance": PARITY_TOLERANCE}
+        for entry, c in zip(entries, candidates, strict=True)
+    ]
+    winner = next(c for c in candidates if c.name == chosen)
+    report = {
+        "selected": chosen,
+        "objective": job.spec.optimization.objective,
+        "maxMetricDrop": job.spec.optimization.max_metric_drop,
+        "candidates": full,
+        "latencyRuns": ROUNDS * RUNS,
+        **more,
+    }
+    metrics = {
+        "latency_p50_ms": winner.latency.p50,
+        "latency_p99_ms": winner.latency.p99,
+        "size_bytes": float(winner.size_bytes),
+    }
+    return job.finish(report, metrics, {"selected": chosen, "candidates": entries})
+
+
+if __name__ == "__main__":
+    sys.exit(run(Stage.OPTIMIZE, main))
