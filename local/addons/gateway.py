@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from .client import JSON
 from .controller import digest
-from .istio import ADMIN_PORT, PORTS, STAT_PREFIX, Config, bootstrap, configuration_files
+from .istio import ADMIN_PORT, STAT_PREFIX, Config, bootstrap, configuration_files
 
 LOG = logging.getLogger("addons")
 
@@ -29,9 +29,9 @@ POLL_SECONDS: Final = 0.01
 
 def prepare(folder: Path, **ports: int) -> None:
     """Writes what Envoy needs to start: its bootstrap and an empty configuration. Run before Envoy."""
-    (folder / "bootstrap.json").write_text(json.dumps(bootstrap(str(folder), **ports)))
+    write(folder / "bootstrap.json", bootstrap(str(folder), **ports))
     for name in ("cds.json", "lds.json"):
-        _replace(folder / name, {})
+        replace(folder / name, {})
 
 
 class Publisher:
@@ -82,7 +82,7 @@ class Publisher:
         """Puts one file in place; one of the same content is left alone."""
         version = digest(resources)
         if self._written.get(name) != version:
-            _replace(self._folder / name, resources)
+            replace(self._folder / name, resources)
             self._written[name] = version
 
     def _took(self, name: str) -> bool:
@@ -133,12 +133,17 @@ def _statistic(name: str) -> str:
     if name == "lds.json":
         return "listener_manager.lds.version_text"
     port = int(name.removeprefix("rds-").removesuffix(".json"))
-    return f"http.{STAT_PREFIX.format(port=PORTS[port])}.rds.http.{port}.version_text"
+    return f"http.{STAT_PREFIX.format(port=port)}.rds.http.{port}.version_text"
 
 
-def _replace(path: Path, resources: dict[str, Any]) -> None:
-    """Writes a DiscoveryResponse beside its place and renames it there, so that Envoy never reads half a file."""
-    response = {"version_info": digest(resources), "resources": [resources[name] for name in sorted(resources)]}
+def replace(path: Path, resources: dict[str, Any]) -> None:
+    """Puts resources into a file as Envoy's DiscoveryResponse, whose version is their digest."""
+    ordered = [resources[name] for name in sorted(resources)]
+    write(path, {"version_info": digest(resources), "resources": ordered})
+
+
+def write(path: Path, content: JSON) -> None:
+    """Writes JSON beside its place and renames it there, so that Envoy never reads half a file."""
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(response))
+    temporary.write_text(json.dumps(content))
     temporary.replace(path)

@@ -9,7 +9,7 @@ gateway does not exist.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -82,17 +82,18 @@ class Config:
     rejected: tuple[str, ...] = ()
 
 
-def render(objects: Objects, folder: str) -> Config:
+def render(objects: Objects, folder: str, open_ports: Mapping[int, int] = PORTS) -> Config:
     """The whole configuration.
 
     Args:
         objects: What the cluster holds.
         folder: Where ``gateway`` puts the files that Envoy reads.
+        open_ports: A Gateway's port to the pod's.
     """
     listeners, routes, rejected = {}, {}, []
-    for port, servers in _servers(objects.gateways).items():
+    for port, servers in _servers(objects.gateways, open_ports).items():
         name = f"http.{port}"
-        listeners[name] = _listener(port, name, folder)
+        listeners[name] = _listener(port, open_ports[port], folder)
         hosts, problems = _virtual_hosts(objects, servers)
         rejected += problems
         # A client may or may not put the port into its Host header.
@@ -163,12 +164,12 @@ _STATS_TAGS: Final = [
     # Host names hold dots, at which Envoy's own tag for clusters would cut them.
     {"tag_name": "envoy.cluster_name", "regex": r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)"},
     {"tag_name": "envoy.response_code", "regex": r"_rq(_(\d{3}))$"},
-    {"tag_name": "envoy.response_code_class", "regex": r"_rq(_(\dxx))$"},
+    {"tag_name": "envoy.response_code_class", "regex": r"_rq_((\d))xx$"},
     {"tag_name": "envoy.http_conn_manager_prefix", "regex": r"^http\.((.+?)\.)(?=(downstream|rds|no_|rq_|tracing))"},
 ]
 
 
-def _servers(gateways: list[JSON]) -> dict[int, list[tuple[JSON, JSON]]]:
+def _servers(gateways: list[JSON], open_ports: Mapping[int, int]) -> dict[int, list[tuple[JSON, JSON]]]:
     """``{port: [(gateway, server)]}`` for the HTTP servers that this gateway's pod can open."""
     result: dict[int, list[tuple[JSON, JSON]]] = {}
     for gateway in gateways:
@@ -177,7 +178,7 @@ def _servers(gateways: list[JSON]) -> dict[int, list[tuple[JSON, JSON]]]:
             continue
         for server in gateway["spec"].get("servers") or []:
             port = server["port"]
-            if port["number"] in PORTS and port["protocol"].upper() in ("HTTP", "HTTP2", "GRPC"):
+            if port["number"] in open_ports and port["protocol"].upper() in ("HTTP", "HTTP2", "GRPC"):
                 result.setdefault(port["number"], []).append((gateway, server))
     return result
 
@@ -478,8 +479,9 @@ def _outliers(outliers: JSON) -> JSON:
     return result
 
 
-def _listener(port: int, routes: str, folder: str) -> JSON:
-    manager = _manager(STAT_PREFIX.format(port=PORTS[port]))
+def _listener(port: int, pod_port: int, folder: str) -> JSON:
+    routes = f"http.{port}"
+    manager = _manager(STAT_PREFIX.format(port=port))
     manager |= {
         "rds": {"route_config_name": routes, "config_source": _path(f"{folder}/rds-{port}.json")},
         "normalize_path": True,
@@ -491,7 +493,7 @@ def _listener(port: int, routes: str, folder: str) -> JSON:
     return {
         "@type": LISTENER,
         "name": routes,
-        "address": _socket("0.0.0.0", PORTS[port]),  # noqa: S104  a gateway listens to everybody
+        "address": _socket("0.0.0.0", pod_port),  # noqa: S104  a gateway listens to everybody
         "filter_chains": [chain],
     }
 
