@@ -220,7 +220,7 @@ def bare_api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiSer
 @pytest.fixture(scope="session")
 def api_server(bare_api_server: ApiServer) -> ApiServer:
     """The API server with this project's CRDs."""
-    bare_api_server.install_crds(*sorted(CRD_FOLDER.glob("*.yaml")))
+    bare_api_server.install_crds(*sorted(CRD_FOLDER.glob("mlplatform.dev_*.yaml")))
     return bare_api_server
 
 

@@ -1,0 +1,88 @@
+"""Writes what is derived: the chart's copies of the API and the runtime, and the kustomize files rendered from the chart.
+
+Run by people after a change to manifests/crd, images/serving/clusterservingruntime.yaml or the chart:
+``.venv/bin/python charts/generate.py``. tests/unit/test_chart.py fails while its output is not committed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+CHART = REPOSITORY / "charts/mlplatform"
+NAMESPACE = "mlplatform-system"
+
+COPIES = {
+    "manifests/crd/mlplatform.dev_mlmodels.yaml": "charts/mlplatform/files/crd/mlplatform.dev_mlmodels.yaml",
+    "manifests/crd/mlplatform.dev_modelversions.yaml": "charts/mlplatform/files/crd/mlplatform.dev_modelversions.yaml",
+    "images/serving/clusterservingruntime.yaml": "charts/mlplatform/files/clusterservingruntime.yaml",
+}
+RENDERED = {
+    "manifests/base/operator.yaml": ["templates/operator.yaml"],
+    "manifests/base/rbac.yaml": ["templates/rbac.yaml"],
+    "manifests/base/serving-runtime.yaml": ["templates/serving-runtime.yaml"],
+    "manifests/base/gateway.yaml": ["templates/gateway.yaml"],
+    "manifests/base/model-namespace.yaml": ["templates/model-namespaces.yaml"],
+    "manifests/overlays/kind/store.yaml": ["templates/store.yaml"],
+}
+HEADER = "# Rendered from the chart by charts/generate.py; change the chart and run it again.\n"
+
+
+def template(helm: str, *arguments: str) -> list[dict[str, Any]]:
+    """The objects of ``helm template`` for the release and namespace that the kustomize files are written for."""
+    done = subprocess.run(
+        [helm, "template", "mlplatform", CHART, "--namespace", NAMESPACE, "--kube-version", "1.28", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def without_helm(obj: dict[str, Any]) -> dict[str, Any]:
+    """The object less what only Helm reads: its labels and annotations, on the object and on its pods."""
+    for meta in (obj["metadata"], obj.get("spec", {}).get("template", {}).get("metadata", {})):
+        for key in ("labels", "annotations"):
+            kept = {k: v for k, v in meta.get(key, {}).items() if not k.startswith("helm.sh/")}
+            kept.pop("app.kubernetes.io/managed-by", None)
+            meta[key] = kept
+            if not kept:
+                del meta[key]
+    return obj
+
+
+def derived(helm: str) -> dict[Path, str]:
+    """Every derived file with the text it must have."""
+    texts = {REPOSITORY / target: (REPOSITORY / source).read_text() for source, target in COPIES.items()}
+    for target, templates in RENDERED.items():
+        shown = [flag for name in templates for flag in ("--show-only", name)]
+        # The Secret is left to a generator: its credentials are the user's.
+        objects = [without_helm(o) for o in template(helm, *shown) if o["kind"] != "Secret"]
+        texts[REPOSITORY / target] = HEADER + yaml.safe_dump_all(objects, sort_keys=False, width=120)
+    return texts
+
+
+def main() -> int:
+    """Writes the copies first, because the chart renders them."""
+    helm = sys.argv[1] if len(sys.argv) > 1 else shutil.which("helm")
+    if not helm:
+        print("no helm on PATH: give its path, e.g. $(python3 -m local binaries)/helm", file=sys.stderr)
+        return 2
+    for source, target in COPIES.items():
+        shutil.copyfile(REPOSITORY / source, REPOSITORY / target)
+    for path, text in derived(helm).items():
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            print("wrote", path.relative_to(REPOSITORY))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
