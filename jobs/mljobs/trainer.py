@@ -342,6 +342,8 @@ class Trainer:
     def _save(self) -> None:
         tensors, _ = self._state()
         self._checkpoints.save(self.progress.step, tensors, dataclasses.asdict(self.progress))
+        if self._topology.rank == 0:
+            say(f"checkpoint step={self.progress.step}/{self.plan.steps}")
 
     def _resume(self) -> None:
         manifest = self._checkpoints.latest()
