@@ -1,0 +1,269 @@
+"""The only module that writes to the API server.
+
+Called by `mlplatform.reconciler`, in threads. Plain requests over the official
+client's connection (TLS, tokens and their renewal): the objects are dicts
+already, and requests like these are the same on every Kubernetes since 1.20.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any, Final
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from mlplatform import contract
+from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
+from mlplatform.resources import PLURALS
+from mlplatform.snapshot import Object, stamp, uid_of
+
+log = logging.getLogger(__name__)
+
+TIMEOUT: Final = (5, 30)
+"""Seconds to connect and to answer."""
+
+_MERGE: Final = "application/merge-patch+json"
+_JSON_PATCH: Final = "application/json-patch+json"
+_APPLY: Final = "application/apply-patch+yaml"
+
+KIND_SEEN_AGAIN: Final = 60.0
+KIND_MISSED_AGAIN: Final = 5.0
+"""Seconds for which a look at what the API server serves counts."""
+
+
+class ClusterError(Exception):
+    """The API server did not do what was asked; worth another try after a pause.
+
+    Attributes:
+        lasting: A person must mend it; until then every try ends the same way.
+    """
+
+    lasting = False
+
+
+class Forbidden(ClusterError):  # noqa: N818  a kind of ClusterError, named for what it says
+    """RBAC does not let the operator do this; the message names verb, kind and namespace."""
+
+    lasting = True
+
+
+class NameTaken(ClusterError):  # noqa: N818  likewise
+    """An object of that name belongs to somebody else, and is left alone."""
+
+    lasting = True
+
+
+class Conflict(ClusterError):  # noqa: N818  likewise
+    """Somebody else wrote first; looking again shows what."""
+
+
+class Rejected(ClusterError):  # noqa: N818  likewise
+    """The API server or a webhook finds the object invalid; the message is its own."""
+
+    lasting = True
+
+
+def connect() -> client.ApiClient:
+    """The in-cluster ServiceAccount when there is one, else the current kubeconfig context."""
+    settings = client.Configuration()
+    try:
+        config.load_incluster_config(settings)
+    except config.ConfigException:
+        config.load_kube_config(client_configuration=settings)
+    # Every request here can be sent twice without harm: names are given, patches are absolute.
+    settings.retries = urllib3.Retry(
+        total=3, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), allowed_methods=None, raise_on_status=False
+    )
+    return client.ApiClient(settings)
+
+
+class Cluster:
+    """Writes objects, and knows which kinds the API server serves."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
+        self._served: dict[str, tuple[float, frozenset[str]]] = {}
+
+    def do(self, write: Write) -> Object | None:
+        """Carries out one write.
+
+        Returns:
+            The object as it is now, or None when it was deleted or could not be seen.
+
+        Raises:
+            ClusterError: See its kinds.
+        """
+        if isinstance(write, Create):
+            return self.create(write.manifest)
+        if isinstance(write, Apply):
+            return self.apply(write.manifest)
+        if isinstance(write, Patch):
+            return self.patch(write.ref, write.body)
+        self.delete(write)
+        return None
+
+    def create(self, manifest: Object) -> Object | None:
+        """Creates the object; when it exists already, returns it as it is.
+
+        Raises:
+            NameTaken: One of that name exists and has another owner.
+            ClusterError: See its kinds.
+        """
+        try:
+            return self._request(
+                "POST", _path(Ref.to(manifest), collection=True), manifest, fieldManager=contract.MANAGER
+            )
+        except Conflict:
+            return self._own(manifest)
+
+    def apply(self, manifest: Object) -> Object | None:
+        """Server-side apply: creates the object, or takes over the fields that the manifest names.
+
+        Raises:
+            NameTaken: One of that name exists and has another owner.
+            ClusterError: See its kinds.
+        """
+        self._own(manifest)
+        return self._request(
+            "PATCH", _path(Ref.to(manifest)), manifest, _APPLY, fieldManager=contract.MANAGER, force="true"
+        )
+
+    def patch(self, ref: Ref, body: Object) -> Object | None:
+        """Merge-patches the object; None when it is gone."""
+        return self._request("PATCH", _path(ref), body, _MERGE, absent_ok=True, fieldManager=contract.MANAGER)
+
+    def delete(self, deletion: Delete) -> None:
+        """Deletes the object and, in the background, what it owns."""
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+        self._request("DELETE", _path(deletion.ref), options, absent_ok=True)
+
+    def write_status(self, obj: Object, status: Object) -> Object | None:
+        """Replaces the object's status; None when it is gone, or is another object of that name."""
+        body = [
+            {"op": "test", "path": "/metadata/uid", "value": uid_of(obj)},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        path = f"{_path(Ref.to(obj))}/status"
+        return self._request("PATCH", path, body, _JSON_PATCH, absent_ok=True, fieldManager=contract.MANAGER)
+
+    def post(self, obj: Object, event: Event, when: Any) -> None:
+        """Posts an Event about the object. Events inform; one that cannot be posted is logged, and that is all."""
+        ref = Ref.to(obj)
+        moment = stamp(when)
+        manifest = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{ref.name}.{contract.digest([uid_of(obj), event.reason, event.message, moment])}",
+                "namespace": ref.namespace,
+            },
+            "involvedObject": {
+                "apiVersion": ref.api_version,
+                "kind": ref.kind,
+                "namespace": ref.namespace,
+                "name": ref.name,
+                "uid": uid_of(obj),
+                "resourceVersion": obj["metadata"].get("resourceVersion", ""),
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:1024],
+            "source": {"component": contract.MANAGER},
+            "reportingComponent": contract.MANAGER,
+            "reportingInstance": contract.MANAGER,
+            "firstTimestamp": moment,
+            "lastTimestamp": moment,
+            "count": 1,
+        }
+        try:
+            self.create(manifest)
+        except ClusterError as error:
+            log.warning("event %s of %s/%s was not posted: %s", event.reason, ref.namespace, ref.name, error)
+
+    def missing(self, kinds: dict[str, str]) -> frozenset[str]:
+        """Which of ``{kind: apiVersion}`` the API server does not serve.
+
+        Raises:
+            ClusterError: It could not be asked.
+        """
+        return frozenset(kind for kind, version in kinds.items() if kind not in self._kinds(version, kind))
+
+    def get(self, ref: Ref) -> Object | None:
+        """The object as it is; None when there is none."""
+        return self._request("GET", _path(ref), absent_ok=True)
+
+    def _own(self, manifest: Object) -> Object | None:
+        """The live object of that name, which must not belong to anybody else."""
+        ref = Ref.to(manifest)
+        live = self.get(ref)
+        mine = {r["uid"] for r in manifest["metadata"].get("ownerReferences") or ()}
+        theirs = {r["uid"] for r in (live or {}).get("metadata", {}).get("ownerReferences") or ()}
+        if live is not None and mine and not mine & theirs:
+            raise NameTaken(
+                f"{ref.kind} {ref.namespace}/{ref.name} exists and belongs to something else; "
+                "it is left alone. Rename the MLModel, or delete that object"
+            )
+        return live
+
+    def _kinds(self, version: str, kind: str) -> frozenset[str]:
+        now = time.monotonic()
+        seen, kinds = self._served.get(version, (-KIND_SEEN_AGAIN, frozenset()))
+        if now - seen < (KIND_SEEN_AGAIN if kind in kinds else KIND_MISSED_AGAIN):
+            return kinds
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        listed = self._request("GET", root, absent_ok=True) or {}
+        kinds = frozenset(resource["kind"] for resource in listed.get("resources") or ())
+        self._served[version] = (now, kinds)
+        return kinds
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        *,
+        absent_ok: bool = False,
+        **query: str,
+    ) -> Object | None:
+        try:
+            response = self._api.call_api(
+                path,
+                method,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=TIMEOUT,
+            )
+        except ApiException as error:
+            if error.status == 404 and absent_ok:  # noqa: PLR2004  HTTP
+                return None
+            raise _explain(error, f"{method} {path}") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise ClusterError(f"{method} {path}: the API server did not answer: {error}") from error
+        found: Object = json.loads(response.data)
+        return found
+
+
+def _path(ref: Ref, *, collection: bool = False) -> str:
+    root = f"/apis/{ref.api_version}" if "/" in ref.api_version else f"/api/{ref.api_version}"
+    base = f"{root}/namespaces/{ref.namespace}/{PLURALS[ref.kind]}"
+    return base if collection else f"{base}/{ref.name}"
+
+
+def _explain(error: ApiException, request: str) -> ClusterError:
+    """The API server's own words, under the kind of error that says what to do about it."""
+    try:
+        message = json.loads(error.body or "")["message"]
+    except (ValueError, KeyError, TypeError):
+        message = error.reason
+    text = f"{request}: {error.status} {message}"
+    kinds = {401: Forbidden, 403: Forbidden, 409: Conflict, 400: Rejected, 422: Rejected}
+    return kinds.get(error.status, ClusterError)(text)

@@ -1,0 +1,224 @@
+"""The operator's program: `python -m mlplatform.main`. Wiring only.
+
+kopf watches, keeps the indexes and gives each MLModel and ModelVersion a
+daemon; what the daemons do is in `mlplatform.reconciler`. There are no
+create/update handlers: a change only wakes the daemon, which looks at
+everything anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import kopf
+import prometheus_client
+
+from mlplatform import __version__, contract
+from mlplatform.cluster import Cluster, connect
+from mlplatform.reconciler import Reconciler, World
+from mlplatform.settings import Settings, SettingsError
+from mlplatform.snapshot import Object
+
+log = logging.getLogger("mlplatform")
+
+Key = tuple[str, str]
+"""Namespace and name of the MLModel that an object belongs to."""
+
+Where = tuple[str, str, str]
+"""Group, version and plural of a kind."""
+
+FINALIZER: Final = f"{contract.GROUP}/operator"
+"""Lets a running pass end before its object goes. What the object owns, owner references clean up."""
+
+STOP_SECONDS: Final = 5.0
+"""How long that may take; after it kopf cancels the pass and releases the object, come what may."""
+
+
+class Alarm:
+    """Wakes the daemons of a model: its own and its versions'."""
+
+    def __init__(self) -> None:
+        self._events: dict[Key, set[asyncio.Event]] = defaultdict(set)
+
+    def ring(self, key: Key) -> None:
+        """Something about the model or its children has changed."""
+        for event in self._events.get(key, ()):
+            event.set()
+
+    def subscribe(self, key: Key) -> asyncio.Event:
+        """An event that is set whenever that model's alarm rings."""
+        event = asyncio.Event()
+        self._events[key].add(event)
+        return event
+
+    def unsubscribe(self, key: Key, event: asyncio.Event) -> None:
+        """Ends a subscription."""
+        self._events[key].discard(event)
+        if not self._events[key]:
+            del self._events[key]
+
+
+class Indexes:
+    """kopf's indexes as a `reconciler.Store`: one a kind, by the model that the objects belong to."""
+
+    def __init__(self, by_kind: Mapping[str, kopf.Index[Key, Object]]) -> None:
+        self._by_kind = by_kind
+
+    def objects(self, kind: str, namespace: str, model: str) -> Iterable[Object]:
+        """Objects of that kind that belong to the model."""
+        index = self._by_kind[kind]
+        return tuple(index[namespace, model]) if (namespace, model) in index else ()
+
+
+def watched(settings: Settings) -> dict[str, Where]:
+    """What is watched, by kind."""
+    istio_group, istio_version = settings.istio_api_version.split("/")
+    return {
+        "MLModel": (contract.GROUP, "v1alpha1", "mlmodels"),
+        "ModelVersion": (contract.GROUP, "v1alpha1", "modelversions"),
+        "PyTorchJob": ("kubeflow.org", "v1", "pytorchjobs"),
+        "Job": ("batch", "v1", "jobs"),
+        "Pod": ("", "v1", "pods"),
+        "InferenceService": ("serving.kserve.io", "v1beta1", "inferenceservices"),
+        "Service": ("", "v1", "services"),
+        "VirtualService": (istio_group, istio_version, "virtualservices"),
+    }
+
+
+def model_key(kind: str, obj: Mapping[str, Any]) -> Key | None:
+    """Which model an object belongs to; None when to none."""
+    meta = obj["metadata"]
+    if kind == "MLModel":
+        return meta["namespace"], meta["name"]
+    model = obj["spec"].get("model") if kind == "ModelVersion" else (meta.get("labels") or {}).get(contract.LABEL_MODEL)
+    return (meta["namespace"], model) if model else None
+
+
+def slim(kind: str, obj: Mapping[str, Any]) -> Object:
+    """The parts that decisions rest on: memory grows with pods, and most of a pod is its spec."""
+    found: Object = {
+        "apiVersion": obj.get("apiVersion", "v1"),
+        "kind": kind,
+        "metadata": {k: v for k, v in obj["metadata"].items() if k != "managedFields"},
+        "status": obj.get("status") or {},
+    }
+    return found if kind == "Pod" else {**found, "spec": obj.get("spec") or {}}
+
+
+def wire(registry: kopf.OperatorRegistry, settings: Settings, cluster: Cluster) -> None:
+    """Registers every handler."""
+    alarm, kinds = Alarm(), watched(settings)
+    for kind, where in kinds.items():
+        _watch(registry, kind, where, alarm)
+    for kind in ("MLModel", "ModelVersion"):
+        _keep(registry, kind, kinds, alarm, lambda indexes: World(cluster, indexes, settings))
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        # Not through the client library: kopf re-reads a ServiceAccount's token when it has expired.
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.startup(registry=registry)
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        tune(settings, kinds)
+
+
+def tune(settings: kopf.OperatorSettings, kinds: Mapping[str, Where]) -> None:
+    """Sets kopf up."""
+    settings.posting.enabled = False  # Events come from plans, once a change.
+    settings.persistence.finalizer = FINALIZER
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=contract.GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=contract.GROUP)
+    settings.background.instant_exit_timeout = STOP_SECONDS
+    settings.networking.connect_timeout = 10
+    settings.networking.request_timeout = 60
+    settings.watching.server_timeout = 300  # A watch that a dead peer has left hanging is noticed by then.
+    for kind, where in kinds.items():
+        if kind not in {"MLModel", "ModelVersion"}:
+            settings.watching.label_selectors[where] = contract.LABEL_MODEL
+
+
+def _watch(registry: kopf.OperatorRegistry, kind: str, where: Where, alarm: Alarm) -> None:
+    """Indexes a kind's objects, and wakes the daemons of the model that a changed one belongs to."""
+
+    @kopf.index(*where, id=kind, registry=registry)
+    async def index(body: kopf.Body, **_: Any) -> dict[Key, Object] | None:
+        key = model_key(kind, body)
+        return {key: slim(kind, body)} if key else None
+
+    @kopf.on.event(*where, id=f"wake-{kind}", registry=registry)
+    async def wake(body: kopf.Body, **_: Any) -> None:
+        key = model_key(kind, body)
+        if key:
+            alarm.ring(key)
+
+
+def _keep(
+    registry: kopf.OperatorRegistry,
+    kind: str,
+    kinds: Mapping[str, Where],
+    alarm: Alarm,
+    world: Callable[[Indexes], World],
+) -> None:
+    """Gives each object of a kind a daemon."""
+
+    @kopf.daemon(*kinds[kind], id=f"keep-{kind}", registry=registry, cancellation_timeout=STOP_SECONDS, backoff=10)
+    async def keep(body: kopf.Body, stopped: kopf.DaemonStopped, **kwargs: Any) -> None:
+        key = model_key(kind, body)
+        if key is None:
+            return
+        ringing = alarm.subscribe(key)
+        try:
+            namespace, name = str(body["metadata"]["namespace"]), str(body["metadata"]["name"])
+            indexes = Indexes({child: kwargs[child] for child in kinds})
+            reconciler = Reconciler(world(indexes), kind, namespace, name, key[1])
+            await reconciler.run(lambda seconds: _rest(ringing, stopped, seconds))
+        finally:
+            alarm.unsubscribe(key, ringing)
+
+
+async def _rest(ringing: asyncio.Event, stopped: kopf.DaemonStopped, seconds: float) -> bool:
+    """Waits for the alarm, the end or the time; False at the end."""
+
+    async def until_stopped() -> None:
+        await stopped.wait()
+
+    waiters = {asyncio.create_task(ringing.wait()), asyncio.create_task(until_stopped())}
+    try:
+        await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiters:
+            waiter.cancel()
+    ringing.clear()
+    return not stopped.is_set()
+
+
+def main() -> None:
+    """Runs until a signal."""
+    kopf.configure(log_format=kopf.LogFormat.JSON)
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # It logs every wake-up as a success.
+    try:
+        settings = Settings.from_env(os.environ)
+    except SettingsError as error:
+        sys.exit(str(error))
+    registry = kopf.OperatorRegistry()
+    wire(registry, settings, Cluster(connect()))
+    prometheus_client.start_http_server(settings.metrics_port)
+    log.info("mlplatform operator %s watches %s", __version__, ", ".join(settings.namespaces) or "all namespaces")
+    kopf.run(
+        registry=registry,
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
+    )
+
+
+if __name__ == "__main__":
+    main()

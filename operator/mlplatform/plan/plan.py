@@ -1,0 +1,72 @@
+"""What a plan consists of.
+
+Filled by `plan.version` and `plan.model`; carried out by `mlplatform.reconciler`
+in the order of the fields, so that a crash between two writes loses nothing:
+what `cleanup` destroys, `status` has recorded before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+from mlplatform import api
+from mlplatform.actions import Event, Write
+from mlplatform.snapshot import Object
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to do now, and when to look again if nothing else happens.
+
+    Attributes:
+        writes: Children to make or move, in order.
+        status: The whole next status as JSON; written only when it differs.
+        cleanup: What is stopped or deleted once the status is written, in order.
+        events: To be posted last; each belongs to a change above.
+        look_again: When time alone may change the plan; None when only the cluster can.
+    """
+
+    writes: list[Write] = field(default_factory=list)
+    status: Object = field(default_factory=dict)
+    cleanup: list[Write] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    look_again: datetime | None = None
+
+    def look(self, when: datetime | None) -> None:
+        """Asks to look again at `when`, or earlier if that was asked before."""
+        if when is not None and (self.look_again is None or when < self.look_again):
+            self.look_again = when
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it writes no child; its status may still be new."""
+        return not (self.writes or self.cleanup)
+
+
+def status_json(status: api.ModelVersionStatus | api.MLModelStatus) -> Object:
+    """The status as it is written: no empty strings, lists or objects, but zeros stay."""
+    compact: Object = _compact(api.encode(status))
+    return compact
+
+
+def conditions_json(conditions: tuple[api.Condition, ...]) -> list[Object]:
+    """Conditions as a status holds them."""
+    return [_compact(api.encode(c)) for c in conditions]
+
+
+def known(cls: type[T], raw: Object) -> T:
+    """Reads a part of a status, less what this release does not know (a newer one may have written it)."""
+    names = {api.json_name(f.name) for f in fields(cls)}  # type: ignore[arg-type]  # only dataclasses come here
+    return api.decode(cls, {key: value for key, value in raw.items() if key in names}, "status")
+
+
+def _compact(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: small for k, v in value.items() if (small := _compact(v)) not in ("", [], {})}
+    if isinstance(value, list):
+        return [_compact(item) for item in value]
+    return value

@@ -1,0 +1,406 @@
+"""VersionSnapshot → Plan: the pipeline folded over what the cluster shows.
+
+Called by `mlplatform.reconciler` for each ModelVersion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from mlplatform import api, failures
+from mlplatform.actions import Create, Event, Patch, Ref
+from mlplatform.conditions import Book, Status
+from mlplatform.contract import ANNOTATION_RETRAIN, FailureClass, Summary
+from mlplatform.failures import Gravity, Sighting
+from mlplatform.plan.plan import Plan, known, status_json
+from mlplatform.resources import ADD_ONS
+from mlplatform.resources.workload import Phase, Workload
+from mlplatform.settings import Settings
+from mlplatform.snapshot import (
+    Object,
+    VersionSnapshot,
+    annotations_of,
+    controlled_by,
+    moment,
+    name_of,
+    stamp,
+    status_of,
+)
+from mlplatform.stages import PIPELINE, Definition
+
+REPORT_GRACE: Final = timedelta(seconds=15)
+"""A workload's end may be seen before its pod's; after this long the pod is taken to be gone."""
+
+ADD_ON_RETRY: Final = timedelta(seconds=15)
+"""How often a missing kind is looked for again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where one stage stands.
+
+    Attributes:
+        state: Pending has no workload; Failed and Succeeded are for good.
+        status: Of its condition.
+        reason: Of its condition.
+        message: Of its condition.
+        summary: What it measured, once it has ended.
+        failure: What is wrong, also while it may still come right.
+        started_at: When its pods could start.
+        finished_at: When it ended.
+    """
+
+    state: Literal["Pending", "Running", "Succeeded", "Failed"]
+    status: Status
+    reason: str
+    message: str
+    summary: Summary | None = None
+    failure: api.FailureStatus | None = None
+    started_at: str = ""
+    finished_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What every stage of one pass is looked at with.
+
+    Attributes:
+        snapshot: What the cluster shows.
+        spec: The version's spec, decoded.
+        held: Why no stage may run now (a condition's reason and message); None when they may.
+        now: The clock.
+        plan: Where the pass puts what it wants.
+    """
+
+    snapshot: VersionSnapshot
+    spec: api.ModelVersionSpec
+    held: tuple[str, str] | None
+    now: datetime
+    plan: Plan
+
+
+def plan_version(snapshot: VersionSnapshot, settings: Settings, now: datetime) -> Plan:
+    """What to do about one ModelVersion."""
+    version, previous, plan = snapshot.version, status_of(snapshot.version), Plan()
+    generation = version["metadata"].get("generation", 0)
+    book = Book(previous.get("conditions") or (), generation, now)
+    try:
+        spec = api.decode(api.ModelVersionSpec, version["spec"])
+    except api.SpecError as error:
+        book.set("Accepted", "False", "SpecInvalid", str(error))
+        book.set("Ready", "False", "SpecInvalid", str(error))
+        invalid = api.ModelVersionStatus(observed_generation=generation, stage="Failed", conditions=book.conditions())
+        plan.status = status_json(invalid)
+        plan.events = _events(book)
+        return plan
+    book.set("Accepted", "True", "SpecValid", "the spec is sound")
+
+    look = Pass(snapshot=snapshot, spec=spec, held=_held(snapshot), now=now, plan=plan)
+    records: list[api.StageStatus] = []
+    current: tuple[Definition, Progress] | None = None
+    for stage in PIPELINE:
+        if current:
+            book.set(stage.condition, "Unknown", "NotReached", f"comes after {current[0].name}")
+            continue
+        recorded = _recorded(previous, stage)
+        if recorded and recorded.outcome != "Running":
+            progress = _on_record(previous, recorded)
+            book.keep(stage.condition)
+        else:
+            progress = _observe(stage, look)
+            recorded = _record(stage, progress)
+            book.set(stage.condition, progress.status, progress.reason, progress.message)
+            if progress.state == "Pending" and not look.held and stage.kind not in snapshot.missing:
+                plan.writes.append(Create(stage.render(version, spec, settings)))
+        if recorded:
+            records.append(recorded)
+        _halt_or_resume(stage, progress, look)
+        if progress.state != "Succeeded":
+            current = (stage, progress)
+    _summarise(book, current)
+    plan.status = status_json(_status(generation, book, records, current))
+    plan.events = _events(book)
+    return plan
+
+
+def _held(snapshot: VersionSnapshot) -> tuple[str, str] | None:
+    """Why no stage of this version may run now: a condition's reason and message; None when they may."""
+    model = snapshot.model
+    if model is None:
+        wanted = snapshot.version["spec"]["model"]
+        return "ModelMissing", f"there is no MLModel {wanted} that this version belongs to"
+    if model["spec"].get("suspend"):
+        return "Suspended", "spec.suspend of the MLModel is true"
+    try:
+        spec = api.decode(api.MLModelSpec, model["spec"])
+    except api.SpecError:
+        return None  # The MLModel says so itself; what already runs was asked for by a sound spec.
+    trigger = annotations_of(model).get(ANNOTATION_RETRAIN, "")
+    latest = api.version_name(name_of(model), spec, trigger)
+    if latest != name_of(snapshot.version):
+        return "Superseded", f"the MLModel asks for {latest}; this version goes on if it is asked for again"
+    return None
+
+
+def _observe(stage: Definition, look: Pass) -> Progress:
+    child = look.snapshot.children.get(stage.name)
+    if child is None:
+        return _absent(stage, look)
+    pods = [pod for pod in look.snapshot.pods.get(stage.name, ()) if controlled_by(pod, child)]
+    workload = stage.read(child)
+    trouble = failures.worst(pods, stage.name)
+    if trouble and trouble.gravity is Gravity.FINAL:
+        return _failed(trouble.failure, workload, look)
+    if workload.phase is Phase.SUCCEEDED:
+        return _judge(stage, pods, workload, look)
+    if workload.phase is Phase.FAILED:
+        return _failed(_cause(stage, trouble, workload, look), workload, look)
+    if workload.phase is Phase.SUSPENDED:
+        reason, message = look.held or ("Resuming", "its pods may run again")
+        return Progress(
+            state="Running", status="Unknown", reason=reason, message=message, started_at=workload.started_at
+        )
+    return _running(stage, trouble, workload, look)
+
+
+def _absent(stage: Definition, look: Pass) -> Progress:
+    if stage.kind in look.snapshot.missing:
+        look.plan.look(look.now + ADD_ON_RETRY)
+        message = (
+            f"the cluster does not serve {stage.kind}: install {ADD_ONS.get(stage.kind, stage.kind)}; "
+            "the version goes on by itself after that"
+        )
+        return Progress(state="Pending", status="False", reason="AddOnMissing", message=message)
+    name = f"{name_of(look.snapshot.version)}-{stage.name}"
+    reason, message = look.held or ("Starting", f"{stage.kind} {name} was created")
+    return Progress(state="Pending", status="Unknown", reason=reason, message=message)
+
+
+def _running(stage: Definition, trouble: Sighting | None, workload: Workload, look: Pass) -> Progress:
+    limit, since = stage.deadline(look.spec), moment(workload.started_at)
+    if limit is not None and since is not None:
+        if look.now >= since + limit:
+            message = f"{stage.name} ran longer than its deadline of {api.format_duration(limit)}"
+            return _failed(_late(stage, message, trouble), workload, look)
+        look.plan.look(since + limit)
+    if trouble is None:
+        return Progress(
+            state="Running",
+            status="Unknown",
+            reason="Running",
+            message=f"{stage.kind} is running",
+            started_at=workload.started_at,
+        )
+    blocked = trouble.gravity is Gravity.BLOCKED
+    waiting = "Unschedulable" if trouble.gravity is Gravity.PENDING else "Retrying"
+    return Progress(
+        state="Running",
+        status="False" if blocked else "Unknown",
+        reason=trouble.failure.class_ if blocked else waiting,
+        message=failures.sentence(trouble.failure),
+        failure=trouble.failure,
+        started_at=workload.started_at,
+    )
+
+
+def _judge(stage: Definition, pods: list[Object], workload: Workload, look: Pass) -> Progress:
+    """A workload that succeeded: its summary is in its pod, and the verdict is ours."""
+    found = failures.succeeded(pods)
+    if found is None:
+        patience = (moment(workload.finished_at) or look.now) + REPORT_GRACE
+        if look.now < patience:
+            look.plan.look(patience)
+            return Progress(
+                state="Running",
+                status="Unknown",
+                reason="ReadingReport",
+                message="the workload has ended; its summary is being read",
+                started_at=workload.started_at,
+            )
+        message = "the workload succeeded, but no pod of it is left to read the summary from"
+        action = f"Annotate the MLModel with {ANNOTATION_RETRAIN}=<any new value> to make a new version."
+        return _failed(failures.failure(FailureClass.REPORT_LOST, message, stage.name, action), workload, look)
+    verdict = stage.judge(found.summary, look.spec)
+    if not verdict.passed:
+        failure = api.FailureStatus(
+            class_=verdict.reason, message=verdict.message, next_action=verdict.next_action, stage=stage.name
+        )
+        return replace(_failed(failure, workload, look), summary=found.summary)
+    return Progress(
+        state="Succeeded",
+        status="True",
+        reason=verdict.reason,
+        message=verdict.message,
+        summary=found.summary,
+        started_at=workload.started_at,
+        finished_at=found.finished_at or workload.finished_at,
+    )
+
+
+def _failed(failure: api.FailureStatus, workload: Workload, look: Pass) -> Progress:
+    return Progress(
+        state="Failed",
+        status="False",
+        reason=failure.class_,
+        message=failures.sentence(failure),
+        failure=failure,
+        started_at=workload.started_at,
+        finished_at=workload.finished_at or stamp(look.now),
+    )
+
+
+def _cause(stage: Definition, trouble: Sighting | None, workload: Workload, look: Pass) -> api.FailureStatus:
+    """Why a workload gave up: what its pods say, else what they last said, else what its controller says."""
+    if workload.reason == "DeadlineExceeded":
+        return _late(stage, f"the {stage.kind} did not end within its activeDeadlineSeconds", trouble)
+    if trouble and trouble.gravity is not Gravity.PENDING:
+        return trouble.failure
+    seen = _recorded_failure(status_of(look.snapshot.version))
+    if seen and seen.stage == stage.name:
+        return seen
+    return failures.failure(FailureClass.CRASHED, workload.message or f"the {stage.kind} failed", stage.name)
+
+
+def _late(stage: Definition, message: str, trouble: Sighting | None) -> api.FailureStatus:
+    """A deadline has passed; what held the pods up is the better half of the story."""
+    if trouble is None:
+        return failures.failure(FailureClass.DEADLINE_EXCEEDED, message, stage.name)
+    held_up = f"{message}; it was held up: {trouble.failure.message}"
+    return failures.failure(FailureClass.DEADLINE_EXCEEDED, held_up, stage.name, trouble.failure.next_action)
+
+
+def _halt_or_resume(stage: Definition, progress: Progress, look: Pass) -> None:
+    """A stage that failed for good, or that nobody waits for, must hold no pods (and no GPU)."""
+    child = look.snapshot.children.get(stage.name)
+    if child is None or stage.read(child).finished:
+        return
+    halt = progress.state == "Failed" or (look.held is not None and stage.resume is not None)
+    if halt and not stage.halted(child):
+        look.plan.cleanup.append(Patch(Ref.to(child), stage.halt))
+    if not halt and stage.halted(child) and stage.resume is not None:
+        look.plan.cleanup.append(Patch(Ref.to(child), stage.resume))
+
+
+def _recorded(previous: Object, stage: Definition) -> api.StageStatus | None:
+    raw = next((s for s in previous.get("stages") or () if s["name"] == stage.name), None)
+    return known(api.StageStatus, raw) if raw else None
+
+
+def _recorded_failure(previous: Object) -> api.FailureStatus | None:
+    raw = previous.get("failure")
+    return known(api.FailureStatus, {"message": "", "nextAction": "", **raw}) if raw else None
+
+
+def _on_record(previous: Object, recorded: api.StageStatus) -> Progress:
+    """A stage that has ended stays ended, whatever has become of its workload and pods."""
+    if recorded.outcome == "Succeeded":
+        return Progress(state="Succeeded", status="True", reason="", message="")
+    failure = _recorded_failure(previous)
+    return Progress(
+        state="Failed",
+        status="False",
+        reason=failure.class_ if failure else FailureClass.CRASHED,
+        message=failures.sentence(failure) if failure else "",
+        failure=failure,
+    )
+
+
+def _record(stage: Definition, progress: Progress) -> api.StageStatus | None:
+    if progress.state == "Pending":
+        return None
+    summary = progress.summary
+    return api.StageStatus(
+        name=stage.name,
+        outcome=progress.state,
+        started_at=progress.started_at,
+        finished_at=progress.finished_at,
+        metrics=dict(summary.metrics) if summary else {},
+        details=dict(summary.details) if summary else {},
+        report=summary.report if summary else "",
+        digest=summary.digest if summary else "",
+    )
+
+
+def _summarise(book: Book, current: tuple[Definition, Progress] | None) -> None:
+    """`Ready`: every stage has passed."""
+    if current is None:
+        book.set("Ready", "True", "PipelinePassed", "every stage passed; the version can be served")
+        return
+    stage, progress = current
+    if progress.state == "Failed":
+        kept = book.get(stage.condition)
+        message = kept.message if kept else progress.message
+        book.set("Ready", "False", f"{stage.name.value.capitalize()}Failed", f"{stage.name} failed: {message}")
+    elif progress.status == "False":
+        book.set("Ready", "False", progress.reason, f"{stage.name} is blocked: {progress.message}")
+    elif progress.reason in {"Suspended", "Superseded", "ModelMissing"}:
+        book.set("Ready", "Unknown", progress.reason, progress.message)
+    else:
+        book.set("Ready", "Unknown", stage.doing, f"{stage.name} has not ended yet")
+
+
+def _status(
+    generation: int, book: Book, records: list[api.StageStatus], current: tuple[Definition, Progress] | None
+) -> api.ModelVersionStatus:
+    metrics: dict[str, float] = {}
+    storage_uri = ""
+    for record in records:
+        if record.name in {"audit", "optimize"}:  # measured on the test split; the selected candidate's count last
+            metrics |= record.metrics
+        if record.outcome == "Succeeded":
+            storage_uri = str(record.details.get("storageUri", storage_uri))
+    return api.ModelVersionStatus(
+        observed_generation=generation,
+        stage=_word(current),
+        conditions=book.conditions(),
+        stages=tuple(records),
+        metrics=metrics,
+        storage_uri=storage_uri,
+        failure=current[1].failure if current else None,
+    )
+
+
+def _word(current: tuple[Definition, Progress] | None) -> str:
+    """`status.stage`: for people; nothing branches on it."""
+    if current is None:
+        return "Ready"
+    stage, progress = current
+    if progress.state == "Failed":
+        return "Failed"
+    if progress.reason in {"Suspended", "Superseded"}:
+        return progress.reason
+    return stage.doing
+
+
+def _events(book: Book) -> list[Event]:
+    """One event for each stage that started, passed, failed or was held up just now."""
+    events = []
+    for stage in PIPELINE:
+        new = book.get(stage.condition)
+        if new is None or not book.changed(stage.condition):
+            continue
+        noun = stage.doing
+        if new.status == "True":
+            events.append(Event("Normal", stage.condition, new.message))
+        elif new.status == "False":
+            events.append(
+                Event("Warning", f"{noun}Failed" if _terminal(book, stage) else f"{noun}Blocked", new.message)
+            )
+        elif new.reason in {"Retrying", "Unschedulable"}:
+            events.append(Event("Warning", f"{noun}{new.reason}", new.message))
+        elif new.reason in {"Starting", "Suspended", "Superseded"}:
+            past = {"Starting": "Started"}.get(new.reason, new.reason)
+            events.append(Event("Normal", f"{noun}{past}", new.message))
+    accepted, ready = book.get("Accepted"), book.get("Ready")
+    if accepted and accepted.status == "False" and book.changed("Accepted"):
+        events.append(Event("Warning", accepted.reason, accepted.message))
+    if ready and ready.status == "True" and book.changed("Ready"):
+        events.append(Event("Normal", "VersionReady", ready.message))
+    return events
+
+
+def _terminal(book: Book, stage: Definition) -> bool:
+    ready = book.get("Ready")
+    return ready is not None and ready.reason == f"{stage.name.value.capitalize()}Failed"

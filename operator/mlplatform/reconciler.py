@@ -1,0 +1,270 @@
+"""Observe → plan → apply, for one object at a time.
+
+Called by the daemons in `mlplatform.main`: one `Reconciler` for each MLModel
+and each ModelVersion. What it knows it reads from the watch indexes; what it
+keeps between passes only bridges the moments in which those lag behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+from mlplatform import contract, metrics
+from mlplatform.actions import Apply, Create, Ref, Write
+from mlplatform.cluster import Cluster, ClusterError, Conflict
+from mlplatform.conditions import Book
+from mlplatform.contract import Stage
+from mlplatform.plan import Plan, plan_model, plan_version
+from mlplatform.plan.plan import conditions_json
+from mlplatform.resources import inferenceservice
+from mlplatform.settings import Settings
+from mlplatform.snapshot import ModelSnapshot, Object, VersionSnapshot, labels_of, name_of, status_of, uid_of
+
+log = logging.getLogger(__name__)
+
+RESYNC: Final = timedelta(minutes=10)
+"""A pass that nothing asked for: it looks for deletions that a broken watch has missed."""
+
+LAG: Final = 10.0
+"""Seconds after which the watch counts for more than what was written."""
+
+BACKOFF: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Seconds to wait after the first, second, … error in a row, give or take a half."""
+
+
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
+class Store(Protocol):
+    """The watch indexes."""
+
+    def objects(self, kind: str, namespace: str, model: str) -> Iterable[Object]:
+        """Objects of that kind that belong to the model, in no order; of kind MLModel, the model itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What every reconciler works with.
+
+    Attributes:
+        cluster: Writes.
+        store: What the watches have shown.
+        settings: The operator's settings.
+        clock: The time.
+    """
+
+    cluster: Cluster
+    store: Store
+    settings: Settings
+    clock: Callable[[], datetime] = _utc
+
+
+class Recent:
+    """Bridges the moment between a write and its echo in the watch.
+
+    Without it the pass after a write would see the old world and decide again,
+    and a rollout's step would start twice.
+    """
+
+    def __init__(self) -> None:
+        self._written: dict[tuple[str, str], tuple[float, Object]] = {}
+        self._gone: set[str] = set()
+
+    def remember(self, obj: Object | None) -> None:
+        """Takes note of an object as the API server returned it from a write."""
+        if obj is not None and "resourceVersion" in obj.get("metadata", {}):
+            self._written[obj["kind"], name_of(obj)] = (time.monotonic(), obj)
+
+    def lost(self, obj: Object) -> None:
+        """Takes note that an object is gone though the watch still shows it."""
+        self._gone.add(uid_of(obj))
+
+    def view(self, kind: str, seen: Iterable[Object]) -> dict[str, Object]:
+        """Objects of a kind by name: as watched, or as written if that is newer."""
+        found = {name_of(obj): obj for obj in seen if uid_of(obj) not in self._gone}
+        for (written_kind, name), (when, obj) in list(self._written.items()):
+            if written_kind != kind:
+                continue
+            if time.monotonic() - when > LAG or _revision(found.get(name)) >= _revision(obj):
+                del self._written[written_kind, name]
+            else:
+                found[name] = obj
+        return found
+
+
+class Reconciler:
+    """Keeps one MLModel or one ModelVersion, from its creation to its deletion."""
+
+    def __init__(self, world: World, kind: str, namespace: str, name: str, model: str) -> None:
+        self._world, self._kind, self._namespace, self._name, self._model = world, kind, namespace, name, model
+        self._recent = Recent()
+
+    def __str__(self) -> str:
+        return f"{self._kind} {self._namespace}/{self._name}"
+
+    async def run(self, sleep: Callable[[float], Awaitable[bool]]) -> None:
+        """Passes until told to stop.
+
+        Args:
+            sleep: Waits that many seconds or for something to happen; False to stop.
+        """
+        errors, resync = 0, self._world.clock() + RESYNC
+        awake = True
+        while awake:
+            now = self._world.clock()
+            try:
+                if now >= resync:
+                    await self._check_deletions()
+                    resync = now + RESYNC * random.uniform(0.8, 1.2)  # noqa: S311  spreads load; no secret
+                with metrics.RECONCILE_SECONDS.labels(self._kind).time():
+                    look_again = await self.once()
+                errors = 0
+                until = min(resync, look_again or resync)
+                pause = max((until - self._world.clock()).total_seconds(), 0)
+            except ClusterError as error:
+                pause = BACKOFF[min(errors, len(BACKOFF) - 1)] * random.uniform(0.5, 1.5)  # noqa: S311  likewise
+                errors += 1
+                metrics.RECONCILE_ERRORS.labels(self._kind, type(error).__name__).inc()
+                level = logging.DEBUG if isinstance(error, Conflict) and errors == 1 else logging.WARNING
+                log.log(level, "%s: trying again in %.1f s: %s", self, pause, error)
+            awake = await sleep(pause)
+        if self._kind == "MLModel":
+            metrics.forget_model(self._namespace, self._name)
+
+    async def once(self) -> datetime | None:
+        """One pass.
+
+        Returns:
+            When to look again if nothing happens.
+
+        Raises:
+            ClusterError: A write failed; the status says so where a person can help.
+        """
+        me = self._all(self._kind).get(self._name)
+        if me is None or "deletionTimestamp" in me["metadata"]:
+            return None
+        plan = await self._plan(me)
+        failed: ClusterError | None = None
+        try:
+            await self._write(plan.writes)
+        except ClusterError as error:
+            failed = error
+            if error.lasting:
+                self._confess(me, plan, error)
+        if not failed or failed.lasting:
+            await self._write_status(me, plan.status)
+        if failed:
+            raise failed
+        await self._write(plan.cleanup)
+        await self._post(me, plan)
+        return plan.look_again
+
+    async def _plan(self, me: Object) -> Plan:
+        world = self._world
+        if self._kind == "ModelVersion":
+            missing = await self._missing({"PyTorchJob": "kubeflow.org/v1"})
+            return plan_version(self._version_snapshot(me, missing), world.settings, world.clock())
+        kinds = {"InferenceService": "serving.kserve.io/v1beta1", "VirtualService": world.settings.istio_api_version}
+        snapshot = self._model_snapshot(me, await self._missing(kinds))
+        plan = plan_model(snapshot, world.settings, world.clock())
+        stable = (plan.status.get("stable") or {}).get("version", "")
+        metrics.record_model({**me, "status": plan.status}, snapshot.versions.get(stable))
+        return plan
+
+    def _version_snapshot(self, me: Object, missing: frozenset[str]) -> VersionSnapshot:
+        jobs = {**self._all("Job"), **self._all("PyTorchJob")}
+        children = {stage: jobs[f"{self._name}-{stage}"] for stage in Stage if f"{self._name}-{stage}" in jobs}
+        pods: dict[Stage, list[Object]] = {stage: [] for stage in Stage}
+        for pod in self._all("Pod").values():
+            labels = labels_of(pod)
+            if labels.get(contract.LABEL_VERSION) == self._name and labels.get(contract.LABEL_STAGE) in pods:
+                pods[Stage(labels[contract.LABEL_STAGE])].append(pod)
+        return VersionSnapshot(
+            version=me,
+            model=self._all("MLModel").get(self._model),
+            children=children,
+            pods={stage: tuple(sorted(found, key=name_of)) for stage, found in pods.items()},
+            missing=missing,
+        )
+
+    def _model_snapshot(self, me: Object, missing: frozenset[str]) -> ModelSnapshot:
+        pods: dict[str, list[Object]] = {}
+        for pod in self._all("Pod").values():
+            version = inferenceservice.version_of(labels_of(pod).get("app", ""))
+            if version:
+                pods.setdefault(version, []).append(pod)
+        return ModelSnapshot(
+            model=me,
+            versions=self._all("ModelVersion"),
+            services=self._all("InferenceService"),
+            pods={version: tuple(sorted(found, key=name_of)) for version, found in pods.items()},
+            apex=self._all("Service").get(self._name),
+            route=self._all("VirtualService").get(self._name),
+            missing=missing,
+        )
+
+    def _all(self, kind: str) -> dict[str, Object]:
+        return self._recent.view(kind, self._world.store.objects(kind, self._namespace, self._model))
+
+    async def _missing(self, kinds: dict[str, str]) -> frozenset[str]:
+        return await asyncio.to_thread(self._world.cluster.missing, kinds)
+
+    async def _write(self, writes: Iterable[Write]) -> None:
+        for write in writes:
+            kind = write.manifest["kind"] if isinstance(write, (Create, Apply)) else write.ref.kind
+            metrics.WRITES.labels(kind, type(write).__name__.lower()).inc()
+            self._recent.remember(await asyncio.to_thread(self._world.cluster.do, write))
+
+    async def _write_status(self, me: Object, status: Object) -> None:
+        if status == status_of(me):
+            return
+        if self._kind == "ModelVersion":
+            metrics.record_version(status_of(me), status)
+        metrics.WRITES.labels(self._kind, "status").inc()
+        self._recent.remember(await asyncio.to_thread(self._world.cluster.write_status, me, status))
+
+    async def _post(self, me: Object, plan: Plan) -> None:
+        for event in plan.events:
+            log.info("%s: %s: %s", self, event.reason, event.message)
+            metrics.WRITES.labels("Event", "create").inc()
+            await asyncio.to_thread(self._world.cluster.post, me, event, self._world.clock())
+
+    def _confess(self, me: Object, plan: Plan, error: ClusterError) -> None:
+        """Puts an error that will not pass by itself where a person looks: into `Ready`.
+
+        The rest of the status stays as it was, for what it would say has not happened.
+        """
+        before = status_of(me)
+        book = Book(before.get("conditions") or (), me["metadata"].get("generation", 0), self._world.clock())
+        for c in before.get("conditions") or ():
+            book.keep(c["type"])
+        book.set("Ready", "False", type(error).__name__, str(error))
+        plan.status = {**before, "conditions": conditions_json(book.conditions())}
+
+    async def _check_deletions(self) -> None:
+        """Looks past the watch at every object that decisions rest on.
+
+        A watch that has to start over is told what exists, never what has gone meanwhile.
+        """
+        for obj in self._everything():
+            live = await asyncio.to_thread(self._world.cluster.get, Ref.to(obj))
+            if live is None or uid_of(live) != uid_of(obj):
+                log.info("%s: %s %s is gone; the watch had missed it", self, obj["kind"], name_of(obj))
+                self._recent.lost(obj)
+
+    def _everything(self) -> Iterator[Object]:
+        for kind in ("ModelVersion", "PyTorchJob", "Job", "Pod", "InferenceService", "Service", "VirtualService"):
+            yield from self._all(kind).values()
+
+
+def _revision(obj: Object | None) -> int:
+    """How new a state of an object is; -1 for none."""
+    return int(obj["metadata"]["resourceVersion"]) if obj else -1

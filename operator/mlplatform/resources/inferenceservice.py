@@ -1,0 +1,78 @@
+"""The KServe InferenceService of one version; every active version has its own.
+
+Called by `mlplatform.plan`. KServe makes of it the Deployment and the Service
+``<version>-predictor``; the names it gives are known here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from mlplatform import api, contract
+from mlplatform.resources.metadata import hashed, metadata
+from mlplatform.settings import Settings
+from mlplatform.snapshot import Object, name_of, namespace_of
+
+PORT = 8080
+
+
+def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str, settings: Settings) -> Object:
+    """InferenceService ``<version>``: the archive at `storage_uri` behind TorchServe."""
+    name, serving = name_of(model), spec.serving
+    resources = {"cpu": serving.resources.cpu, "memory": serving.resources.memory}
+    meta = metadata(model, version, "predictor", version=version)
+    meta["annotations"] = {"serving.kserve.io/deploymentMode": settings.kserve_mode}
+    return hashed(
+        {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": meta,
+            "spec": {
+                "predictor": {
+                    "minReplicas": serving.replicas.min,
+                    "maxReplicas": serving.replicas.max,
+                    "scaleMetric": "cpu",
+                    "scaleTarget": 80,
+                    "serviceAccountName": settings.serving_service_account,
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "model": {
+                        "modelFormat": {"name": "pytorch"},
+                        "runtime": settings.serving_runtime,
+                        "storageUri": storage_uri,
+                        "resources": {"requests": resources, "limits": resources},
+                        "env": [
+                            {"name": contract.ENV_MODEL, "value": name},
+                            {"name": contract.ENV_VERSION, "value": version},
+                            {"name": contract.ENV_NAMESPACE, "value": namespace_of(model)},
+                        ],
+                        # Each asks for a prediction on a canned sample: a server that answers /ping
+                        # while its worker hangs or its model is still loading is neither ready nor alive.
+                        "startupProbe": _probe(name, periodSeconds=2, failureThreshold=150),
+                        "readinessProbe": _probe(name, periodSeconds=5, failureThreshold=3),
+                        "livenessProbe": _probe(name, periodSeconds=10, failureThreshold=3),
+                    },
+                }
+            },
+        }
+    )
+
+
+def _probe(model: str, **timing: int) -> Object:
+    return {"httpGet": {"path": f"/predictions/{model}", "port": PORT}, "timeoutSeconds": 5, **timing}
+
+
+def pod_label(version: str) -> str:
+    """Value of the label ``app`` on the version's serving pods."""
+    return f"isvc.{version}-predictor"
+
+
+def version_of(label: str) -> str:
+    """The version behind a `pod_label`; empty for any other value."""
+    if label.startswith("isvc.") and label.endswith("-predictor"):
+        return label.removeprefix("isvc.").removesuffix("-predictor")
+    return ""
+
+
+def host(version: str, namespace: str) -> str:
+    """DNS name of the Service in front of the version's pods."""
+    return f"{version}-predictor.{namespace}.svc.cluster.local"

@@ -1,0 +1,108 @@
+"""The pod template that every stage's container runs in.
+
+Called by `pytorchjob` and `job`. It meets the *restricted* Pod Security
+Standard: no root, no capabilities, a read-only root file system.
+"""
+
+from __future__ import annotations
+
+import json
+
+from mlplatform import api, contract
+from mlplatform.contract import Stage
+from mlplatform.resources.metadata import labels
+from mlplatform.settings import Settings
+from mlplatform.snapshot import Object, name_of, namespace_of
+
+USER = 65532
+"""The non-root user that the platform's images are built for."""
+
+
+def template(  # noqa: PLR0913  what one pod depends on
+    version: Object,
+    spec: api.ModelVersionSpec,
+    stage: Stage,
+    settings: Settings,
+    *,
+    container: str,
+    command: list[str],
+    restart_policy: str,
+) -> Object:
+    """A pod template: ``{metadata, spec}``.
+
+    Args:
+        version: The ModelVersion.
+        spec: Its spec, decoded.
+        stage: Which stage runs.
+        settings: Image, ServiceAccount, store.
+        container: The container's name (the Training Operator insists on ``pytorch``).
+        command: What it runs.
+        restart_policy: Of the pod; empty leaves it to the workload's own field.
+    """
+    gpu = spec.training.resources.gpu if stage is Stage.TRAIN else 0
+    resources = {"cpu": spec.training.resources.cpu, "memory": spec.training.resources.memory}
+    limits = {**resources, "nvidia.com/gpu": str(gpu)} if gpu else resources
+    image = spec.training.image if stage is Stage.TRAIN and spec.training.image else settings.jobs_image
+    volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
+    mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108  the mount that makes a read-only root usable
+    if gpu:  # NCCL's shared memory; a container's own /dev/shm is 64 MiB
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108  likewise
+    pod: Object = {
+        "serviceAccountName": settings.jobs_service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": container,
+                "image": image,
+                "imagePullPolicy": settings.image_pull_policy,
+                "command": command,
+                "env": environment(version, stage, settings),
+                "envFrom": [{"secretRef": {"name": settings.store_secret}}],
+                "resources": {"requests": limits, "limits": limits},
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": volumes,
+    }
+    if restart_policy:
+        pod["restartPolicy"] = restart_policy
+    return {
+        # A mesh sidecar would outlive the stage and keep its pod from completing.
+        "metadata": {
+            "labels": {
+                **labels(spec.model, stage, version=name_of(version), stage=stage),
+                "sidecar.istio.io/inject": "false",
+            }
+        },
+        "spec": pod,
+    }
+
+
+def environment(version: Object, stage: Stage, settings: Settings) -> list[Object]:
+    """``env`` of a stage's container; the store's credentials come by envFrom, never through here."""
+    namespace, name, model = namespace_of(version), name_of(version), str(version["spec"]["model"])
+    values = {
+        contract.ENV_SPEC: json.dumps(version["spec"], sort_keys=True, separators=(",", ":")),
+        contract.ENV_ARTIFACTS: contract.artifact_root(settings.artifact_root, namespace, model, name),
+        contract.ENV_NAMESPACE: namespace,
+        contract.ENV_MODEL: model,
+        contract.ENV_VERSION: name,
+        contract.ENV_STAGE: stage.value,
+        "HOME": "/tmp",  # noqa: S108  the only writable folder
+    }
+    return [{"name": key, "value": value} for key, value in values.items()]

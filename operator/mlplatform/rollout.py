@@ -1,0 +1,206 @@
+"""Whether a rollout advances, holds, promotes or rolls back.
+
+Called by `mlplatform.plan`. Pure: an ordered chain of small policies over one
+`View`; the first that has an opinion decides. Time and readiness decide here;
+evidence from traffic joins as another policy, behind the same `Verdict`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final, Self
+
+FULL: Final = 100
+
+
+class Move(StrEnum):
+    """What happens to the traffic."""
+
+    ADVANCE = "Advance"
+    HOLD = "Hold"
+    PROMOTE = "Promote"
+    ROLLBACK = "Rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One decision.
+
+    Attributes:
+        move: What to do.
+        weight: Percentage of traffic for the candidate from now on.
+        reason: The condition's reason, one CamelCase word.
+        message: Why, with values, without times.
+        wait_until: When time alone may change the verdict; None when only the cluster can.
+    """
+
+    move: Move
+    weight: int
+    reason: str
+    message: str
+    wait_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Everything a policy may look at.
+
+    Attributes:
+        candidate: The version being rolled out, for messages.
+        stable: The version it would replace, for messages.
+        weight: Percentage of traffic the mesh gives the candidate now.
+        steps: Percentages on the way to 100.
+        interval: How long each step is held.
+        max_duration: How long the candidate may stay not ready before it is given up.
+        ready: All the pods it needs are Ready.
+        serving: At least one pod is Ready.
+        trouble: What keeps its pods from being Ready; empty when unknown or ready.
+        started_at: When the rollout began.
+        step_started_at: When the weight last moved.
+        now: The clock.
+    """
+
+    candidate: str
+    stable: str
+    weight: int
+    steps: tuple[int, ...]
+    interval: timedelta
+    max_duration: timedelta
+    ready: bool
+    serving: bool
+    trouble: str
+    started_at: datetime
+    step_started_at: datetime
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is remembered of a rollout, as an annotation beside the weights it explains.
+
+    Never a weight: those are read from the mesh. Times are RFC 3339.
+
+    Attributes:
+        version: The candidate.
+        previous: The version that was stable when it began; empty for a model's first version.
+        started_at: When it began.
+        step_started_at: When the weight last moved.
+        outcome: ``Promoted``, ``RolledBack`` or ``Superseded``; empty while it is under way.
+        reason: Why, one word.
+        message: Why, with values.
+        finished_at: When the outcome was decided; empty while it is under way.
+    """
+
+    version: str
+    previous: str
+    started_at: str
+    step_started_at: str
+    outcome: str = ""
+    reason: str = ""
+    message: str = ""
+    finished_at: str = ""
+
+    def to_json(self) -> str:
+        """The annotation's value."""
+        return json.dumps({k: v for k, v in asdict(self).items() if v}, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self | None:
+        """Reads the annotation; None when it is absent or somebody has damaged it."""
+        try:
+            raw = json.loads(text)
+            return cls(**{"previous": "", **{k: str(v) for k, v in raw.items()}})
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+
+def step_of(weight: int, steps: tuple[int, ...]) -> int:
+    """How many steps a weight has reached: 0 before the first, ``len(steps) + 1`` at 100."""
+    return sum(weight >= step for step in (*steps, FULL))
+
+
+def next_weight(weight: int, steps: tuple[int, ...]) -> int:
+    """The first step above the weight, 100 after the last one."""
+    return next((step for step in steps if step > weight), FULL)
+
+
+def eta(view: View) -> datetime | None:
+    """When the rollout ends if every step passes; None while it waits for pods."""
+    if not view.ready:
+        return None
+    remaining = sum(step > view.weight for step in (*view.steps, FULL))
+    return view.step_started_at + view.interval * (remaining if view.weight else remaining - 1)
+
+
+def _give_up(view: View) -> Verdict | None:
+    """A candidate that cannot become ready must not hold up the model for ever."""
+    if view.ready or view.now < view.started_at + view.max_duration:
+        return None
+    trouble = f": {view.trouble}" if view.trouble else ""
+    message = f"{view.candidate} was not ready within rollout.maxDuration{trouble}"
+    return Verdict(Move.ROLLBACK, 0, "NotReadyInTime", message)
+
+
+def _protect_traffic(view: View) -> Verdict | None:
+    """Traffic that reaches no pod is an error for somebody: send it to the stable version meanwhile."""
+    if view.serving or not view.weight:
+        return None
+    message = f"{view.candidate} lost its last ready pod; its traffic went back to {view.stable}{_because(view)}"
+    return Verdict(Move.HOLD, 0, "CandidateNotReady", message, view.started_at + view.max_duration)
+
+
+def _wait_for_pods(view: View) -> Verdict | None:
+    """A weight moves only to a version whose pods are Ready."""
+    if view.ready:
+        return None
+    message = f"waiting for the pods of {view.candidate}{_because(view)}"
+    return Verdict(Move.HOLD, view.weight, "WaitingForPods", message, view.started_at + view.max_duration)
+
+
+def _hold_step(view: View) -> Verdict | None:
+    """Each step lasts `interval`."""
+    until = view.step_started_at + view.interval
+    if not view.weight or view.now >= until:
+        return None
+    return Verdict(Move.HOLD, view.weight, "Progressing", _progress(view, view.weight), until)
+
+
+def _move_on(view: View) -> Verdict:
+    """Ready, and this step's time is over."""
+    weight = next_weight(view.weight, view.steps)
+    if weight < FULL:
+        return Verdict(Move.ADVANCE, weight, "Progressing", _progress(view, weight), view.now + view.interval)
+    held = (
+        f"held {', '.join(f'{step}%' for step in view.steps)} with its pods ready"
+        if view.steps
+        else "its pods are ready"
+    )
+    return Verdict(Move.PROMOTE, FULL, "StepsPassed", f"{view.candidate} {held} and replaced {view.stable}")
+
+
+POLICIES: Final[tuple[Callable[[View], Verdict | None], ...]] = (
+    _give_up,
+    _protect_traffic,
+    _wait_for_pods,
+    _hold_step,
+    _move_on,
+)
+"""In order: an end that is overdue, then safety, then readiness, then time."""
+
+
+def decide(view: View) -> Verdict:
+    """The first policy's verdict."""
+    return next(verdict for policy in POLICIES if (verdict := policy(view)))
+
+
+def _progress(view: View, weight: int) -> str:
+    step, steps = step_of(weight, view.steps), len(view.steps) + 1
+    return f"{view.candidate} takes {weight}% of the traffic (step {step} of {steps}), {view.stable} the rest"
+
+
+def _because(view: View) -> str:
+    return f": {view.trouble}" if view.trouble else ""

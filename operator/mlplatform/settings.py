@@ -1,0 +1,85 @@
+"""The operator's own settings, read once from the environment.
+
+Called by `mlplatform.main` at start; handed down as an argument from there, so
+that planning and rendering stay pure. The chart sets every variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+
+class SettingsError(ValueError):
+    """A variable has a value that cannot be used; the message names it and the fix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Field ``jobs_image`` is the variable ``MLPLATFORM_JOBS_IMAGE``, and so on.
+
+    Attributes:
+        artifact_root: fsspec URI below which every version keeps its artifacts.
+        store_secret: Secret, in the model's namespace, with the store's credentials (``AWS_*`` keys).
+        jobs_image: Image of the stages' containers.
+        image_pull_policy: Of the stages' containers.
+        jobs_service_account: ServiceAccount of the stages' pods.
+        serving_service_account: ServiceAccount of the serving pods; KServe finds the store's credentials there.
+        serving_runtime: ClusterServingRuntime that serves the archives.
+        kserve_mode: Value of ``serving.kserve.io/deploymentMode``; KServe before 0.16 calls it ``RawDeployment``.
+        gateway: Istio Gateway, ``<namespace>/<name>``, that the models' routes attach to.
+        domain: Models answer at ``<model>.<namespace>.<domain>``.
+        istio_api_version: ``networking.istio.io/v1``, or ``…/v1beta1`` before Istio 1.22.
+        watch_namespaces: Namespaces to serve, by comma; empty for all.
+        metrics_port: Prometheus metrics, at ``/metrics``.
+        health_port: Liveness, at ``/healthz``.
+    """
+
+    artifact_root: str = "s3://mlplatform"
+    store_secret: str = "mlplatform-store"  # noqa: S105  a Secret's name, not its content
+    jobs_image: str = "mlplatform/jobs:latest"
+    image_pull_policy: str = "IfNotPresent"
+    jobs_service_account: str = "mlplatform-jobs"
+    serving_service_account: str = "mlplatform-serving"
+    serving_runtime: str = "mlplatform-torchserve"
+    kserve_mode: str = "Standard"
+    gateway: str = "mlplatform-system/mlplatform"
+    domain: str = "models.local"
+    istio_api_version: str = "networking.istio.io/v1"
+    watch_namespaces: str = ""
+    metrics_port: int = 9090
+    health_port: int = 8080
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """``watch_namespaces`` as names; empty means all."""
+        return tuple(name.strip() for name in self.watch_namespaces.split(",") if name.strip())
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Self:
+        """Reads the variables that are set; the rest keep their defaults.
+
+        Raises:
+            SettingsError: A port is not a number.
+        """
+        values: dict[str, str | int] = {}
+        for f in fields(cls):
+            variable = f"MLPLATFORM_{f.name.upper()}"
+            text = env.get(variable)
+            if text is None:
+                continue
+            if f.name.endswith("_port"):
+                values[f.name] = _port(variable, text)
+            else:
+                values[f.name] = text
+        return cls(**values)  # type: ignore[arg-type]  # each value has its field's type by the loop above
+
+
+def _port(variable: str, text: str) -> int:
+    if not text.isdecimal():
+        raise SettingsError(
+            f"{variable}={text!r} is not a port number. Kubernetes sets such a variable for a Service of that name: "
+            "give the pod enableServiceLinks: false, or set the variable to a number",
+        )
+    return int(text)

@@ -1,0 +1,115 @@
+"""What the cluster shows, gathered for one decision.
+
+Filled by `mlplatform.reconciler` from the watch indexes, read by `plan`, which
+is pure: all that a decision may depend on is a field here, or the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from mlplatform.contract import Stage
+
+Object = dict[str, Any]
+"""A Kubernetes object as JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSnapshot:
+    """Everything that a plan for one ModelVersion may look at.
+
+    Attributes:
+        version: The ModelVersion itself, with the status last written.
+        model: The MLModel that it belongs to; None when there is none (any more).
+        children: The workload of each stage, where it exists: a PyTorchJob for train, else a Job.
+        pods: Pods of each stage, also of earlier workloads of the same name.
+        missing: Kinds that the API server does not serve, e.g. ``PyTorchJob`` before the add-on is installed.
+    """
+
+    version: Object
+    model: Object | None = None
+    children: Mapping[Stage, Object] = field(default_factory=dict)
+    pods: Mapping[Stage, tuple[Object, ...]] = field(default_factory=dict)
+    missing: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSnapshot:
+    """Everything that a plan for one MLModel may look at.
+
+    Attributes:
+        model: The MLModel itself, with the status last written.
+        versions: Its ModelVersions by name.
+        services: Its InferenceServices by name, which is the name of the version they serve.
+        pods: Serving pods by the name of the version they serve.
+        apex: The Service `<model>`; its selector is the record of which version is stable.
+        route: The VirtualService `<model>`; it holds the weights, and the times of the rollout.
+        missing: Kinds that the API server does not serve, e.g. ``InferenceService``.
+    """
+
+    model: Object
+    versions: Mapping[str, Object] = field(default_factory=dict)
+    services: Mapping[str, Object] = field(default_factory=dict)
+    pods: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
+    apex: Object | None = None
+    route: Object | None = None
+    missing: frozenset[str] = frozenset()
+
+
+def name_of(obj: Object) -> str:
+    """``metadata.name``."""
+    return str(obj["metadata"]["name"])
+
+
+def namespace_of(obj: Object) -> str:
+    """``metadata.namespace``."""
+    return str(obj["metadata"].get("namespace", ""))
+
+
+def uid_of(obj: Object) -> str:
+    """``metadata.uid``; empty for an object that has not been created."""
+    return str(obj["metadata"].get("uid", ""))
+
+
+def labels_of(obj: Object) -> dict[str, str]:
+    """``metadata.labels``, empty when there are none."""
+    return obj["metadata"].get("labels") or {}
+
+
+def annotations_of(obj: Object) -> dict[str, str]:
+    """``metadata.annotations``, empty when there are none."""
+    return obj["metadata"].get("annotations") or {}
+
+
+def status_of(obj: Object | None) -> Object:
+    """``status``, empty when there is none."""
+    return (obj or {}).get("status") or {}
+
+
+def condition(obj: Object | None, kind: str) -> Object:
+    """The condition of that type, empty when it is not there."""
+    return next((c for c in status_of(obj).get("conditions") or () if c["type"] == kind), {})
+
+
+def controlled_by(obj: Object, owner: Object) -> bool:
+    """Whether `owner` (by uid: a namesake does not count) is the controller of `obj`."""
+    references = obj["metadata"].get("ownerReferences") or ()
+    return any(r.get("controller") and r["uid"] == uid_of(owner) for r in references)
+
+
+def moment(text: str | None) -> datetime | None:
+    """Reads an RFC 3339 time, as Kubernetes writes it."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def stamp(when: datetime) -> str:
+    """Writes an RFC 3339 time in whole seconds, as metav1.Time does."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def precise(when: datetime) -> str:
+    """Writes an RFC 3339 time in milliseconds: for intervals, which must not come out short."""
+    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

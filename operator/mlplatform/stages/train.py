@@ -1,0 +1,33 @@
+"""Train: fit the model. A PyTorchJob, because it may need many pods.
+
+Listed in `stages.PIPELINE`; called by `mlplatform.plan`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from mlplatform import api
+from mlplatform.contract import Summary
+from mlplatform.resources import pytorchjob
+from mlplatform.settings import Settings
+from mlplatform.snapshot import Object
+from mlplatform.stages.verdict import Verdict, headline
+
+
+def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
+    """The PyTorchJob."""
+    return pytorchjob.render(version, spec, settings)
+
+
+def deadline(spec: api.ModelVersionSpec) -> timedelta:
+    """How long training may take; the Training Operator does not end a job that has gone silent."""
+    return spec.training.deadline
+
+
+def judge(summary: Summary, _spec: api.ModelVersionSpec) -> Verdict:
+    """A finished fit passes; how good it is, audit measures on rows that training has not seen."""
+    epochs = summary.details.get("epochs")
+    trained = f"trained {epochs} epochs" if epochs is not None else "trained"
+    numbers = headline(summary.metrics)
+    return Verdict(passed=True, reason="Succeeded", message=f"{trained}: {numbers}" if numbers else trained)
