@@ -11,6 +11,7 @@ it puts the platform's settings above those that came with the model.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import signal
@@ -25,8 +26,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-import ts
 
 MAIN_CLASS: Final = "org.pytorch.serve.ModelServer"
 
@@ -54,7 +53,7 @@ class Drain:
         poll: Seconds between two looks at the request counter.
     """
 
-    quiet: float = 2.0
+    quiet: float = 3.0
     limit: float = 20.0
     stop: float = 3.0
     poll: float = 0.25
@@ -76,8 +75,14 @@ def command(config: Path, logging: Path, temporary: Path) -> list[str]:
         config: The merged config.properties.
         logging: log4j2.xml.
         temporary: A writable folder: unpacked archives and the worker's socket.
+
+    Raises:
+        ModuleNotFoundError: TorchServe is not installed.
     """
-    home = Path(ts.__file__).parent
+    found = importlib.util.find_spec("ts")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("torchserve is not installed; install mlplatform[handlers]", name="ts")
+    home = Path(found.origin).parent
     return [
         "java",
         *JVM_OPTIONS,

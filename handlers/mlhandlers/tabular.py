@@ -34,9 +34,7 @@ HEADER_VERSION: Final = "x-mlplatform-version"
 LATENCY_METRIC: Final = "mlplatform_handler_seconds"
 """Histogram of the wall time of one batch in the worker; images/serving/metrics.yaml declares it."""
 
-CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
-CPU_QUOTA_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-CPU_PERIOD_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+CGROUP: Final = Path("/sys/fs/cgroup")
 
 FORMAT: Final = 1
 """The version of ``preprocessor.json`` that is understood here."""
@@ -329,13 +327,18 @@ def quiet_worker() -> None:
     logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
 
 
-def cpu_limit() -> float:
-    """CPUs that this process may use: the smaller of its affinity and its cgroup's quota."""
+def cpu_limit(cgroup: Path = CGROUP) -> float:
+    """CPUs that this process may use: the smaller of its affinity and its cgroup's quota.
+
+    Args:
+        cgroup: Where the cgroup file system is mounted; version 1 and 2 are understood.
+    """
     available = float(len(os.sched_getaffinity(0)))
-    if CPU_MAX.exists():
-        quota, period = CPU_MAX.read_text().split()
-    elif CPU_QUOTA_V1.exists():
-        quota, period = CPU_QUOTA_V1.read_text().strip(), CPU_PERIOD_V1.read_text().strip()
+    unified, legacy = cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"
+    if unified.is_file():
+        quota, period = unified.read_text().split()
+    elif legacy.is_file():
+        quota, period = legacy.read_text().strip(), legacy.with_name("cpu.cfs_period_us").read_text()
     else:
         return available
     return available if quota in {"max", "-1"} else min(available, int(quota) / int(period))

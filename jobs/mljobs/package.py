@@ -26,16 +26,15 @@ from types import ModuleType
 from typing import Any, Final
 
 import pyarrow as pa
-import torch
 import ts
 from ts.context import Context, RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.utils.util import get_yaml_config, list_classes_from_module
 
-from mljobs import data
+from mljobs import trained
 from mljobs.failure import JobFailure
 from mljobs.report import Job, run, say
-from mljobs.tasks import load_task
+from mljobs.trained import Trained, probabilities
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
 FORMAT: Final = 1
@@ -70,16 +69,15 @@ def main(job: Job) -> Summary:
     """Builds, tries and uploads the archive."""
     optimised = job.read_json(Artifacts.report(Stage.OPTIMIZE))
     name, uri = selected(optimised)
-    config = job.read_json(Artifacts.PREPROCESSOR)
+    known = trained.load(job)
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         work = Path(folder)
-        archive = build(work, job.model, job.version, job.store.read(uri), config)
+        archive = build(work, job.model, job.version, job.store.read(uri), known.config)
         content = archive.read_bytes()
         sha = hashlib.sha256(content).hexdigest()
         say(f"archive={archive.name} candidate={name} bytes={len(content)} sha256={sha}")
-        table = test_table(job, config)
-        rows = records(table)
-        difference = smoke_test(archive, work / "loaded", rows, expected(job, config, table), tolerance(name))
+        rows, expected = rows_to_try(known)
+        difference = smoke_test(archive, work / "loaded", rows, expected, tolerance(name))
         say(f"loaded the archive: {len(rows)} test rows, probabilities within {difference:.2e} of the trained model's")
     serving = job.store.uri(Artifacts.SERVING)
     # The configuration last: a folder that has it is complete.
@@ -150,7 +148,8 @@ def archive(folder: Path, model: str, version: str, handler: Path, extra: Sequen
     arguments = {
         "--model-name": model,
         "--version": version,
-        "--runtime": "python3",
+        # "python" is the interpreter that TorchServe was started with; "python3" would be the first on PATH.
+        "--runtime": "python",
         "--serialized-file": folder / SERIALIZED,
         "--handler": handler,
         "--extra-files": ",".join(map(str, extra)),
@@ -199,29 +198,18 @@ def serving_config(model: str) -> str:
     return f"model_store=/mnt/models/model-store\nload_models={model}={model}.mar\n"
 
 
-def test_table(job: Job, config: Mapping[str, Any]) -> pa.Table:
-    """Up to `SMOKE_ROWS` rows of the test split, evenly spread; the feature columns only."""
-    table = data.load(job.spec.data).table
-    positive, _ = data.labels(table, job.spec.data)
-    test = data.split(positive, job.spec.data.split).test
-    chosen = test[:: max(1, len(test) // SMOKE_ROWS)][:SMOKE_ROWS]
-    return table.select([feature["name"] for feature in config["features"]]).take(pa.array(chosen))
+def rows_to_try(known: Trained) -> tuple[list[dict[str, Any]], list[float]]:
+    """Rows of the test split, evenly spread, and what the trained model says of them.
 
-
-def records(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows as they arrive from a client: through JSON."""
-    parsed: list[dict[str, Any]] = json.loads(json.dumps(table.to_pylist(), default=str))
-    return parsed
-
-
-def expected(job: Job, config: Mapping[str, Any], table: pa.Table) -> list[float]:
-    """Probabilities of the positive class by the model as it was trained and audited, ``(rows,)``."""
-    task = load_task(job.spec.training.task, job.spec.training.hyperparameters)
-    model = task.build(config).eval()
-    model.load_state_dict(torch.load(BytesIO(job.store.read(Artifacts.MODEL)), weights_only=True))
-    with torch.inference_mode():
-        probabilities: list[float] = torch.sigmoid(model(*task.inputs(config, table))).tolist()
-    return probabilities
+    Returns:
+        Up to `SMOKE_ROWS` records as a client sends them, and the probabilities of the positive class, ``(rows,)``.
+    """
+    count = known.test.num_rows
+    chosen = list(range(0, count, max(1, count // SMOKE_ROWS)))[:SMOKE_ROWS]
+    table = known.test.select([feature["name"] for feature in known.config["features"]]).take(pa.array(chosen))
+    records: list[dict[str, Any]] = json.loads(json.dumps(table.to_pylist(), default=str))
+    found = probabilities(known.model, tuple(part[chosen] for part in known.inputs))
+    return records, found.tolist()
 
 
 def tolerance(candidate: str) -> float:

@@ -1,0 +1,225 @@
+"""mlhandlers.server: a real TorchServe on loopback, from the start of the process to its end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit import serving_model as small
+
+from mlhandlers import server
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("java") is None, reason="TorchServe needs java (openjdk-17-jre-headless)"),
+    # The archive's model is TorchScript.
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    # TorchServe leaves these files open.
+    pytest.mark.filterwarnings("ignore:.*(version.txt|metrics.yaml):pytest.PytestUnraisableExceptionWarning"),
+]
+
+IMAGE = Path("images/serving").resolve()
+START_SECONDS = 60.0
+PREDICT = f"/predictions/{small.MODEL}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server process and its ports."""
+
+    process: subprocess.Popen[bytes]
+    inference: int
+    management: int
+    metrics: int
+    log: Path
+
+    def ask(self, method: str, path: str, body: Any = None, *, port: int = 0, timeout: float = 10) -> tuple[int, Any]:
+        """Status and body of one request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.inference, timeout=timeout)
+        try:
+            headers = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            response = connection.getresponse()
+            content = response.read()
+            is_json = response.headers.get_content_type() == "application/json"
+            return response.status, json.loads(content) if is_json else content.decode()
+        finally:
+            connection.close()
+
+    def healthy(self, timeout: float = 10) -> bool:
+        """What the kubelet's probe sees."""
+        try:
+            return self.ask("GET", PREDICT, timeout=timeout)[0] == http.HTTPStatus.OK
+        except OSError:
+            return False
+
+    def worker(self) -> int:
+        """Process id of the Python worker."""
+        (jvm,) = children(self.process.pid)
+        (worker,) = children(jvm)
+        return worker
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the children of `pid`, of all its threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Polls until `condition` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    small.archive(folder)
+    return folder
+
+
+@pytest.fixture
+def running(model_dir: Path, tmp_path: Path) -> Iterator[Running]:
+    """The image's own settings with other ports."""
+    ports = free_ports(5)
+    config = (IMAGE / "config.properties").read_text().replace("/opt/serving", str(IMAGE))
+    for address, port in zip(("0.0.0.0:8080", "127.0.0.1:8081", "0.0.0.0:8082"), ports[:3], strict=True):
+        assert f"http://{address}" in config
+        config = config.replace(f"http://{address}", f"http://127.0.0.1:{port}")
+    config += f"\ngrpc_inference_port={ports[3]}\ngrpc_management_port={ports[4]}\n"
+    (tmp_path / "config.properties").write_text(config)
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "mlhandlers.server", "--model-dir", str(model_dir)]
+    command += ["--config", str(tmp_path / "config.properties"), "--log-config", str(IMAGE / "log4j2.xml")]
+    environment = {**os.environ, "PYTHONPATH": str(Path("handlers").resolve())}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
+    found = Running(process, *ports[:3], log)
+    try:
+        wait_for(lambda: process.poll() is not None or found.healthy(), START_SECONDS, "the server answers")
+        assert process.poll() is None, log.read_text()
+        yield found
+    finally:
+        if process.poll() is None:
+            for pid in (*children(process.pid), process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_it_answers_each_protocol_and_its_end_drops_no_request(running: Running) -> None:
+    features = {"features": small.RECORD}
+    status, answer = running.ask("POST", PREDICT, features)
+    positive = small.probability(small.RECORD)
+    assert status == 200
+    assert answer["model_version"] == small.VERSION
+    assert answer["confidence"] == pytest.approx(max(positive, 1 - positive), abs=1e-5)
+    assert running.ask("POST", f"{PREDICT}/{small.VERSION}", features)[0] == 200
+    status, answer = running.ask("POST", f"/v1/models/{small.MODEL}:predict", {"instances": [small.RECORD]})
+    assert (status, len(answer["predictions"])) == (200, 1)
+    inputs = [{"name": "age", "shape": [1], "datatype": "FP32", "data": [39]}]
+    assert running.ask("POST", f"/v2/models/{small.MODEL}/infer", {"inputs": inputs})[0] == 200
+    assert running.ask("GET", "/ping") == (200, {"status": "Healthy"})
+
+    status, answer = running.ask("POST", PREDICT, {"features": {"age": "old"}})
+    assert (status, answer["code"]) == (400, 400)
+    assert "age" in answer["message"]
+    assert running.ask("POST", PREDICT, {**features, "model_version": "v0"})[0] == 409
+
+    metrics = running.ask("GET", "/metrics", port=running.metrics)[1]
+    bucket = f'mlplatform_handler_seconds_bucket{{model_name="{small.MODEL}",model_version="{small.VERSION}"'
+    assert bucket in metrics, "p99 needs a histogram"
+    assert server.requests_seen(f"http://127.0.0.1:{running.metrics}/metrics") >= 7
+    assert not (running.log.parent / "logs").exists(), "logs go to standard output: the root is read-only"
+
+    drains_under_load(running)
+
+
+def drains_under_load(running: Running) -> None:
+    """Clients that stop a second after the SIGTERM, as the mesh's do, see no error."""
+    ended = threading.Event()
+    statuses: list[int] = []
+    errors: list[Exception] = []
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", running.inference, timeout=10)
+        body = json.dumps({"features": small.RECORD})
+        while not ended.is_set():
+            try:
+                connection.request("POST", PREDICT, body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                response.read()
+                statuses.append(response.status)
+            except (OSError, http.client.HTTPException) as error:
+                errors.append(error)
+                return
+        connection.close()
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for thread in clients:
+        thread.start()
+    wait_for(lambda: len(statuses) > 50, 10, "requests flow")
+    before = len(statuses)
+    running.process.terminate()
+    wait_for(lambda: len(statuses) > before + 50, 10, "requests flow after the SIGTERM")
+    ended.set()
+    for thread in clients:
+        thread.join()
+    assert errors == []
+    assert set(statuses) == {200}
+    assert running.process.wait(15) == 0, "an end that was asked for is no failure"
+
+
+def test_a_hung_worker_fails_the_liveness_probe_and_is_replaced(running: Running) -> None:
+    hung = running.worker()
+    os.kill(hung, signal.SIGSTOP)
+    assert running.ask("GET", "/ping")[0] == 200, "the front end's own health does not see it"
+    assert not running.healthy(timeout=2)
+    wait_for(lambda: running.healthy(timeout=2), 30, "another worker answers")
+    assert running.worker() != hung
+
+
+def test_the_process_ends_when_the_server_does(running: Running) -> None:
+    os.kill(running.worker(), signal.SIGKILL)
+    wait_for(running.healthy, 30, "a worker that died is replaced")
+    (jvm,) = children(running.process.pid)
+    os.kill(jvm, signal.SIGKILL)
+    assert running.process.wait(5) == 1
+    assert "TorchServe ended by itself" in running.log.read_text()
+
+
+def test_the_platforms_settings_win_over_the_models() -> None:
+    merged = server.merge_config(
+        "load_models=m=m.mar\nmanagement_address=http://0.0.0.0:8081", (IMAGE / "config.properties").read_text()
+    )
+    assert server.property_of(merged, "management_address") == "http://127.0.0.1:8081"
+    assert server.property_of(merged, "load_models") == "m=m.mar"
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        server.main(["--model-dir", str(tmp_path)])
+    assert "config.properties is missing" in capsys.readouterr().err

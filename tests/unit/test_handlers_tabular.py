@@ -1,0 +1,272 @@
+"""mlhandlers.tabular, loaded from a real archive and driven with TorchServe's own context."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ts.context import Context, RequestProcessor
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.metrics.metric_type_enum import MetricTypes
+from unit import serving_model as small
+
+from mlhandlers import tabular
+from mljobs import package
+from mlplatform import contract
+
+pytestmark = [
+    # TorchServe loads TorchScript.
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    # TorchServe leaves these files open.
+    pytest.mark.filterwarnings("ignore:.*(version.txt|metrics.yaml):pytest.PytestUnraisableExceptionWarning"),
+]
+
+Loaded = tuple[Any, Context]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = tmp_path_factory.mktemp("archive")
+    return package.load(small.archive(folder), folder / "unpacked")
+
+
+def ask(loaded: Loaded, *bodies: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Status and body of each of a batch of requests."""
+    handler, context = loaded
+    context.request_processor = [RequestProcessor({}) for _ in bodies]
+    answers = handler.handle([{"body": body} for body in bodies], context)
+    assert all(context.get_response_content_type(i) == "application/json" for i in range(len(bodies)))
+    return [(context.get_response_status(i)[0], json.loads(answer)) for i, answer in enumerate(answers)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicts:
+    reason: str
+    body: Any
+    record: dict[str, Any] | list[Any]
+
+
+PREDICTIONS = [
+    Predicts(reason="an object of columns is the plain case", body={"features": small.RECORD}, record=small.RECORD),
+    Predicts(reason="a list is read in schema order", body={"features": [39, "pilot", 40]}, record=small.RECORD),
+    Predicts(
+        reason="a column that the object lacks is missing, not an error",
+        body={"features": {"age": 39}},
+        record=[39, None, None],
+    ),
+    Predicts(
+        reason="a category that training never saw is answered",
+        body={"features": [39, "astronaut", 40]},
+        record=[39, "astronaut", 40],
+    ),
+    Predicts(
+        reason="numbers in quotes are numbers, as CSV clients send them",
+        body={"features": ["39", "pilot", "40.0"]},
+        record=small.RECORD,
+    ),
+    Predicts(
+        reason="the version that answers may be named",
+        body={"features": small.RECORD, "model_version": small.VERSION},
+        record=small.RECORD,
+    ),
+    Predicts(reason="null for the version asks for none", body={"features": small.RECORD, "model_version": None},
+             record=small.RECORD),
+    Predicts(
+        reason="bytes are parsed, because TorchServe parses application/json only",
+        body=json.dumps({"features": small.RECORD}).encode(),
+        record=small.RECORD,
+    ),
+    Predicts(reason="text is parsed likewise", body=json.dumps({"features": small.RECORD}), record=small.RECORD),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PREDICTIONS, ids=lambda case: case.reason)
+def test_a_record_is_predicted_as_the_model_does(loaded: Loaded, case: Predicts) -> None:
+    ((status, answer),) = ask(loaded, case.body)
+    positive = small.probability(case.record)
+    assert status == 200, case.reason
+    assert answer["prediction"] == (">50K" if positive >= 0.5 else "<=50K"), case.reason
+    assert answer["confidence"] == pytest.approx(max(positive, 1 - positive), abs=1e-5), case.reason
+    assert answer["latency_ms"] > 0, case.reason
+    assert answer["model_version"] == small.VERSION, case.reason
+    assert set(answer) == {"prediction", "confidence", "latency_ms", "model_version"}, case.reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    reason: str
+    body: Any
+    status: int
+    names: list[str] = field(default_factory=list)
+
+
+REFUSALS = [
+    Refused(reason="no text where a number is needed: field and value are named",
+            body={"features": {"age": "old"}}, status=400, names=["age", "'old'", "null"]),
+    Refused(reason="a column that the schema lacks, with the ones it has",
+            body={"features": {"aeg": 39}}, status=400, names=["aeg", "age, job, hours"]),
+    Refused(reason="too few values, with their names in order",
+            body={"features": [39]}, status=400, names=["1 values", "expected 3", "age, job, hours"]),
+    Refused(reason="a nested value would pass for an unknown category",
+            body={"features": {"job": ["pilot"]}}, status=400, names=["job", "['pilot']"]),
+    Refused(reason="a record that is neither list nor object",
+            body={"features": 39}, status=400, names=["record 0", "list of values or an object"]),
+    Refused(reason="an empty object says what to send",
+            body={}, status=400, names=["features", "instances", "inputs", "age, job, hours"]),
+    Refused(reason="a JSON list is no request", body=[1], status=400, names=["list", "not an object"]),
+    Refused(reason="JSON that ends early", body=b'{"features": ', status=400, names=["no JSON", "column 14"]),
+    Refused(reason="bytes that are no text", body=b"\xff\xfe", status=400, names=["no JSON"]),
+    Refused(reason="another version: say which answers and how to reach the other",
+            body={"features": small.RECORD, "model_version": "adult-income-00000000"}, status=409,
+            names=[small.VERSION, f"{contract.HEADER_VERSION}: adult-income-00000000"]),
+    Refused(reason="no instances", body={"instances": []}, status=400, names=["instances", "one or more"]),
+    Refused(reason="one bad instance fails its own request, by its number",
+            body={"instances": [small.RECORD, {"age": "old"}]}, status=400, names=["record 1", "age"]),
+    Refused(reason="v2 tensors need a shape", body={"inputs": [{"name": "age", "data": [39]}]}, status=400,
+            names=["shape"]),
+    Refused(reason="v2 shape and data disagree",
+            body={"inputs": [{"name": "age", "shape": [2], "datatype": "FP32", "data": [39]}]}, status=400,
+            names=["age", "2 values", "has 1"]),
+    Refused(reason="v2 columns of different lengths",
+            body={"inputs": [{"name": "age", "shape": [2], "datatype": "FP32", "data": [39, 40]},
+                             {"name": "hours", "shape": [1], "datatype": "FP32", "data": [39]}]},
+            status=400, names=["different lengths", "'age': 2", "'hours': 1"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.reason)
+def test_a_mistake_is_refused_with_its_cause(loaded: Loaded, case: Refused) -> None:
+    ((status, answer),) = ask(loaded, case.body)
+    assert status == case.status, case.reason
+    assert answer["code"] == case.status, case.reason
+    assert [name for name in case.names if name not in answer["message"]] == [], case.reason
+
+
+def test_one_bad_record_fails_none_of_its_neighbours(loaded: Loaded) -> None:
+    other = {"age": 71, "job": "cook", "hours": 12}
+    alone = [ask(loaded, {"features": record})[0][1] for record in (small.RECORD, other)]
+    bad = [{"features": {"age": "old"}}, {"features": [1]}, b"{", {"features": other, "model_version": "v0"}]
+    batch = [bad[0], {"features": small.RECORD}, bad[1], bad[2], {"instances": [other, small.RECORD]}, bad[3], b"",
+             {"features": other}]  # fmt: skip
+    answers = ask(loaded, *batch)
+    assert [status for status, _ in answers] == [400, 200, 400, 400, 200, 409, 200, 200]
+    for answer, lone in ((answers[1][1], alone[0]), (answers[7][1], alone[1])):
+        assert answer["prediction"] == lone["prediction"]
+        assert answer["confidence"] == pytest.approx(lone["confidence"], abs=1e-5)
+    confidences = [entry["confidence"] for entry in answers[4][1]["predictions"]]
+    assert confidences == pytest.approx([alone[1]["confidence"], alone[0]["confidence"]], abs=1e-5)
+
+
+def test_a_batch_of_nothing_but_mistakes_is_answered(loaded: Loaded) -> None:
+    assert [status for status, _ in ask(loaded, {}, {"features": {"age": "old"}})] == [400, 400]
+
+
+def test_an_empty_body_is_a_health_probe_that_runs_the_model(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((status, answer),) = ask(loaded, b"")
+    assert (status, answer["status"], answer["model_version"]) == (200, "ok", small.VERSION)
+    handler, _ = loaded
+
+    def broken(*_tensors: Any) -> None:
+        raise RuntimeError("weights are gone")
+
+    monkeypatch.setattr(handler, "_model", broken)
+    with pytest.raises(RuntimeError, match="weights are gone"):
+        ask(loaded, b"")
+
+
+def test_a_form_is_refused_with_the_header_to_send(loaded: Loaded) -> None:
+    handler, context = loaded
+    context.request_processor = [RequestProcessor({})]
+    (answer,) = handler.handle([{"features": "39"}], context)
+    assert context.get_response_status(0)[0] == 415
+    assert "Content-Type: application/json" in json.loads(answer)["message"]
+
+
+V2 = [
+    ("columns by name", [{"name": "age", "shape": [2], "datatype": "FP32", "data": [39, 71]},
+                         {"name": "job", "shape": [2, 1], "datatype": "BYTES", "data": [["pilot"], ["cook"]]},
+                         {"name": "hours", "shape": [2], "datatype": "FP32", "data": [40, 12]}]),
+    ("one tensor of rows", [{"name": "input-0", "shape": [2, 3], "datatype": "BYTES",
+                             "data": [39, "pilot", 40, 71, "cook", 12]}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "inputs"), V2, ids=[reason for reason, _ in V2])
+def test_the_open_inference_protocol_answers_in_tensors(loaded: Loaded, reason: str, inputs: list[Any]) -> None:
+    ((status, answer),) = ask(loaded, {"id": "q7", "inputs": inputs})
+    expected = [small.probability(small.RECORD), small.probability([71, "cook", 12])]
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert (status, answer["id"], answer["model_name"], answer["model_version"]) == (
+        200, "q7", small.MODEL, small.VERSION,
+    ), reason  # fmt: skip
+    assert outputs["confidence"]["shape"] == [2], reason
+    assert outputs["confidence"]["data"] == pytest.approx([max(p, 1 - p) for p in expected], abs=1e-5), reason
+    assert outputs["prediction"]["data"] == [">50K" if p >= 0.5 else "<=50K" for p in expected], reason
+
+
+def test_each_batch_is_one_observation_of_the_histogram(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
+        ask(loaded, {"features": small.RECORD}, {"features": small.RECORD})
+    (line,) = [record.message for record in caplog.records if tabular.LATENCY_METRIC in record.message]
+    assert f"model_name:{small.MODEL},model_version:{small.VERSION}" in line
+    assert "type:HISTOGRAM" in line
+
+
+def test_the_metric_is_the_one_that_the_image_declares() -> None:
+    cache = MetricsCacheYamlImpl("images/serving/metrics.yaml")
+    cache.initialize_cache()
+    assert list(cache.cache) == [MetricTypes.HISTOGRAM]
+    declared = cache.get_metric(tabular.LATENCY_METRIC, MetricTypes.HISTOGRAM)
+    assert tabular.latency_metric(cache) is declared
+    assert declared.dimension_names[:2] == ["model_name", "model_version"]
+
+
+def test_the_header_is_the_contracts() -> None:
+    assert tabular.HEADER_VERSION == contract.HEADER_VERSION
+
+
+def test_an_archive_of_another_format_is_not_loaded(loaded: Loaded, tmp_path: Path) -> None:
+    _, context = loaded
+    source = Path(context.system_properties["model_dir"])
+    for file in source.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "preprocessor.json").write_text(json.dumps({**small.CONFIG, "format": 2}))
+    other = Context(small.MODEL, str(tmp_path), context.manifest, 1, None, "", True, context.metrics, {})
+    with pytest.raises(RuntimeError, match=r"format 2.*package the model again"):
+        tabular.TabularHandler().initialize(other)
+
+
+THREADS = [
+    ("half a CPU still needs a thread", 0.5, 1),
+    ("a thread beyond the quota would stall the rest", 1.9, 1),
+    ("whole CPUs are used", 4.0, 4),
+]
+
+
+@pytest.mark.parametrize(("reason", "cpus", "threads"), THREADS, ids=[reason for reason, *_ in THREADS])
+def test_threads_follow_the_cpu_limit(reason: str, cpus: float, threads: int) -> None:
+    assert tabular.threads_of(cpus) == threads, reason
+
+
+QUOTAS = [
+    ("version 2 without a limit", {"cpu.max": "max 100000\n"}, None),
+    ("version 2 with one CPU", {"cpu.max": "100000 100000\n"}, 1.0),
+    ("version 2 with half a CPU", {"cpu.max": "50000 100000\n"}, 0.5),
+    ("version 1 without a limit", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+    ("version 1 with half a CPU", {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+    ("no cgroup to be seen", {}, None),
+]
+
+
+@pytest.mark.parametrize(("reason", "files", "cpus"), QUOTAS, ids=[reason for reason, *_ in QUOTAS])
+def test_the_cpu_limit_is_the_cgroups(reason: str, files: dict[str, str], cpus: float | None, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    available = float(len(os.sched_getaffinity(0)))
+    assert tabular.cpu_limit(tmp_path) == (available if cpus is None else min(cpus, available)), reason
