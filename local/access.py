@@ -1,0 +1,195 @@
+"""How programs on the host reach what runs in a cluster: kubectl, the gateway, the store.
+
+Called by `local/demo.py` and by tests/e2e. CLUSTER chooses: `local` (default)
+is this repository's own cluster, whose Service addresses the host can route
+to; `kind` and `current` are whatever the kubectl context names, reached by
+port-forwards.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from local.layout import REPO, default_layout
+
+RELEASE: Final = "mlplatform"
+SYSTEM: Final = "mlplatform-system"
+OPERATOR: Final = f"{RELEASE}-operator"
+STORE: Final = f"{RELEASE}-store"
+GATEWAY_NAMESPACE: Final = "istio-system"
+GATEWAY: Final = "istio-ingressgateway"
+
+_FORWARD_SECONDS: Final = 30.0
+_COMMAND_SECONDS: Final = 120.0
+
+
+class AccessError(RuntimeError):
+    """A command or an address failed; the message names the cause, `hint` the next action."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def run(command: list[str], env: dict[str, str], *, seconds: float = _COMMAND_SECONDS, stdin: str = "") -> str:
+    """Runs a command to its end and returns what it printed.
+
+    Raises:
+        AccessError: It is not there, failed or took longer than `seconds`.
+    """
+    shown = shlex.join([Path(command[0]).name, *command[1:]])
+    try:
+        done = subprocess.run(
+            command, env=env, input=stdin, capture_output=True, text=True, timeout=seconds, check=False, cwd=REPO
+        )
+    except FileNotFoundError:
+        raise AccessError(f"{command[0]} is not on PATH", "make up installs it for CLUSTER=local") from None
+    except subprocess.TimeoutExpired:
+        raise AccessError(f"`{shown}` did not end within {seconds:.0f} s") from None
+    if done.returncode:
+        told = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()
+        raise AccessError(f"`{shown}` failed ({done.returncode}): " + "\n".join(told[-12:]))
+    return done.stdout
+
+
+@dataclass
+class Cluster:
+    """One cluster, seen from the host; close it to end its port-forwards.
+
+    Attributes:
+        kind: `local`, `kind` or `current`.
+        env: Environment of every command: KUBECONFIG, and a PATH with kubectl, helm and the plugin.
+    """
+
+    kind: str
+    env: dict[str, str]
+    _forwards: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    def connect(cls, kind: str | None = None) -> Self:
+        """The cluster that CLUSTER names.
+
+        Raises:
+            AccessError: It does not answer.
+        """
+        kind = kind or os.environ.get("CLUSTER") or "local"
+        env = dict(os.environ)
+        # The plugin lies beside this interpreter, kubectl and helm beside the local cluster's binaries.
+        folders = [str(Path(sys.executable).parent)]
+        if kind == "local":
+            folders.append(str(default_layout().cache / "bin"))
+            env["KUBECONFIG"] = os.environ.get("KUBECONFIG") or str(default_layout().kubeconfig)
+        env["PATH"] = os.pathsep.join([*folders, env.get("PATH", os.defpath)])
+        cluster = cls(kind, env)
+        try:
+            cluster.kubectl("get", "--raw", "/readyz")
+        except AccessError as error:
+            raise AccessError(f"the cluster does not answer: {error}", "start it: make up") from None
+        return cluster
+
+    def close(self) -> None:
+        """Ends the port-forwards."""
+        self._forwards.close()
+
+    def tool(self, name: str) -> str:
+        """The path of a program on this cluster's PATH; the name itself where there is none."""
+        for folder in self.env["PATH"].split(os.pathsep):
+            path = Path(folder) / name
+            if os.access(path, os.X_OK) and path.is_file():
+                return str(path)
+        return name
+
+    def kubectl(self, *arguments: str, seconds: float = _COMMAND_SECONDS, stdin: str = "") -> str:
+        """Runs kubectl and returns what it printed."""
+        return run([self.tool("kubectl"), *arguments], self.env, seconds=seconds, stdin=stdin)
+
+    def get(self, *arguments: str) -> Any:
+        """`kubectl get … -o json`, read."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def helm(self, *arguments: str, seconds: float = 300.0) -> str:
+        """Runs helm and returns what it printed."""
+        return run([self.tool("helm"), *arguments], self.env, seconds=seconds)
+
+    def image_values(self) -> list[str]:
+        """`--set` arguments for helm that name this cluster's images; none where the chart's own are pulled."""
+        names = ("operator", "jobs", "serving", "seaweedfs")
+        if self.kind == "local":
+            # The system's Python, as in `make up`: the cluster's programs need no virtual environment.
+            refs = json.loads(run(["python3", "-m", "local", "images", "--json"], self.env, seconds=2400))
+        elif self.kind == "kind":
+            refs = {name: f"mlplatform/{name}:dev" for name in names}
+        else:
+            return []
+        return [word for name in names for word in ("--set-string", f"images.{name}={refs[name]}")]
+
+    def install(self, *values: str, seconds: int = 300) -> str:
+        """Installs or upgrades the chart and waits until it is ready; returns helm's status line."""
+        if self.kind == "local":
+            # The local cluster provisions no volumes.
+            values = ("--set", "store.embedded.persistence.enabled=false", *values)
+        self.helm(
+            "upgrade", "--install", RELEASE, "charts/mlplatform", "--namespace", SYSTEM, "--create-namespace",
+            "--wait", "--timeout", f"{seconds}s", *self.image_values(), *values, seconds=seconds + 30,
+        )  # fmt: skip
+        return self.helm("list", "--namespace", SYSTEM, "--filter", RELEASE, "--no-headers").strip()
+
+    def gateway(self) -> str:
+        """Base URL of the gateway: GATEWAY_URL, the Service's address, or a port-forward."""
+        given = os.environ.get("GATEWAY_URL", "")
+        return given.rstrip("/") if given else self._service(GATEWAY_NAMESPACE, GATEWAY, 80)
+
+    def store_environment(self, namespace: str = "default") -> dict[str, str]:
+        """Environment by which a program on the host reads and writes the artifact store."""
+        secret = self.get("secret", STORE, "--namespace", namespace)["data"]
+        found = {key: base64.b64decode(value).decode() for key, value in secret.items()}
+        endpoint = found.get("AWS_ENDPOINT_URL", "")
+        if ".svc" in endpoint or endpoint.endswith(":8333"):
+            found["AWS_ENDPOINT_URL"] = self._service(SYSTEM, STORE, 8333)
+        return {**self.env, **found}
+
+    def _service(self, namespace: str, name: str, port: int) -> str:
+        if self.kind == "local":
+            address = self.get("service", name, "--namespace", namespace)["spec"]["clusterIP"]
+            return f"http://{address}:{port}"
+        return self._forward(namespace, name, port)
+
+    def _forward(self, namespace: str, name: str, port: int) -> str:
+        command = [self.tool("kubectl"), "--namespace", namespace, "port-forward", f"service/{name}", f":{port}"]
+        process = self._forwards.enter_context(
+            subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+        self._forwards.callback(process.terminate)
+        told = process.stdout.readline() if process.stdout else ""
+        found = re.search(r"127\.0\.0\.1:(\d+)", told)
+        if not found:
+            raise AccessError(f"`{shlex.join(command)}` said: {told.strip()}", f"kubectl -n {namespace} get pods")
+        wait_for_port(int(found[1]))
+        return f"http://127.0.0.1:{found[1]}"
+
+
+def wait_for_port(port: int) -> None:
+    """Returns once something listens on the loopback's `port`.
+
+    Raises:
+        AccessError: Nothing did within half a minute.
+    """
+    deadline = time.monotonic() + _FORWARD_SECONDS
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+    raise AccessError(f"nothing listens on 127.0.0.1:{port}")
