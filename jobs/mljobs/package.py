@@ -98,17 +98,17 @@ def selected(report: Mapping[str, Any]) -> tuple[str, str]:
     """Name of the chosen candidate and of its TorchScript file in the store.
 
     Raises:
-        JobFailure: None was chosen, or it was not exported to TorchScript.
+        JobFailure: The report of `mljobs.optimize` names none.
     """
     name = report.get("selected")
-    for candidate in report.get("candidates", []):
-        if candidate["name"] == name and (file := candidate.get("files", {}).get("torchscript")):
-            return str(name), str(file)
-    raise JobFailure(
-        FailureClass.SPEC_INVALID,
-        f"the candidate {name!r} that was chosen has no TorchScript export, which TorchServe needs",
-        "Add torchscript to spec.optimization.export",
-    )
+    file = report.get("files", {}).get(name, {}).get("torchscript")
+    if not file:
+        raise JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"the candidate {name!r} that was chosen has no TorchScript file, which TorchServe needs",
+            "Let the operator and the job image be of one release, then retrain the model",
+        )
+    return str(name), str(file)
 
 
 def build(folder: Path, model: str, version: str, serialized: bytes, config: Mapping[str, Any]) -> Path:

@@ -63,8 +63,8 @@ def job(tmp_path: Path) -> Job:
     job.store.write(Artifacts.MODEL, state.getvalue())
     example = Preprocessor(config).transform([{"age": 39}, {"job": "cook"}])
     export(job, "fp32", model, example)
-    chosen = {"name": "fp32", "files": {"torchscript": f"{Artifacts.CANDIDATES}/fp32.pt"}}
-    write_json(job, Artifacts.report(Stage.OPTIMIZE), {"selected": "fp32", "candidates": [chosen]})
+    files = {"fp32": {"torchscript": f"{Artifacts.CANDIDATES}/fp32.pt"}}
+    write_json(job, Artifacts.report(Stage.OPTIMIZE), {"selected": "fp32", "files": files})
     return job
 
 
@@ -142,12 +142,12 @@ def other_format(job: Job) -> None:
 
 
 def no_torchscript(job: Job) -> None:
-    only_onnx = {"name": "fp32", "files": {"onnx": "optimize/candidates/fp32.onnx"}}
-    write_json(job, Artifacts.report(Stage.OPTIMIZE), {"selected": "fp32", "candidates": [only_onnx]})
+    files = {"fp32": {"onnx": f"{Artifacts.CANDIDATES}/fp32.onnx"}}
+    write_json(job, Artifacts.report(Stage.OPTIMIZE), {"selected": "fp32", "files": files})
 
 
 def nothing_selected(job: Job) -> None:
-    write_json(job, Artifacts.report(Stage.OPTIMIZE), {"selected": None, "candidates": []})
+    write_json(job, Artifacts.report(Stage.OPTIMIZE), {"selected": None, "files": {}})
 
 
 def lost_candidate(job: Job) -> None:
