@@ -44,11 +44,12 @@ class Cluster:
     Attributes:
         layout: Its folders.
         refs: Name → reference of every image.
-        programs: The folder with the programs.
+        is_new: This run made the cluster, so nothing in it can name an older image.
     """
 
     layout: Layout
     refs: dict[str, str] = field(default_factory=images.references)
+    is_new: bool = False
 
     @property
     def programs(self) -> Path:
@@ -143,7 +144,9 @@ class Cluster:
         return install_addons.apply(shell, self.layout, self.programs, self.refs)
 
     def prune_images(self, shell: Shell) -> str:
-        """Images that nothing names any more."""
+        """Images of earlier clusters; a running one may still name an older image for its next pod."""
+        if not self.is_new:
+            return "kept all, because the cluster may still name older ones"
         wanted = set(self.refs.values())
         loaded = images.Store(self.layout, self.programs).prune(shell, wanted)
         built = images.Builder(self.layout).prune(shell, self.refs)
@@ -191,10 +194,12 @@ class Cluster:
         for line in cleared:
             shell.note(line)
         note = "started"
-        if (self.layout.state / "etcd").exists():
+        self.is_new = not (self.layout.state / "etcd").exists()
+        if not self.is_new:
             note = "started; the cluster's data was kept"
             if not self._etcd_is_sound(shell):
                 teardown.forget_cluster(self.layout)
+                self.is_new = True
                 note = "started; etcd's data was damaged, so the cluster is new"
         path = node.daemon_path(self.programs)
         self._write_spec([node.containerd(self.layout, self.programs, path)])

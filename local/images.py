@@ -28,6 +28,8 @@ PREFIX: Final = "localhost/mlplatform"
 RECIPE: Final = 1
 """Part of every tag: raise it when the way of building changes the result."""
 ROOTFS_PACKAGES: Final = ("ca-certificates", "python3", "python3-venv")
+LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/man/*/*.gz", "/usr/share/locale/*")
+"""Documentation; the manual's folders stay, because Java's package insists on them."""
 IGNORED: Final = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 PIP_ARGS: Final = "--no-index --find-links /wheels"
 CONCURRENT_BUILDS: Final = threading.Semaphore(2)
@@ -111,7 +113,7 @@ def source_digests(repo: Path, sources: list[str]) -> dict[str, str]:
 
 def rootfs_key() -> str:
     """The cache key of the base's root file system."""
-    return cache.key(CODENAME, ROOTFS_PACKAGES, RECIPE)
+    return cache.key(CODENAME, ROOTFS_PACKAGES, LEFT_OUT, RECIPE)
 
 
 def references(repo: Path = REPO) -> dict[str, str]:
@@ -146,8 +148,8 @@ def rootfs(shell: Shell, root: Path) -> tuple[Path, bool]:
         mirrors = [f"deb {options} {uri} {suite} main" for uri, suite, options in packages.machine_sources()]
         shell.run(
             ["mmdebstrap", "--variant=minbase", f"--include={','.join(ROOTFS_PACKAGES)}"]
-            + ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*/*.gz"]
-            + ["--dpkgopt=path-exclude=/usr/share/locale/*", "--customize-hook=rm -rf $1/var/lib/apt/lists/*"]
+            + [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
+            + ["--customize-hook=rm -rf $1/var/lib/apt/lists/*"]
             + [CODENAME, folder / "rootfs.tar", *mirrors],
             contained=True,
         )

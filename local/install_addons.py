@@ -72,13 +72,14 @@ def apply(shell: Shell, layout: Layout, binaries: Path, refs: Mapping[str, str])
             shell.run([*kubectl, "wait", *names], stdin="---\n".join(phase).encode())
     workloads = [document for document in found if kind(document) in WAITED_FOR]
     if workloads:
-        _wait(shell, kubectl, "---\n".join(workloads).encode())
+        _wait(shell, kubectl, workloads)
     return f"{len(found)} objects, {len(workloads)} workloads available"
 
 
-def _wait(shell: Shell, kubectl: list[str], workloads: bytes) -> None:
+def _wait(shell: Shell, kubectl: list[str], workloads: Sequence[str]) -> None:
     try:
-        shell.run([*kubectl, "rollout", "status", "--filename", "-", "--timeout=120s"], stdin=workloads)
+        for workload in workloads:
+            shell.run([*kubectl, "rollout", "status", "--filename", "-", "--timeout=120s"], stdin=workload.encode())
     except StepError:
         shell.run([*kubectl, "get", "pods", "--all-namespaces", "--output=wide"], check=False)
         shell.run([*kubectl, "get", "events", "--all-namespaces", "--field-selector=type=Warning"], check=False)
