@@ -108,7 +108,7 @@ def condition(kind: str, status: str, reason: str, message: str = "") -> api.Con
 
 ACCEPTED = condition("Accepted", "True", "Accepted")
 READY = condition("Ready", "True", "Serving", "v1 serves all traffic")
-NOT_READY = condition("Ready", "False", "Training", "training v1")
+NOT_READY = condition("Ready", "Unknown", "Training", "training v1")
 
 
 def version(  # noqa: PLR0913  so does a version's
@@ -198,7 +198,7 @@ ROLLING_V2 = api.MLModelStatus(
     latest_version=V2,
     latest_sequence=2,
     url=URL,
-    conditions=(ACCEPTED, condition("Ready", "False", "RollingOut", "v2 takes 25 % of the traffic")),
+    conditions=(ACCEPTED, condition("Ready", "Unknown", "RollingOut", "v2 takes 25 % of the traffic")),
     stable=api.StableStatus(version=V1, sequence=1),
     rollout=api.RolloutStatus(
         version=V2,
@@ -212,13 +212,31 @@ ROLLING_V2 = api.MLModelStatus(
     ),
     history=(PROMOTED_V1,),
 )
+RETRYING_V1 = api.MLModelStatus(
+    observed_generation=1,
+    stage="Training",
+    latest_version=V1,
+    latest_sequence=1,
+    conditions=(ACCEPTED, NOT_READY),
+    failure=api.FailureStatus(
+        class_="Preempted",
+        message="pod was taken off its node (Evicted): The node was low on memory",
+        next_action="Nothing if it happened once: it is retried.",
+        stage="train",
+        pod="adult-income-1a2b3c4d-train-worker-0",
+    ),
+)
 FAILED_V2 = api.MLModelStatus(
     observed_generation=2,
     stage="Failed",
     latest_version=V2,
     latest_sequence=2,
     url=URL,
-    conditions=(ACCEPTED, condition("Ready", "True", "Serving")),
+    conditions=(
+        ACCEPTED,
+        condition("VersionReady", "False", "TrainFailed", "train failed"),
+        condition("Ready", "False", "TrainFailed"),
+    ),
     stable=api.StableStatus(version=V1, sequence=1),
     failure=OUT_OF_MEMORY,
     history=(PROMOTED_V1,),
@@ -240,6 +258,7 @@ ALL_STAGES = (TRAIN, AUDIT, OPTIMIZE, PACKAGE)
 LIFE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "applied": (model(), []),
     "training": (model(TRAINING_V1), [version(stages=(running(TRAIN),))]),
+    "retrying": (model(RETRYING_V1), [version(stages=(running(TRAIN),))]),
     "optimizing": (model(TRAINING_V1), [version(stages=(TRAIN, AUDIT, running(OPTIMIZE)))]),
     "serving": (model(SERVING_V1), [version(stages=ALL_STAGES)]),
     "rolling": (

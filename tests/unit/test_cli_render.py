@@ -44,6 +44,7 @@ class Frame:
 FRAMES = [
     Frame("nothing is known yet, and the view says what it waits for", "applied", 100),
     Frame("the first stage runs, the rest is listed", "training", 100),
+    Frame("what is tried again stands in a box of its own and is not called a failure", "retrying", 100),
     Frame("measurements appear as soon as their stage ends", "optimizing", 100),
     Frame("the whole story of a version that serves", "serving", 100),
     Frame("the weights are a bar and numbers", "rolling", 100),

@@ -33,16 +33,9 @@ ROLLED_BACK = replace(
     objects.SERVING_V1,
     observed_generation=2,
     latest_version=objects.V2,
-    history=(
-        api.Decision(
-            version=objects.V2,
-            decision="RolledBack",
-            reason="NotReady",
-            message="v2's pods did not become ready within 1h",
-            time="2026-03-01T12:01:59Z",
-            previous=objects.V1,
-        ),
-        objects.PROMOTED_V1,
+    conditions=(
+        objects.ACCEPTED,
+        objects.condition("RolloutPassed", "False", "RolledBack", "v2 was not ready within rollout.maxDuration"),
     ),
 )
 
@@ -112,7 +105,7 @@ MOMENTS = [
         objects.model(ROLLED_BACK, generation=2),
         [objects.version(), objects.version(objects.V2, 2, objects.ALL_STAGES)],
         Outcome.FAILED,
-        "v2's pods did not become ready within 1h",
+        "v2 was not ready within rollout.maxDuration",
     ),
     Moment(
         "a failure of an earlier spec says nothing about the one just applied",
@@ -120,6 +113,28 @@ MOMENTS = [
         objects.LIFE["failed"][1],
         Outcome.PROGRESSING,
         "waiting for the operator to see this change",
+    ),
+    Moment(
+        "what is tried again has not failed, though it has a cause to show",
+        *objects.LIFE["retrying"],
+        Outcome.PROGRESSING,
+        "training v1",
+    ),
+    Moment(
+        "a stable version that lost its pods is an incident, no verdict on the wish",
+        objects.model(
+            replace(
+                objects.SERVING_V1,
+                conditions=(
+                    objects.ACCEPTED,
+                    objects.condition("Serving", "False", "NoReadyPods"),
+                    objects.condition("Ready", "False", "NoReadyPods", "v1 has no ready pod"),
+                ),
+            )
+        ),
+        [objects.version(stages=objects.ALL_STAGES)],
+        Outcome.PROGRESSING,
+        "v1 has no ready pod",
     ),
     Moment(
         "a suspended model says so instead of seeming stuck",
@@ -149,6 +164,7 @@ class End:
 
 ENDS = [
     End("a running pipeline is no end", "training", "ready", None),
+    End("a stage that is tried again is no end", "retrying", "ready", None),
     End("ready is the default end", "serving", "ready", 0),
     End("ready waits for the whole rollout", "rolling", "ready", None),
     End("a failure ends the wait for ready", "failed", "ready", 1),
@@ -206,6 +222,15 @@ def test_fields_of_a_newer_operator_are_passed_over() -> None:
     raw["stable"]["pods"] = 3
     raw["history"][0]["evidence"] = ["…"]
     assert known(api.MLModelStatus, raw, "status") == objects.ROLLING_V2
+
+
+def test_texts_that_the_operator_left_out_are_empty() -> None:
+    raw = {
+        "conditions": [{"type": "Ready", "status": "Unknown", "reason": "Training"}],
+        "failure": {"class": "Crashed"},
+    }
+    found = known(api.MLModelStatus, raw, "status")
+    assert (found.conditions[0].message, found.failure and found.failure.message) == ("", "")
 
 
 def test_a_value_that_this_release_does_not_know_is_named() -> None:

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from mlplatform.cli.view import (
     CandidateView,
+    FailureView,
     FairnessView,
     GateView,
     ModelView,
@@ -90,7 +91,7 @@ def frame(view: ModelView, signs: Signs = UNICODE) -> RenderableType:
     if view.url:
         parts += [_title("URL"), Padding(Text(view.url, no_wrap=True, overflow="fold"), _INDENT, expand=False)]
     if view.failure is not None:
-        parts += [Text(), _failure(view, signs)]
+        parts += [Text(), _failure(view, view.failure, signs)]
     elif view.outcome is not Outcome.READY and view.message:
         parts += [Text(), Text(view.message, style="dim")]
     return Group(*parts)
@@ -229,10 +230,10 @@ def _traffic(traffic: TrafficView, signs: Signs) -> Text:
     return bar.append(f"  ({', '.join(notes)})" if notes else "", style="dim")
 
 
-def _failure(view: ModelView, signs: Signs) -> RenderableType:
-    failure = view.failure
-    if failure is None:
-        return Text()
+def _failure(view: ModelView, failure: FailureView, signs: Signs) -> RenderableType:
+    """A red box for what has failed, a yellow one for what is tried again or waits."""
+    final = view.outcome is Outcome.FAILED
+    color = "red" if final else "yellow"
     grid = _grid("l", "l+")
     grid.add_row(Text("Cause", style="bold"), Text(failure.message))
     if failure.next_action:
@@ -244,9 +245,12 @@ def _failure(view: ModelView, signs: Signs) -> RenderableType:
         grid.add_row(Text("Log", style="bold"), Text(failure.last_log.strip(), style="dim"))
     if serving := still_serving(view):
         grid.add_row(Text("Serving", style="bold"), Text(serving, style="green"))
-    where = f" in {failure.stage}" if failure.stage else ""
-    title = Text(f"{failure.reason}{where}", style="bold red")
-    return Panel(grid, title=title, title_align="left", border_style="red", box=ROUNDED if signs is UNICODE else ASCII)
+    title = Text(f"{'' if final else 'held up: '}{failure.reason}{_where(failure)}", style=f"bold {color}")
+    return Panel(grid, title=title, title_align="left", border_style=color, box=ROUNDED if signs is UNICODE else ASCII)
+
+
+def _where(failure: FailureView) -> str:
+    return f" in {failure.stage}" if failure.stage else ""
 
 
 def still_serving(view: ModelView) -> str:
@@ -291,10 +295,10 @@ def _traffic_facts(traffic: TrafficView) -> dict[str, str]:
 
 def _outcome_facts(view: ModelView) -> dict[str, str]:
     if view.failure is not None:
-        where = f" in {view.failure.stage}" if view.failure.stage else ""
+        word = "failed" if view.outcome is Outcome.FAILED else "held up"
         serving = still_serving(view)
         return {
-            "outcome": f"failed{where}: {view.failure.reason}: {view.failure.message}",
+            "outcome": f"{word}{_where(view.failure)}: {view.failure.reason}: {view.failure.message}",
             **({"next": f"next: {view.failure.next_action}"} if view.failure.next_action else {}),
             **({"serving": serving} if serving else {}),
         }
@@ -341,7 +345,9 @@ def models_table(views: Sequence[ModelView], *, wide: bool, namespaces: bool) ->
         cells += [
             view.name,
             {Outcome.READY: "True", Outcome.FAILED: "False"}.get(view.outcome, "Unknown"),
-            view.failure.reason if view.failure else (view.stage or view.outcome.value),
+            view.failure.reason
+            if view.failure and view.outcome is Outcome.FAILED
+            else (view.stage or view.outcome.value),
             traffic.stable if traffic and traffic.stable else "-",
             f"v{view.version.sequence}" if view.version else "-",
             f"{traffic.weight if traffic.candidate else 100} %" if traffic else "-",

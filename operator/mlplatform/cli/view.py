@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from mlplatform import api, contract
 
@@ -161,27 +161,36 @@ def model_view(model: Object, versions: list[Object], now: datetime) -> ModelVie
     latest = next((v for v in versions if v["metadata"]["name"] == status.latest_version), None)
     sequences = {v["metadata"]["name"]: v.get("spec", {}).get("sequence", 0) for v in versions}
     current = _current(model, status, latest)
-    failure = _failure(status, latest, current=current)
-    outcome = _outcome(model, status, failure, current=current)
-    return ModelView(
+    view = ModelView(
         name=meta["name"],
         namespace=meta.get("namespace", ""),
-        outcome=outcome,
-        stage=status.stage if current else "Pending",
-        message=_message(status, outcome, failure, current=current),
+        outcome=Outcome.PROGRESSING,
+        stage="Pending",
+        message="waiting for the operator to see this change",
         url=status.url,
-        accepted=_is_true(status.conditions, "Accepted") if current else None,
-        current=current,
         version=_version(latest, status, now) if latest else None,
         traffic=_traffic(status, sequences, now),
-        failure=failure,
         history=status.history,
         age_seconds=_seconds(meta.get("creationTimestamp", ""), now),
+    )
+    if not current:
+        return view
+    blamed = _blamed(status)
+    failure = _failure(status, latest, blamed)
+    outcome = _outcome(model, status, blamed, latest)
+    return replace(
+        view,
+        current=True,
+        outcome=outcome,
+        stage=status.stage,
+        message=_message(status, outcome, failure),
+        accepted=_is_true(status.conditions, "Accepted"),
+        failure=failure,
     )
 
 
 def known(cls: type[api.T], raw: Object, path: str) -> api.T:
-    """Reads `raw` as `cls` and passes over fields of a newer operator.
+    """Reads `raw` as `cls`, passes over fields of a newer operator and fills in texts left out as empty.
 
     A plugin is rarely as new as the cluster's operator, so an unknown field is
     no mistake here as it is in a spec that a user wrote.
@@ -193,7 +202,8 @@ def _prune(hint: Any, raw: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(raw, dict):
         hints = typing.get_type_hints(hint)
         names = {api.json_name(f.name): f.name for f in dataclasses.fields(hint)}
-        return {key: _prune(hints[names[key]], value) for key, value in raw.items() if key in names}
+        texts = {key: "" for key, name in names.items() if hints[name] is str}
+        return texts | {key: _prune(hints[names[key]], value) for key, value in raw.items() if key in names}
     args = typing.get_args(hint)
     if isinstance(raw, list) and args:
         return [_prune(args[0], item) for item in raw]
@@ -223,17 +233,28 @@ def _is_true(conditions: tuple[api.Condition, ...], kind: str) -> bool | None:
     return None if found is None or found.status == "Unknown" else found.status == "True"
 
 
-def _failure(status: api.MLModelStatus, latest: Object | None, *, current: bool) -> FailureView | None:
-    if not current:
-        return None
-    accepted = _condition(status.conditions, "Accepted")
-    if accepted is not None and accepted.status == "False":
-        return FailureView(
-            reason=accepted.reason, message=accepted.message, next_action="correct the MLModel and apply it again"
-        )
+_BLAMED: Final = {
+    "Accepted": "correct the MLModel and apply it again",
+    "VersionReady": "correct what the message names; `kubectl describe modelversion` has the whole story",
+    "RolloutPassed": "correct the cause and apply again, or try the same spec anew: kubectl mlmodel retrain",
+}
+"""Conditions that fail what the user asked for, and what to do where the operator says nothing better.
+
+`Serving` is not among them: pods that come and go are an incident of the stable version.
+"""
+
+
+def _blamed(status: api.MLModelStatus) -> api.Condition | None:
+    """The first condition by which the latest wish has failed."""
+    found = (_condition(status.conditions, kind) for kind in _BLAMED)
+    return next((c for c in found if c is not None and c.status == "False"), None)
+
+
+def _failure(status: api.MLModelStatus, latest: Object | None, blamed: api.Condition | None) -> FailureView | None:
+    """The cause as the operator found it; while nothing is blamed, what only holds the pipeline up."""
     version = known(api.ModelVersionStatus, latest.get("status") or {}, "status") if latest else None
     found = status.failure or (version.failure if version else None)
-    if found is not None:
+    if found is not None and (blamed is None or blamed.type != "Accepted"):
         return FailureView(
             reason=found.class_,
             message=found.message,
@@ -243,32 +264,25 @@ def _failure(status: api.MLModelStatus, latest: Object | None, *, current: bool)
             exit_code=found.exit_code,
             last_log=found.last_log,
         )
-    last = status.history[0] if status.history else None
-    if last and last.decision == "RolledBack" and last.version == status.latest_version:
-        return FailureView(
-            reason=last.reason,
-            message=last.message,
-            stage="rollout",
-            next_action="correct the model and apply it again; `kubectl mlmodel retrain` tries the same spec once more",
-        )
-    return None
+    if blamed is None:
+        return None
+    stage = "rollout" if blamed.type == "RolloutPassed" else ""
+    return FailureView(reason=blamed.reason, message=blamed.message, next_action=_BLAMED[blamed.type], stage=stage)
 
 
-def _outcome(model: Object, status: api.MLModelStatus, failure: FailureView | None, *, current: bool) -> Outcome:
-    if failure is not None:
+def _outcome(model: Object, status: api.MLModelStatus, blamed: api.Condition | None, latest: Object | None) -> Outcome:
+    if blamed is not None:
         return Outcome.FAILED
     if model.get("spec", {}).get("suspend"):
         return Outcome.SUSPENDED
-    promoted = status.stable is not None and status.stable.version == status.latest_version
-    if current and promoted and status.rollout is None and _is_true(status.conditions, "Ready"):
+    promoted = latest is not None and status.stable is not None and status.stable.version == status.latest_version
+    if promoted and status.rollout is None and _is_true(status.conditions, "Ready"):
         return Outcome.READY
     return Outcome.PROGRESSING
 
 
-def _message(status: api.MLModelStatus, outcome: Outcome, failure: FailureView | None, *, current: bool) -> str:
-    if not current:
-        return "waiting for the operator to see this change"
-    if failure is not None:
+def _message(status: api.MLModelStatus, outcome: Outcome, failure: FailureView | None) -> str:
+    if outcome is Outcome.FAILED and failure is not None:
         return failure.message
     if outcome is Outcome.SUSPENDED:
         return "spec.suspend is true: nothing new starts; what serves keeps serving"
