@@ -1,0 +1,387 @@
+"""A cluster in memory with a clock that jumps: the real reconcilers run against it.
+
+Used by tests/unit/operator. The other controllers (training, jobs, KServe, the
+garbage collector) are a few lines each, as the contract with them says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from mlplatform import contract
+from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
+from mlplatform.cluster import Cluster, NameTaken
+from mlplatform.contract import Failure, Stage, Summary
+from mlplatform.reconciler import Reconciler, World
+from mlplatform.resources import inferenceservice, virtualservice
+from mlplatform.settings import Settings
+from mlplatform.snapshot import Object, labels_of, name_of, stamp, uid_of
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+NAMESPACE = "default"
+
+SPEC: Object = {
+    "data": {"uri": "s3://datasets/adult/", "label": "income", "sensitiveAttributes": ["sex"]},
+    "training": {"workers": 2, "deadline": "20m"},
+    "gates": [{"metric": "roc_auc", "min": 0.88}],
+    "fairness": {"metrics": {"demographic_parity_difference": 0.2}},
+    "rollout": {"steps": [5, 25, 50], "interval": "10s", "keepWarm": "1m", "maxDuration": "5m"},
+}
+
+
+class Crashed(BaseException):
+    """The operator's process is gone: nothing in it may catch this."""
+
+
+def mlmodel(name: str = "adult", spec: Object | None = None, **annotations: str) -> Object:
+    """An MLModel as a user applies it."""
+    return {
+        "apiVersion": contract.API_VERSION,
+        "kind": "MLModel",
+        "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
+        "spec": copy.deepcopy(spec or SPEC),
+    }
+
+
+def summary(stage: Stage, version: str, **changes: Any) -> Summary:
+    """What a stage reports when all is well."""
+    details: dict[Stage, Object] = {
+        Stage.TRAIN: {"epochs": 5, "worldSize": 2},
+        Stage.AUDIT: {"fairness": {"demographic_parity_difference": {"sex": {"value": 0.1, "low": 0.08, "high": 0.12}}}},
+        Stage.OPTIMIZE: {
+            "selected": "int8-dynamic",
+            "candidates": [
+                {"name": "fp32", "sizeBytes": 400, "latencyP99Ms": 2.0, "metrics": {"roc_auc": 0.91}, "passed": True},
+                {"name": "int8-dynamic", "sizeBytes": 100, "latencyP99Ms": 1.0, "metrics": {"roc_auc": 0.9}, "passed": True},
+            ],
+        },
+        Stage.PACKAGE: {"storageUri": f"s3://mlplatform/default/adult/{version}/package/serving", "sizeBytes": 1000},
+    }
+    metrics = {} if stage is Stage.PACKAGE else {"roc_auc": 0.91}
+    values: dict[str, Any] = {"metrics": metrics, "details": details[stage], "digest": "sha256:0", **changes}
+    return Summary(stage, version, **values)
+
+
+@dataclass
+class Fake:
+    """The API server and the other controllers.
+
+    Attributes:
+        now: The clock.
+        served: Kinds the API server serves beside its own.
+        report: What a stage's pod reports, by stage and version.
+        train_seconds: How long a PyTorchJob runs.
+        stage_seconds: How long a Job runs.
+        serve_seconds: From an InferenceService to Ready pods.
+        unready: Versions whose serving pods do not get ready.
+        crash_at: Dies at that write: before it (n) or right after it (n + 0.5).
+        log: Every write that took effect, as ``verb kind/name``.
+        events: Every event posted.
+    """
+
+    now: datetime = START
+    served: set[str] = field(default_factory=lambda: {"PyTorchJob", "InferenceService", "VirtualService"})
+    report: Callable[[Stage, str], Summary] = summary
+    train_seconds: float = 60
+    stage_seconds: float = 20
+    serve_seconds: float = 15
+    unready: set[str] = field(default_factory=set)
+    crash_at: float | None = None
+    log: list[str] = field(default_factory=list)
+    events: list[tuple[str, Event]] = field(default_factory=list)
+    _objects: dict[tuple[str, str], Object] = field(default_factory=dict)
+    _revision: int = 0
+    _writes: int = 0
+
+    # What mlplatform.cluster.Cluster offers.
+
+    def do(self, write: Write) -> Object | None:
+        target = write.manifest if isinstance(write, (Create, Apply)) else None
+        ref = Ref.to(target) if target else write.ref  # type: ignore[union-attr]  # the two others have one
+        self._count(f"{type(write).__name__.lower()} {ref.kind}/{ref.name}")
+        found = self._write(write, ref)
+        self._count(None)
+        return copy.deepcopy(found)
+
+    def _write(self, write: Write, ref: Ref) -> Object | None:
+        live = self._objects.get((ref.kind, ref.name))
+        if isinstance(write, Delete):
+            self.remove(ref.kind, ref.name)
+            return None
+        if isinstance(write, Patch):
+            return self.put(_merged(live, write.body)) if live else None
+        if live is None:
+            return self.put(write.manifest)
+        mine = {r["uid"] for r in write.manifest["metadata"]["ownerReferences"]}
+        if mine != {r["uid"] for r in live["metadata"].get("ownerReferences") or ()}:
+            raise NameTaken(f"{ref.kind} {ref.name} exists and belongs to something else")
+        if isinstance(write, Create):
+            return live
+        applied = copy.deepcopy(write.manifest)
+        applied["metadata"] = {**live["metadata"], **applied["metadata"]}
+        return self.put({**applied, "status": live.get("status", {})})
+
+    def write_status(self, obj: Object, status: Object) -> Object | None:
+        key = obj["kind"], name_of(obj)
+        self._count(f"status {key[0]}/{key[1]}")
+        live = self._objects.get(key)
+        found = self.put({**live, "status": status}) if live and uid_of(live) == uid_of(obj) else None
+        self._count(None)
+        return copy.deepcopy(found)
+
+    def post(self, obj: Object, event: Event, _when: datetime) -> None:
+        self.events.append((name_of(obj), event))
+
+    def missing(self, kinds: dict[str, str]) -> frozenset[str]:
+        return frozenset(kinds.keys() - self.served)
+
+    def get(self, ref: Ref) -> Object | None:
+        return copy.deepcopy(self._objects.get((ref.kind, ref.name)))
+
+    def _count(self, entry: str | None) -> None:
+        self._writes += entry is not None
+        if entry:
+            if self.crash_at == self._writes:
+                raise Crashed
+            self.log.append(entry)
+        elif self.crash_at == self._writes + 0.5:
+            raise Crashed
+
+    # What the watch indexes offer.
+
+    def objects(self, kind: str, _namespace: str, model: str) -> list[Object]:
+        def belongs(obj: Object) -> bool:
+            return name_of(obj) == model if kind == "MLModel" else labels_of(obj).get(contract.LABEL_MODEL) == model
+
+        return [copy.deepcopy(o) for (k, _), o in self._objects.items() if k == kind and belongs(o)]
+
+    # What tests do.
+
+    def put(self, obj: Object) -> Object:
+        """Stores an object as the API server would."""
+        key = obj["kind"], name_of(obj)
+        live, obj = self._objects.get(key), json.loads(json.dumps(obj))
+        self._revision += 1
+        meta = obj["metadata"]
+        meta.setdefault("uid", live["metadata"]["uid"] if live else f"uid-{key[0]}-{key[1]}-{self._revision}")
+        meta.setdefault("creationTimestamp", stamp(self.now))
+        meta["resourceVersion"] = str(self._revision)
+        changed = live is None or live.get("spec") != obj.get("spec")
+        meta["generation"] = (live["metadata"]["generation"] if live else 0) + changed
+        if live and "status" not in obj:
+            obj["status"] = live.get("status", {})
+        self._objects[key] = obj
+        return obj
+
+    def apply(self, model: Object) -> None:
+        """What `kubectl apply` does with an MLModel."""
+        self.put(model)
+
+    def remove(self, kind: str, name: str) -> None:
+        """Deletes an object and what it owns."""
+        gone = self._objects.pop((kind, name), None)
+        if gone:
+            for (k, n), obj in list(self._objects.items()):
+                if any(r["uid"] == uid_of(gone) for r in obj["metadata"].get("ownerReferences") or ()):
+                    self.remove(k, n)
+
+    def one(self, kind: str, name: str) -> Object:
+        """An object that must be there."""
+        return self._objects[kind, name]
+
+    def names(self, kind: str) -> list[str]:
+        """Names of all objects of a kind."""
+        return sorted(name for k, name in self._objects if k == kind)
+
+    def weights(self, model: str = "adult") -> dict[str, int]:
+        """How the mesh splits traffic."""
+        return virtualservice.weights(self._objects.get(("VirtualService", model)))
+
+    # The other controllers.
+
+    def act(self) -> datetime | None:
+        """Lets them all act; returns when the next of them has something to do."""
+        due: list[datetime] = []
+        for (kind, _), obj in list(self._objects.items()):
+            actor = {"PyTorchJob": self._train, "Job": self._batch, "InferenceService": self._serve}.get(kind)
+            if actor:
+                due += actor(obj)
+        return min(due, default=None)
+
+    def _train(self, job: Object) -> Iterator[datetime]:
+        status = job.get("status") or {}
+        if any(c["status"] == "True" and c["type"] in {"Succeeded", "Failed"} for c in status.get("conditions") or ()):
+            return
+        names = [f"{name_of(job)}-master-0", f"{name_of(job)}-worker-0"]
+        if job["spec"]["runPolicy"]["suspend"]:
+            for name in names:
+                self.remove("Pod", name)
+            if status.get("startTime") or not status:
+                condition = {"type": "Suspended", "status": "True", "lastTransitionTime": stamp(self.now)}
+                self.put({**job, "status": {"conditions": [condition]}})
+            return
+        if not status.get("startTime"):
+            status = {"startTime": stamp(self.now), "conditions": status.get("conditions") or []}
+            job = self.put({**job, "status": status})
+        template = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+        yield from self._run(job, template, names, Stage.TRAIN, self.train_seconds, "Succeeded")
+
+    def _batch(self, job: Object) -> Iterator[datetime]:
+        status = job.get("status") or {}
+        if status.get("conditions") or job["spec"].get("parallelism") == 0:
+            return
+        if not status.get("startTime"):
+            status = {"startTime": stamp(self.now)}
+            job = self.put({**job, "status": status})
+        stage = Stage(labels_of(job)[contract.LABEL_STAGE])
+        names = [f"{name_of(job)}-abcde"]
+        yield from self._run(job, job["spec"]["template"], names, stage, self.stage_seconds, "Complete")
+
+    def _run(
+        self, job: Object, template: Object, names: list[str], stage: Stage, seconds: float, done: str
+    ) -> Iterator[datetime]:
+        for name in names:
+            if ("Pod", name) not in self._objects:
+                self.put(_pod(job, name, template["metadata"]["labels"], {"phase": "Running"}))
+        ends = datetime.fromisoformat(job["status"]["startTime"]) + timedelta(seconds=seconds)
+        if self.now < ends:
+            yield ends
+            return
+        said = self.report(stage, labels_of(job)[contract.LABEL_VERSION])
+        ended = {"exitCode": 1 if said.failure else 0, "message": said.to_json(), "finishedAt": stamp(self.now)}
+        container = {"name": "main", "state": {"terminated": ended}}
+        phase = "Failed" if said.failure else "Succeeded"
+        pod = _pod(job, names[0], template["metadata"]["labels"], {"phase": phase, "containerStatuses": [container]})
+        self.put({**self._objects["Pod", names[0]], "status": pod["status"]})
+        condition = {"type": "Failed" if said.failure else done, "status": "True", "lastTransitionTime": stamp(self.now)}
+        self.put({**job, "status": {**job["status"], "conditions": [condition], "completionTime": stamp(self.now)}})
+
+    def _serve(self, isvc: Object) -> Iterator[datetime]:
+        version = name_of(isvc)
+        name = f"{version}-predictor-0"
+        ready_at = datetime.fromisoformat(isvc["metadata"]["creationTimestamp"]) + timedelta(seconds=self.serve_seconds)
+        ready = self.now >= ready_at and version not in self.unready
+        labels = {**labels_of(isvc), "app": inferenceservice.pod_label(version)}
+        status = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
+        live = self._objects.get(("Pod", name))
+        if live is None or live["status"] != status:
+            self.put({**_pod(isvc, name, labels, status), **({"metadata": live["metadata"]} if live else {})})
+        if self.now < ready_at:
+            yield ready_at
+
+
+class Operator:
+    """The operator's process: a reconciler an object, as the daemons hold them. Restarting it is making a new one."""
+
+    def __init__(self, fake: Fake, settings: Settings | None = None) -> None:
+        self._fake = fake
+        self._world = World(cast("Cluster", fake), fake, settings or Settings(), lambda: fake.now)
+        self._reconcilers: dict[tuple[str, str, str], Reconciler] = {}
+
+    def settle(self) -> datetime | None:
+        """Passes over every object until nothing is written any more.
+
+        Returns:
+            When one of them wants to look again.
+        """
+        for _ in range(50):
+            writes, looks = len(self._fake.log), []
+            for reconciler in self._all():
+                looks.append(asyncio.run(reconciler.once()))
+            self._fake.act()
+            if len(self._fake.log) == writes:
+                return min((look for look in looks if look), default=None)
+        raise AssertionError(f"still writing after 50 passes: {self._fake.log[-10:]}")
+
+    def _all(self) -> Iterable[Reconciler]:
+        for kind in ("MLModel", "ModelVersion"):
+            for name in self._fake.names(kind):
+                obj = self._fake.one(kind, name)
+                model = name if kind == "MLModel" else obj["spec"]["model"]
+                key = (kind, name, uid_of(obj))
+                if key not in self._reconcilers:
+                    self._reconcilers[key] = Reconciler(self._world, kind, NAMESPACE, name, model)
+                yield self._reconcilers[key]
+
+
+@dataclass
+class Simulation:
+    """Runs an operator and a cluster through time, and restarts the operator when it dies."""
+
+    fake: Fake = field(default_factory=Fake)
+    restarts: int = 0
+
+    def __post_init__(self) -> None:
+        self._operator = Operator(self.fake)
+
+    def restart(self) -> None:
+        """A new process: everything the old one knew is gone."""
+        self.restarts += 1
+        self._operator = Operator(self.fake)
+
+    def run(self, seconds: float, until: Callable[[Fake], bool] = lambda _: False) -> None:
+        """Lets that much time pass, or less if `until` comes true."""
+        end = self.fake.now + timedelta(seconds=seconds)
+        while True:
+            due = self.fake.act()
+            try:
+                look = self._operator.settle()
+            except Crashed:
+                self.fake.crash_at = None
+                self.restart()
+                continue
+            if until(self.fake) or self.fake.now >= end:
+                return
+            due = self.fake.act()
+            moments = [m for m in (look, due) if m and m > self.fake.now]
+            self.fake.now = min([*moments, end])
+
+
+def outcome(fake: Fake) -> Object:
+    """What is left at the end, less names of moments: equal for two runs that came to the same."""
+    model = fake.one("MLModel", "adult")["status"]
+    return {
+        "objects": sorted(f"{kind}/{name}" for kind, name in fake._objects if kind != "Pod"),  # noqa: SLF001  this module's own
+        "weights": fake.weights(),
+        "conditions": {c["type"]: (c["status"], c["reason"], c["message"]) for c in model["conditions"]},
+        "stable": model.get("stable", {}).get("version"),
+        "history": [(d["version"], d["decision"], d["reason"], d["message"]) for d in model.get("history") or ()],
+        "versions": {
+            name: [(s["name"], s["outcome"]) for s in fake.one("ModelVersion", name)["status"].get("stages") or ()]
+            for name in fake.names("ModelVersion")
+        },
+    }
+
+
+def failing(stage: Stage, failure: Failure | None = None, version: str = "", **changes: Any) -> Callable[[Stage, str], Summary]:
+    """A `Fake.report` in which one stage (of one version, if named) goes wrong or says something else."""
+
+    def report(at: Stage, of: str) -> Summary:
+        if at is stage and version in {"", of}:
+            return summary(at, of, failure=failure, **changes)
+        return summary(at, of)
+
+    return report
+
+
+def _pod(owner: Object, name: str, labels: dict[str, str], status: Object) -> Object:
+    reference = {"kind": owner["kind"], "name": name_of(owner), "uid": uid_of(owner), "controller": True}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels, "ownerReferences": [reference]},
+        "status": status,
+    }
+
+
+def _merged(live: Object, patch: Object) -> Object:
+    found = json.loads(json.dumps(live))
+    for key, value in patch.items():
+        found[key] = _merged(found.get(key, {}), value) if isinstance(value, dict) else value
+    return cast("Object", found)
