@@ -1,0 +1,192 @@
+"""The chart on a real API server: it installs, upgrades and leaves models alone; who may do what with it there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from apiserver_fixture import REPOSITORY, ApiServer, binary, started
+
+pytestmark = pytest.mark.apiserver
+
+CHART = REPOSITORY / "charts/mlplatform"
+SYSTEM = "mlplatform-system"
+OPERATOR = f"system:serviceaccount:{SYSTEM}:mlplatform-operator"
+STAND_INS = REPOSITORY / "local/addons/manifests/00-crds.yaml"
+
+
+def helm(server: ApiServer, *arguments: str) -> str:
+    environment = {**os.environ, "HELM_CACHE_HOME": str(server.folder / "helm"), "HELM_CONFIG_HOME": str(server.folder)}
+    done = subprocess.run(
+        [binary("helm"), *arguments, "--namespace", SYSTEM, "--kubeconfig", server.kubeconfig],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server of its own, with the add-ons' CRDs and the release `mlplatform`, models in `default`."""
+    with started(tmp_path_factory.mktemp("installation")) as server:
+        server.install_crds(STAND_INS)
+        helm(server, "install", "mlplatform", str(CHART), "--create-namespace")
+        yield server
+
+
+def secret(server: ApiServer, namespace: str) -> dict[str, str]:
+    data: dict[str, str] = json.loads(
+        server.kubectl("get", "secret", "mlplatform-store", "-n", namespace, "-o", "json")
+    )["data"]
+    return data
+
+
+def test_an_upgrade_keeps_generated_credentials(installed: ApiServer) -> None:
+    before = secret(installed, "default")
+    helm(installed, "upgrade", "mlplatform", str(CHART), "--reuse-values", "--set", "images.tag=next")
+    assert secret(installed, "default") == secret(installed, SYSTEM) == before
+
+
+def test_an_upgrade_upgrades_the_crds(installed: ApiServer) -> None:
+    removed = '[{"op": "remove", "path": "/spec/names/shortNames"}]'
+    installed.kubectl("patch", "crd", "mlmodels.mlplatform.dev", "--type=json", "-p", removed)
+    helm(installed, "upgrade", "mlplatform", str(CHART))
+    names = json.loads(installed.kubectl("get", "crd", "mlmodels.mlplatform.dev", "-o", "json"))["spec"]["names"]
+    assert names["shortNames"] == ["mlm"]
+
+
+def test_uninstalling_leaves_models_and_installing_again_takes_them_over(installed: ApiServer) -> None:
+    installed.kubectl("apply", "-f", str(REPOSITORY / "manifests/samples/minimal.yaml"))
+    helm(installed, "uninstall", "mlplatform")
+    assert "minimal" in installed.kubectl("get", "mlmodels", "-o", "name")
+    helm(installed, "install", "mlplatform", str(CHART))
+    installed.kubectl("delete", "mlmodel", "minimal")
+
+
+@pytest.mark.parametrize("overlay", ["kind", "eks"])
+def test_overlays_apply(overlay: str, tmp_path: Path) -> None:
+    """On a server of its own: what kustomize makes is created, and applying it again changes nothing."""
+    subprocess.run(["cp", "-r", REPOSITORY / "manifests", tmp_path], check=True)
+    (tmp_path / "manifests/overlays/kind/store.env").write_text("AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\n")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with started(folder) as server:
+        server.install_crds(STAND_INS)
+        target = str(tmp_path / "manifests/overlays" / overlay)
+        server.kubectl("apply", "--validate=false", "-k", target)
+        again = server.kubectl("apply", "--validate=false", "-k", target).splitlines()
+        assert [line for line in again if not line.endswith("unchanged")] == []
+
+
+@dataclass(frozen=True)
+class Access:
+    reason: str
+    verb: str
+    resource: str
+    allowed: bool
+    group: str = ""
+    namespace: str = "default"
+    subresource: str = ""
+
+
+OPERATOR_ACCESS = [
+    Access("it reads models", "watch", "mlmodels", True, "mlplatform.dev"),
+    Access("it puts its finalizer on them", "patch", "mlmodels", True, "mlplatform.dev"),
+    Access("it writes their status", "patch", "mlmodels", True, "mlplatform.dev", subresource="status"),
+    Access("what users want is theirs to write", "create", "mlmodels", False, "mlplatform.dev"),
+    Access("it never deletes a model", "delete", "mlmodels", False, "mlplatform.dev"),
+    Access("it makes versions", "create", "modelversions", True, "mlplatform.dev"),
+    Access("it prunes versions", "delete", "modelversions", True, "mlplatform.dev"),
+    Access("it writes their status", "patch", "modelversions", True, "mlplatform.dev", subresource="status"),
+    Access("it trains", "create", "pytorchjobs", True, "kubeflow.org"),
+    Access("it stops training at the deadline", "delete", "pytorchjobs", True, "kubeflow.org"),
+    Access("it runs the stages", "create", "jobs", True, "batch"),
+    Access("it applies what serves", "patch", "inferenceservices", True, "serving.kserve.io"),
+    Access("it moves weights", "patch", "virtualservices", True, "networking.istio.io"),
+    Access("it keeps the apex Service", "patch", "services", True),
+    Access("it reads why pods ended", "watch", "pods", True),
+    Access("it makes no pods itself", "create", "pods", False),
+    Access("it enters no pods", "create", "pods", False, subresource="exec"),
+    Access("it posts Events", "create", "events", True),
+    Access("it reads no Secret", "get", "secrets", False),
+    Access("nor lists them", "list", "secrets", False),
+    Access("nor the release's own", "get", "secrets", False, namespace=SYSTEM),
+    Access("it borrows no ServiceAccount", "create", "serviceaccounts", False, subresource="token"),
+    Access("it changes no roles", "create", "roles", False, "rbac.authorization.k8s.io"),
+    Access("it changes no gateway", "patch", "gateways", False, "networking.istio.io"),
+    Access("it makes no runtime", "create", "clusterservingruntimes", False, "serving.kserve.io"),
+    Access("it finds out which kinds there are", "list", "customresourcedefinitions", True, "apiextensions.k8s.io", ""),
+    Access("and changes none", "patch", "customresourcedefinitions", False, "apiextensions.k8s.io", ""),
+]
+
+
+@pytest.mark.parametrize("case", OPERATOR_ACCESS, ids=lambda c: c.reason)
+def test_what_the_operator_may_do(installed: ApiServer, case: Access) -> None:
+    assert may(installed, OPERATOR, case) is case.allowed, case.reason
+
+
+VIEWER_ACCESS = [
+    Access("a viewer sees models", "list", "mlmodels", True, "mlplatform.dev"),
+    Access("and versions", "get", "modelversions", True, "mlplatform.dev"),
+    Access("and changes none", "patch", "mlmodels", False, "mlplatform.dev"),
+    Access("nor removes any", "delete", "mlmodels", False, "mlplatform.dev"),
+]
+EDITOR_ACCESS = [
+    Access("an editor makes models", "create", "mlmodels", True, "mlplatform.dev"),
+    Access("changes", "patch", "mlmodels", True, "mlplatform.dev"),
+    Access("and deletes them", "delete", "mlmodels", True, "mlplatform.dev"),
+    Access("but makes no version, past the pipeline", "create", "modelversions", False, "mlplatform.dev"),
+    Access("and writes no verdict", "patch", "modelversions", False, "mlplatform.dev", subresource="status"),
+    Access("nor a model's status", "patch", "mlmodels", False, "mlplatform.dev", subresource="status"),
+]
+
+
+@pytest.mark.parametrize("role", ["viewer", "editor"])
+def test_what_people_may_do(installed: ApiServer, role: str) -> None:
+    """The roles bound by themselves: no controller runs here that would aggregate them into view and edit."""
+    for part in ["viewer"] if role == "viewer" else ["viewer", "editor"]:
+        installed.run(
+            "create",
+            "rolebinding",
+            f"{role}-{part}",
+            f"--clusterrole=mlplatform-{part}",
+            f"--user={role}",
+            "-n",
+            "default",
+        )
+    for case in VIEWER_ACCESS[:2] + EDITOR_ACCESS if role == "editor" else VIEWER_ACCESS:
+        assert may(installed, role, case) is case.allowed, case.reason
+        elsewhere = Access(case.reason, case.verb, case.resource, False, case.group, "kube-system", case.subresource)
+        assert may(installed, role, elsewhere) is False, "a role in one namespace is none in another"
+
+
+@pytest.mark.parametrize(("role", "into"), [("viewer", {"view", "edit", "admin"}), ("editor", {"edit", "admin"})])
+def test_roles_aggregate(installed: ApiServer, role: str, into: set[str]) -> None:
+    labels = json.loads(installed.kubectl("get", "clusterrole", f"mlplatform-{role}", "-o", "json"))["metadata"][
+        "labels"
+    ]
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {key.removeprefix(prefix) for key in labels if key.startswith(prefix)} == into
+
+
+def may(server: ApiServer, user: str, case: Access) -> bool:
+    """Asks the API server itself, with a SubjectAccessReview."""
+    attributes = {
+        "verb": case.verb, "group": case.group, "resource": case.resource, "subresource": case.subresource,
+        "namespace": case.namespace,
+    }  # fmt: skip
+    groups = ["system:serviceaccounts", "system:authenticated"] if ":" in user else ["system:authenticated"]
+    review: dict[str, Any] = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": user, "groups": groups, "resourceAttributes": attributes},
+    }
+    answer = json.loads(server.kubectl("create", "-f", "-", "-o", "json", given=yaml.safe_dump(review)))
+    return bool(answer["status"]["allowed"])

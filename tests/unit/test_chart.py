@@ -1,0 +1,342 @@
+"""The chart: it renders for every supported Kubernetes, its pods are restricted, its rights least, its values checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import crds
+import pytest
+import yaml
+from apiserver_fixture import binary
+
+from mlplatform.resources import PLURALS
+from mlplatform.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+CHART = REPOSITORY / "charts/mlplatform"
+VERSIONS = ["1.20", "1.24", "1.25", "1.28", "1.36"]
+EVERYTHING = (
+    "podDisruptionBudget.enabled=true", "networkPolicy.enabled=true", "serviceMonitor.enabled=true",
+    "gateway.tlsSecret=certificate", "images.pullSecrets={registry}", "modelNamespaces={team-a,team-b}",
+)  # fmt: skip
+"""--set arguments that switch on what is off by default."""
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([binary("helm"), *arguments], capture_output=True, text=True, check=False)
+
+
+@cache
+def rendered(*values: str, version: str = "1.28", apis: tuple[str, ...] = ()) -> tuple[dict[str, Any], ...]:
+    """The objects of a release `mlplatform` in `mlplatform-system` with these ``--set`` values."""
+    flags = [flag for value in values for flag in ("--set", value)] + [f"--api-versions={api}" for api in apis]
+    done = helm("template", "mlplatform", str(CHART), "-n", "mlplatform-system", "--kube-version", version, *flags)
+    assert done.returncode == 0, done.stderr
+    return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
+
+
+def objects(kind: str, found: tuple[dict[str, Any], ...]) -> dict[str, dict[str, Any]]:
+    """Of one kind, by ``<namespace>/<name>``."""
+    return {f"{o['metadata'].get('namespace', '')}/{o['metadata']['name']}": o for o in found if o["kind"] == kind}
+
+
+def pods(found: tuple[dict[str, Any], ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every pod's spec with the name of what makes it."""
+    for obj in found:
+        if obj["kind"] == "Pod":
+            yield obj["metadata"]["name"], obj["spec"]
+        elif obj["kind"] == "Deployment":
+            yield obj["metadata"]["name"], obj["spec"]["template"]["spec"]
+
+
+@cache
+def generator() -> ModuleType:
+    """charts/generate.py, which lies in no package."""
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "charts/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_derived_files_are_up_to_date() -> None:
+    stale = [
+        str(path.relative_to(REPOSITORY))
+        for path, text in generator().derived(str(binary("helm"))).items()
+        if not path.exists() or path.read_text() != text
+    ]
+    assert stale == [], "run .venv/bin/python charts/generate.py and commit"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_lint(version: str) -> None:
+    done = helm("lint", "--strict", "--kube-version", version, str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("values", [(), EVERYTHING], ids=["defaults", "everything"])
+def test_renders_for(version: str, values: tuple[str, ...]) -> None:
+    found = rendered(*values, version=version)
+    assert len({(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in found}) == len(found)
+    assert all(o["metadata"]["labels"]["app.kubernetes.io/name"] == "mlplatform" for o in found)
+
+
+@pytest.mark.parametrize(("version", "api"), [("1.20", "policy/v1beta1"), ("1.21", "policy/v1"), ("1.36", "policy/v1")])
+def test_disruption_budgets_follow_the_server(version: str, api: str) -> None:
+    (budget,) = objects("PodDisruptionBudget", rendered(*EVERYTHING, version=version)).values()
+    assert (budget["apiVersion"], budget["spec"]["maxUnavailable"]) == (api, 1)
+
+
+@pytest.mark.parametrize(
+    ("apis", "expected"),
+    [
+        ((), "networking.istio.io/v1"),
+        (("networking.istio.io/v1beta1",), "networking.istio.io/v1beta1"),
+        (("networking.istio.io/v1beta1", "networking.istio.io/v1"), "networking.istio.io/v1"),
+    ],
+)
+def test_istio_api_follows_the_server(apis: tuple[str, ...], expected: str) -> None:
+    found = rendered(apis=apis)
+    (gateway,) = objects("Gateway", found).values()
+    assert gateway["apiVersion"] == expected
+    assert environment(found)["MLPLATFORM_ISTIO_API_VERSION"] == expected
+
+
+@pytest.mark.parametrize(("version", "ruled"), [("1.24", False), ("1.25", True)])
+@pytest.mark.parametrize("plural", ["mlmodels", "modelversions"])
+def test_crds_are_the_manifests(plural: str, version: str, ruled: bool) -> None:  # noqa: FBT001
+    """Whole from 1.25 on; before, less the rules and nothing else. Never deleted with the release."""
+    crd = objects("CustomResourceDefinition", rendered(version=version))[f"/{plural}.mlplatform.dev"]
+    expected = json.loads(json.dumps(crds.crd(plural)["spec"]))
+    if not ruled:
+        for _, node in crds.walk(expected["versions"][0]["schema"]["openAPIV3Schema"], ""):
+            node.pop("x-kubernetes-validations", None)
+    assert crd["spec"] == expected
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def environment(found: tuple[dict[str, Any], ...]) -> dict[str, str]:
+    """The operator's environment."""
+    deployment = objects("Deployment", found)["mlplatform-system/mlplatform-operator"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+def test_every_setting_of_the_operator_is_set() -> None:
+    known = {f"MLPLATFORM_{field.name.upper()}" for field in dataclasses.fields(Settings)}
+    assert set(environment(rendered())) == known
+
+
+def test_the_release_of_the_documentation_has_the_settings_defaults() -> None:
+    settings = Settings.from_env(environment(rendered()))
+    assert settings == dataclasses.replace(Settings(), jobs_image=settings.jobs_image)
+
+
+def test_images_default_to_the_app_version_and_can_each_be_replaced() -> None:
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    text = json.dumps(rendered())
+    for name in ("operator", "jobs", "serving", "seaweedfs"):
+        assert f'"docker.io/mlplatform/{name}:{version}"' in text
+        reference = f"localhost/mlplatform/{name}:0123456789ab"
+        replaced = json.dumps(rendered(f"images.{name}={reference}"))
+        assert f'"{reference}"' in replaced
+        assert f"docker.io/mlplatform/{name}:" not in replaced
+
+
+def test_pods_are_restricted() -> None:
+    """As the pod security standard `restricted` has it, and with a read-only root and memory limits beyond it."""
+    seen = list(pods(rendered(*EVERYTHING)))
+    assert {name for name, _ in seen} == {"mlplatform-operator", "mlplatform-store", "mlplatform-test"}
+    for name, pod in seen:
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")), name
+        assert all("hostPath" not in volume for volume in pod.get("volumes", [])), name
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["capabilities"] == {"drop": ["ALL"]}, name
+            assert "memory" in container["resources"]["limits"], name
+
+
+def test_only_the_operator_gets_a_token() -> None:
+    for name, pod in pods(rendered()):
+        assert pod.get("automountServiceAccountToken", True) is (name == "mlplatform-operator"), name
+    for name, account in objects("ServiceAccount", rendered()).items():
+        assert account.get("automountServiceAccountToken", True) is name.endswith("-operator"), name
+
+
+def rules(found: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """What the operator may do anywhere."""
+    roles = {**objects("ClusterRole", found), **objects("Role", found)}
+    return [rule for name, role in roles.items() if name.endswith("-operator") for rule in role["rules"]]
+
+
+@pytest.mark.parametrize("values", [(), ("operator.watchNamespaces={team-a}",)], ids=["all namespaces", "one"])
+def test_the_operator_may_do_what_it_needs_and_no_more(values: tuple[str, ...]) -> None:
+    found = rules(rendered(*values))
+    for rule in found:
+        assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"], rule
+        assert "secrets" not in rule["resources"], rule
+    allowed = {resource for rule in found for resource in rule["resources"]}
+    assert set(PLURALS.values()) | {"pods"} <= allowed, "it renders kinds that it may not write"
+
+
+def test_with_namespaces_the_rights_are_roles() -> None:
+    found = rendered("operator.watchNamespaces={team-a,team-b}")
+    (cluster_role,) = (r for name, r in objects("ClusterRole", found).items() if name.endswith("-operator"))
+    assert {verb for rule in cluster_role["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert set(objects("Role", found)) == {"team-a/mlplatform-operator", "team-b/mlplatform-operator"}
+    assert set(objects("RoleBinding", found)) == set(objects("Role", found))
+    assert environment(found)["MLPLATFORM_WATCH_NAMESPACES"] == "team-a,team-b"
+
+
+def test_credentials_are_in_secrets_alone() -> None:
+    found = rendered("store.accessKeyId=the-id", "store.secretAccessKey=the-secret", "modelNamespaces={team-a,team-b}")
+    holders = [f"{o['kind']} {o['metadata']['namespace']}" for o in found if "the-secret" in json.dumps(o)]
+    assert holders == ["Secret team-a", "Secret team-b", "Secret mlplatform-system"]
+
+
+def test_a_generated_key_is_the_same_everywhere() -> None:
+    secrets = objects("Secret", rendered("modelNamespaces={team-a,team-b}")).values()
+    keys = {(s["stringData"]["AWS_ACCESS_KEY_ID"], s["stringData"]["AWS_SECRET_ACCESS_KEY"]) for s in secrets}
+    ((key_id, key),) = keys
+    assert (len(key_id), len(key), len(secrets)) == (20, 40, 3)
+
+
+def test_a_bucket_elsewhere_needs_no_store_here() -> None:
+    found = rendered("store.embedded.enabled=false", "store.endpoint=https://minio.example.com")
+    assert set(objects("Deployment", found)) == {"mlplatform-system/mlplatform-operator"}
+    (secret,) = objects("Secret", found).values()
+    assert secret["stringData"] == {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": "https://minio.example.com"}
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "minio.example.com"
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] == "1"
+
+
+def test_an_existing_secret_is_used_and_none_made() -> None:
+    found = rendered("store.existingSecret=ours")
+    assert objects("Secret", found) == {}
+    assert Settings.from_env(environment(found)).store_secret == "ours"  # noqa: S105  a Secret's name
+    accounts = [a for name, a in objects("ServiceAccount", found).items() if not name.endswith("-operator")]
+    assert [a["secrets"] for a in accounts] == [[{"name": "ours"}]] * 2
+
+
+def test_network_policies_let_models_reach_the_store() -> None:
+    policy = objects("NetworkPolicy", rendered(*EVERYTHING))["mlplatform-system/mlplatform-store"]
+    (rule,) = policy["spec"]["ingress"]
+    (source,) = rule["from"]
+    (expression,) = source["namespaceSelector"]["matchExpressions"]
+    assert expression["values"] == ["team-a", "team-b", "mlplatform-system"]
+    assert rule["ports"] == [{"port": "s3", "protocol": "TCP"}]
+
+
+REJECTED = [
+    ("foo=1", "additional properties 'foo' not allowed"),
+    ("images.operater=x", "additional properties 'operater' not allowed"),
+    ("images.pullPolicy=Sometimes", "/images/pullPolicy"),
+    ("modelNamespaces={}", "/modelNamespaces"),
+    ("modelNamespaces={Team_A}", "/modelNamespaces"),
+    ("gateway.create=false", "/gateway/name"),
+    ("gateway.apiVersion=networking.istio.io/v2", "/gateway/apiVersion"),
+    ("store.artifactRoot=/var/lib", "/store/artifactRoot"),
+    ("store.endpoint=minio:9000", "/store/endpoint"),
+    ("store.accessKeyId=half", "/store/secretAccessKey"),
+    ("store.embedded.buckets={}", "/store/embedded/buckets"),
+    ("operator.resources.limits.memory=lots", "/operator/resources/limits/memory"),
+    ("serviceMonitor.enabled=perhaps", "/serviceMonitor/enabled"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), REJECTED)
+def test_bad_values_are_refused_with_their_path(value: str, message: str) -> None:
+    done = helm("template", "x", str(CHART), "--set", value)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def leaves(value: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths of the values; an empty map or a list is a leaf."""
+    if isinstance(value, dict) and value and not path.endswith((".resources", ".selector")):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}" if path else key)
+    else:
+        yield path
+
+
+def test_every_value_is_in_the_readme() -> None:
+    documented = set(re.findall(r"`([A-Za-z.]+)`", (CHART / "README.md").read_text()))
+    assert set(leaves(yaml.safe_load((CHART / "values.yaml").read_text()))) - documented == set()
+
+
+def test_every_value_is_in_the_schema() -> None:
+    """Strict at every level that the chart itself reads, so a typo in a value is never ignored."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(schema["required"]) == set(values)
+    for path in leaves(values):
+        node = schema
+        for part in path.split("."):
+            assert node["additionalProperties"] is False, path
+            node = node["properties"][part]
+            if "$ref" in node:
+                node = schema["definitions"][node["$ref"].removeprefix("#/definitions/")]
+
+
+KUSTOMIZE_ALONE = {("Namespace", "", "mlplatform-system")}
+HELM_ALONE = {("Pod", "mlplatform-system", "mlplatform-test")}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "values"),
+    [
+        ("kind", ()),
+        ("eks", ("store.embedded.enabled=false", "store.region=eu-central-1", "store.artifactRoot=s3://example-mlplatform-artifacts",
+                 "images.registry=123456789012.dkr.ecr.eu-central-1.amazonaws.com/mlplatform",
+                 r"serviceAccounts.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::123456789012:role/mlplatform-artifacts")),
+    ],
+    ids=["kind", "eks"],
+)  # fmt: skip
+def test_kustomize_offers_the_same(overlay: str, values: tuple[str, ...], tmp_path: Path) -> None:
+    """Less the test pod and what only Helm reads, with the namespace, and with credentials that the user gave."""
+    shutil.copytree(REPOSITORY / "manifests", tmp_path / "manifests")
+    (tmp_path / "manifests/overlays/kind/store.env").write_text("AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\n")
+    command = [binary("kubectl"), "kustomize", tmp_path / "manifests/overlays" / overlay]
+    built = subprocess.run(command, capture_output=True, text=True, check=True)
+    by_kustomize = {identity(o): o for o in yaml.safe_load_all(built.stdout)}
+    by_helm = {identity(o): o for o in rendered(*values)}
+    assert by_kustomize.keys() - KUSTOMIZE_ALONE == by_helm.keys() - HELM_ALONE
+    for key in by_kustomize.keys() & by_helm.keys():
+        assert content(by_kustomize[key]) == content(by_helm[key]), key
+
+
+def identity(obj: dict[str, Any]) -> tuple[str, str, str]:
+    return obj["kind"], obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
+
+
+def content(obj: dict[str, Any]) -> dict[str, Any]:
+    """The object less Helm's own labels, the identity, and the values of a Secret."""
+    kept: dict[str, Any] = generator().without_helm(json.loads(json.dumps(obj)))
+    data = {**kept.pop("data", {}), **kept.pop("stringData", {})}
+    labels = {k: v for k, v in kept["metadata"].get("labels", {}).items() if not k.startswith("app.kubernetes.io/")}
+    if kept["kind"] == "Deployment":
+        for container in kept["spec"]["template"]["spec"]["containers"]:
+            container["env"] = sorted(container["env"], key=lambda entry: str(entry["name"]))
+    return {
+        **{k: v for k, v in kept.items() if k != "metadata"},
+        "keys": sorted(data),
+        "annotations": kept["metadata"].get("annotations", {}),
+        "labels": labels,
+    }
