@@ -29,7 +29,8 @@ Key = tuple[str, str]
 
 HASH: Final = "addons.local/content-hash"
 """On a child: digest of what was rendered; equal means there is nothing to write."""
-HEALTH_PORT: Final = 8081
+HEALTH_PORT: Final = "HEALTH_PORT"
+"""Environment variable with the port of the kubelet's probes."""
 LONGEST_BACKOFF: Final = 30.0
 
 
@@ -175,9 +176,9 @@ def run(stores: Iterable[Store], queue: WorkQueue, reconcile: Callable[[Key], fl
             queue.add(key, again)
 
 
-def serve_health(port: int = HEALTH_PORT) -> None:
+def serve_health() -> None:
     """Answers 200 on every path from now on: the caches are filled and the process lives."""
-    server = http.server.ThreadingHTTPServer(("", port), _Health)
+    server = http.server.ThreadingHTTPServer(("", int(os.environ.get(HEALTH_PORT, "8081"))), _Health)
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
 
 
