@@ -154,6 +154,8 @@ def clean(files: dict[str, bytes]) -> bytes:
 
 def storage_options(uri: str) -> dict[str, Any]:
     """Options of the fsspec driver: botocore reads AWS_ENDPOINT_URL and keys itself, but not AWS_REGION."""
+    if "://" not in uri or uri.startswith("file://"):
+        return {"auto_mkdir": True}
     region = os.environ.get("AWS_REGION")
     return {"client_kwargs": {"region_name": region}} if region and uri.startswith("s3://") else {}
 
@@ -177,7 +179,6 @@ def publish(data: bytes, uri: str) -> bool:
         fs, path = fsspec.core.url_to_fs(uri, **storage_options(uri))
         if fs.exists(path) and fs.size(path) == len(data) and sha256(fs.cat_file(path)) == sha256(data):
             return False
-        fs.makedirs(fs._parent(path), exist_ok=True)  # noqa: SLF001  fsspec offers no public name for it
         fs.pipe_file(path, data)
     except ImportError as error:
         scheme = uri.partition(":")[0]

@@ -74,7 +74,7 @@ def load(data: Data) -> Rows:
         tables.append(_parse(content, data.format, store.uri(name)))
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise JobFailure(
             FailureClass.DATA_INVALID,
             f"the files of {data.uri} do not fit together: {error}",

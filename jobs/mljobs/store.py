@@ -53,6 +53,8 @@ def options(uri: str, environment: Mapping[str, str] = os.environ) -> dict[str, 
     the region from AWS_DEFAULT_REGION, not AWS_REGION. Listings are not cached: other
     processes write to the same folders.
     """
+    if "://" not in uri or uri.startswith("file://"):
+        return {"auto_mkdir": True}
     if not uri.startswith(("s3://", "s3a://")):
         return {}
     client = {"region_name": region} if (region := environment.get("AWS_REGION")) else {}
@@ -102,9 +104,7 @@ class Store:
             JobFailure: The store refuses or does not answer.
         """
         with translated("write", self.uri(name)):
-            path = self._at(name)
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(path, content)
+            self._fs.pipe_file(self._at(name), content)
         return self.uri(name)
 
     def exists(self, name: str) -> bool:
@@ -133,7 +133,9 @@ class Store:
         """
         with translated("list", self.uri(folder)):
             base = f"{self._path}/"
-            return sorted(path.removeprefix(base) for path in self._fs.find(self._at(folder)))
+            found = self._fs.find(self._at(folder))
+        # Some stores list an emptied folder as a file of its name.
+        return sorted(path.removeprefix(base) for path in found if path.startswith(base))
 
     def delete(self, names: list[str]) -> None:
         """Deletes files; one that is gone already counts as deleted.
