@@ -67,13 +67,24 @@ class Rejected(ClusterError):  # noqa: N818  likewise
     lasting = True
 
 
+class ConnectError(Exception):
+    """There is no API server to talk to; the message says where one was looked for."""
+
+
 def connect() -> client.ApiClient:
-    """The in-cluster ServiceAccount when there is one, else the current kubeconfig context."""
+    """The in-cluster ServiceAccount when there is one, else the current kubeconfig context.
+
+    Raises:
+        ConnectError: There is neither.
+    """
     settings = client.Configuration()
     try:
         config.load_incluster_config(settings)
     except config.ConfigException:
-        config.load_kube_config(client_configuration=settings)
+        try:
+            config.load_kube_config(client_configuration=settings)
+        except config.ConfigException as error:
+            raise ConnectError(f"neither a ServiceAccount (inside a cluster) nor a kubeconfig: {error}") from error
     # Every request here can be sent twice without harm: names are given, patches are absolute.
     settings.retries = urllib3.Retry(
         total=3, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), allowed_methods=None, raise_on_status=False

@@ -20,7 +20,7 @@ import kopf
 import prometheus_client
 
 from mlplatform import __version__, contract
-from mlplatform.cluster import Cluster, connect
+from mlplatform.cluster import Cluster, ConnectError, connect
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.settings import Settings, SettingsError
 from mlplatform.snapshot import Object
@@ -202,13 +202,15 @@ async def _rest(ringing: asyncio.Event, stopped: kopf.DaemonStopped, seconds: fl
 def main() -> None:
     """Runs until a signal."""
     kopf.configure(log_format=kopf.LogFormat.JSON)
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # It logs every wake-up as a success.
+    for chatty in ("kopf.objects", "aiohttp.access"):  # Every wake-up's success, every health check.
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         settings = Settings.from_env(os.environ)
-    except SettingsError as error:
+        cluster = Cluster(connect())
+    except (SettingsError, ConnectError) as error:
         sys.exit(str(error))
     registry = kopf.OperatorRegistry()
-    wire(registry, settings, Cluster(connect()))
+    wire(registry, settings, cluster)
     prometheus_client.start_http_server(settings.metrics_port)
     log.info("mlplatform operator %s watches %s", __version__, ", ".join(settings.namespaces) or "all namespaces")
     kopf.run(
