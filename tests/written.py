@@ -1,0 +1,124 @@
+"""Everything the operator writes in whole scenarios, in order: what the contract tests hold against the API server and the SDKs.
+
+Used by tests/contract. The scenarios run the real reconcilers against the cluster in memory of unit/operator_world, so a
+kind or a field that the operator starts to write is under test without a line here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from unit.operator_world import SPEC, Fake, Simulation, failing, mlmodel
+
+from mlplatform.actions import Apply, Create, Patch, Write
+from mlplatform.contract import Failure, FailureClass, Stage
+from mlplatform.snapshot import Object
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Status:
+    """A status written to an object."""
+
+    obj: Object
+    status: Object
+
+
+@dataclass
+class Recorder(Fake):
+    """The cluster in memory, which also keeps what the user and the operator sent."""
+
+    sent: list[Object | Write | Status] = field(default_factory=list)
+
+    def do(self, write: Write) -> Object | None:
+        """Keeps the write and carries it out."""
+        self.sent.append(copy.deepcopy(write))
+        return super().do(write)
+
+    def write_status(self, obj: Object, status: Object) -> Object | None:
+        """Keeps the status and writes it."""
+        self.sent.append(Status(copy.deepcopy(obj), copy.deepcopy(status)))
+        return super().write_status(obj, status)
+
+    def apply(self, model: Object) -> None:
+        """Keeps the user's MLModel and stores it."""
+        self.sent.append(copy.deepcopy(model))
+        super().apply(model)
+
+
+def _life(sim: Simulation) -> None:
+    """A first version, a second one, its rollout and promotion, the first one's end."""
+    sim.fake.apply(mlmodel())
+    sim.run(400)
+    sim.fake.apply(mlmodel(spec={**SPEC, "gates": [{"metric": "roc_auc", "min": 0.9}]}))
+    sim.run(400)
+
+
+def _everything_set(sim: Simulation) -> None:
+    """Every field of the API in use: GPUs, workers, own image, bounds."""
+    sample = yaml.safe_load((REPOSITORY / "manifests/samples/complete.yaml").read_text())
+    sim.fake.apply(mlmodel("complete", {**sample["spec"], "suspend": False}, **sample["metadata"]["annotations"]))
+    sim.run(400)
+
+
+def _deadline(sim: Simulation) -> None:
+    """Training hangs: the operator ends it."""
+    sim.fake.train_seconds = 10_000
+    sim.fake.apply(mlmodel("late"))
+    sim.run(3000)
+
+
+def _failures(sim: Simulation) -> None:
+    """A stage fails for good and says why."""
+    failure = Failure(FailureClass.DATA_MISSING, "no rows at s3://datasets/adult/", "Put the data there.")
+    sim.fake.report = failing(Stage.AUDIT, failure)
+    sim.fake.apply(mlmodel("broken"))
+    sim.run(400)
+
+
+SCENARIOS = {"life": _life, "everything set": _everything_set, "deadline": _deadline, "failures": _failures}
+
+
+@cache
+def scenario(name: str) -> tuple[Object | Write | Status, ...]:
+    """What was sent in a scenario: MLModels as the user applied them, writes and statuses as the operator sent them."""
+    recorder = Recorder()
+    SCENARIOS[name](Simulation(recorder))
+    return tuple(recorder.sent)
+
+
+def manifests(kind: str) -> list[Object]:
+    """Every manifest of a kind that the operator sent in any scenario."""
+    return [
+        write.manifest
+        for name in SCENARIOS
+        for write in scenario(name)
+        if isinstance(write, (Create, Apply)) and write.manifest["kind"] == kind
+    ]
+
+
+def patches(kind: str) -> list[Patch]:
+    """Every merge patch to a kind."""
+    return [w for name in SCENARIOS for w in scenario(name) if isinstance(w, Patch) and w.ref.kind == kind]
+
+
+def lost(sent: Any, stored: Any, path: str) -> Iterator[str]:
+    """Paths where what came back lacks or changes what was sent; what was added on the way is fine."""
+    if isinstance(sent, dict) and isinstance(stored, dict):
+        for key, value in sent.items():
+            if key in stored:
+                yield from lost(value, stored[key], f"{path}.{key}")
+            elif value not in ({}, []):
+                yield f"{path}.{key}: dropped"
+    elif isinstance(sent, list) and isinstance(stored, list) and len(sent) == len(stored):
+        for i, (a, b) in enumerate(zip(sent, stored, strict=True)):
+            yield from lost(a, b, f"{path}[{i}]")
+    elif sent != stored:
+        yield f"{path}: sent {sent!r}, stored {stored!r}"
