@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,8 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
 
 
 if __name__ == "__main__":
+    # The first process of a container ignores signals that it does not handle: the kubelet would wait 30 s, then kill.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if len(sys.argv) == 1 or sys.argv[1] not in COMMANDS:
         sys.exit(f"usage: python3 -m addons {{{'|'.join(COMMANDS)}}} [argument …]")

@@ -84,6 +84,12 @@ class Client:
         host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
         return cls(f"https://{host}:{port}", token_file=SERVICE_ACCOUNT / "token", ca_file=SERVICE_ACCOUNT / "ca.crt")
 
+    def close(self) -> None:
+        """Closes this thread's connection; the next request opens a new one."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+
     def get(self, resource: Resource, namespace: str, name: str) -> JSON | None:
         """The object, or None where there is none."""
         try:

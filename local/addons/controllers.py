@@ -134,15 +134,23 @@ class KServe:
         else:
             self._apply(self._autoscalers, isvc, found.autoscaler)
 
-    def _live(self, kind: Resource, isvc: JSON) -> JSON | None:
+    def _live(self, kind: Resource, isvc: JSON, *, ask: bool = False) -> JSON | None:
         """The child as it is in the cluster.
+
+        Args:
+            kind: The child's kind.
+            isvc: Its owner.
+            ask: Ask the server where the cache, which sees labelled objects only, has none.
 
         Raises:
             ApiError: The name is taken by somebody else's object, which is never touched.
         """
-        live = self._children[kind].get((isvc["metadata"]["namespace"], kserve.child_name(isvc)))
+        key = isvc["metadata"]["namespace"], kserve.child_name(isvc)
+        live = self._children[kind].get(key)
+        if live is None and ask:
+            live = self._client.get(kind, *key)
         if live is not None and not controlled_by(live, isvc["metadata"]["uid"]):
-            message = f"{kind.plural} {'/'.join(key_of(live))} is there and not controlled by the InferenceService"
+            message = f"{kind.plural} {'/'.join(key)} is there and not controlled by the InferenceService"
             raise ApiError(http.HTTPStatus.UNPROCESSABLE_ENTITY, message)
         return live
 
@@ -152,7 +160,7 @@ class KServe:
         ``replicas`` of a Deployment that an autoscaler owns stay out of the comparison:
         its number is kept, and is no reason to write.
         """
-        live = self._live(kind, isvc)
+        live = self._live(kind, isvc, ask=True)
         if replicas is not None and replicas.fixed_replicas is not None:
             child["spec"]["replicas"] = replicas.fixed_replicas
         mark = digest(child)
