@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from apiserver_fixture import REPOSITORY, ApiServer
+from kubernetes import config
 from written import SCENARIOS, Status, lost, manifests, patches, scenario
 
-from mlplatform.actions import Apply, Create, Patch, Ref
+from mlplatform.actions import Apply, Create, Delete, Patch, Ref, Write
+from mlplatform.cluster import Cluster
 from mlplatform.resources import PLURALS
 from mlplatform.snapshot import Object
 
@@ -38,39 +41,34 @@ def upstream(api_server: ApiServer) -> Iterator[ApiServer]:
         api_server.kubectl("delete", "-f", str(path), "--wait=false")
 
 
-def send(server: ApiServer, what: Object | Create | Apply | Patch | Status, namespace: str) -> tuple[Object, Object]:
+def send(cluster: Cluster, what: Object | Write | Status, namespace: str) -> tuple[Object, Object | None]:
     """Does to the server what was done to the cluster in memory; returns what was sent and what is stored."""
     if isinstance(what, Status):
-        ref, patch = Ref.to(what.obj), json.dumps([{"op": "add", "path": "/status", "value": what.status}])
-        flags = ["--subresource=status", "--type=json", "-p", patch, "-o", "json"]
-        stored = server.kubectl("patch", resource(ref), ref.name, "-n", namespace, *flags)
-        return {"status": what.status}, json.loads(stored)
+        live = cluster.get(replace(Ref.to(what.obj), namespace=namespace))
+        assert live is not None, f"a status was written to {Ref.to(what.obj)}, which is not there"
+        return {"status": what.status}, cluster.write_status(live, what.status)
     if isinstance(what, Patch):
-        body = json.dumps(what.body)
-        kind, name = resource(what.ref), what.ref.name
-        stored = server.kubectl("patch", kind, name, "-n", namespace, "--type=merge", "-p", body, "-o", "json")
-        return what.body, json.loads(stored)
+        return what.body, cluster.patch(replace(what.ref, namespace=namespace), what.body)
     manifest = what.manifest if isinstance(what, (Create, Apply)) else what
+    assert isinstance(manifest, dict), f"{what} deletes, and stores nothing"
     manifest = {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
-    if isinstance(what, Create):
-        stored = server.kubectl("create", "-f", "-", "-o", "json", given=json.dumps(manifest))
-    else:
-        flags = ["--server-side", "--force-conflicts", "--field-manager=mlplatform"]
-        stored = server.kubectl("apply", *flags, "-f", "-", "-o", "json", given=json.dumps(manifest))
-    return manifest, json.loads(stored)
-
-
-def resource(ref: Ref) -> str:
-    """``plural.version.group`` as kubectl takes it, so that no other group's kind is meant."""
-    group, _, version = ref.api_version.rpartition("/")
-    return f"{PLURALS[ref.kind]}.{version}.{group}" if group else PLURALS[ref.kind]
+    if isinstance(what, Apply):
+        return manifest, cluster.apply(manifest)
+    if isinstance(what, dict) and cluster.get(Ref.to(manifest)):
+        return manifest, cluster.patch(Ref.to(manifest), {"spec": manifest["spec"]})
+    return manifest, cluster.create(manifest)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_server_takes_all_of_it_whole(upstream: ApiServer, namespace: str, name: str) -> None:
-    for what in scenario(name):
-        if isinstance(what, (dict, Create, Apply, Patch, Status)):
-            sent, stored = send(upstream, what, namespace)
+    """Sent by the operator's own writer."""
+    with config.new_client_from_config(str(upstream.kubeconfig)) as client:
+        cluster = Cluster(client)
+        for what in scenario(name):
+            if isinstance(what, Delete):
+                continue
+            sent, stored = send(cluster, what, namespace)
+            assert stored is not None, f"nothing is stored of {what}"
             assert list(lost(sent, stored, stored["kind"])) == []
 
 
