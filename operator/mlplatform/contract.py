@@ -59,6 +59,7 @@ class Stage(StrEnum):
 class FailureClass(StrEnum):
     """Why a stage failed, in the words of `status.failure.class`."""
 
+    UNSCHEDULABLE = "Unschedulable"
     OOM_KILLED = "OOMKilled"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     IMAGE_PULL = "ImagePull"

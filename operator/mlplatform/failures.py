@@ -24,6 +24,7 @@ _IMAGE: Final = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrIma
 _CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError"}
 
 _NEXT: Final = {
+    FailureClass.UNSCHEDULABLE: "Free or add capacity, or lower the resources asked for.",
     FailureClass.OOM_KILLED: "Raise the memory in resources, or lower spec.training.batchSize.",
     FailureClass.IMAGE_PULL: "Correct the image's name, or give the ServiceAccount the registry's pull secret.",
     FailureClass.PREEMPTED: "Nothing if it happened once: it is retried. Else give the nodes more room or the pods a priority.",
@@ -100,16 +101,7 @@ def sightings(pod: Object, stage: str = "") -> Iterator[Sighting]:
     for item in status.get("conditions") or ():
         if item["type"] == "PodScheduled" and item["status"] == "False" and item.get("reason") == "Unschedulable":
             message = f"no node has room: {item.get('message', '')}"
-            yield Sighting(
-                Gravity.PENDING,
-                api.FailureStatus(
-                    class_="Unschedulable",
-                    message=message,
-                    next_action="Free or add capacity, or lower the resources asked for.",
-                    stage=stage,
-                    pod=name_of(pod),
-                ),
-            )
+            yield _sight(Gravity.PENDING, FailureClass.UNSCHEDULABLE, message, pod, stage)
 
 
 def ready(pod: Object) -> bool:

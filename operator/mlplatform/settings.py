@@ -24,6 +24,8 @@ class Settings:
         store_secret: Secret, in the model's namespace, with the store's credentials (``AWS_*`` keys).
         jobs_image: Image of the stages' containers.
         image_pull_policy: Of the stages' containers.
+        max_cpu_request: Largest CPU request of any pod, e.g. ``100m``; limits stay as the model says. Empty: requests
+            equal limits. For clusters of few cores, where a rollout's pods must share what training uses.
         jobs_service_account: ServiceAccount of the stages' pods.
         serving_service_account: ServiceAccount of the serving pods; KServe finds the store's credentials there.
         serving_runtime: ClusterServingRuntime that serves the archives.
@@ -40,6 +42,7 @@ class Settings:
     store_secret: str = "mlplatform-store"  # noqa: S105  a Secret's name, not its content
     jobs_image: str = "mlplatform/jobs:latest"
     image_pull_policy: str = "IfNotPresent"
+    max_cpu_request: str = ""
     jobs_service_account: str = "mlplatform-jobs"
     serving_service_account: str = "mlplatform-serving"
     serving_runtime: str = "mlplatform-torchserve"

@@ -7,6 +7,7 @@ Called by `mlplatform.plan`. KServe makes of it the Deployment and the Service
 from __future__ import annotations
 
 from mlplatform import api, contract
+from mlplatform.resources import pod
 from mlplatform.resources.metadata import hashed, metadata
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, name_of, namespace_of
@@ -17,7 +18,6 @@ PORT = 8080
 def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str, settings: Settings) -> Object:
     """InferenceService ``<version>``: the archive at `storage_uri` behind TorchServe."""
     name, serving = name_of(model), spec.serving
-    resources = {"cpu": serving.resources.cpu, "memory": serving.resources.memory}
     meta = metadata(model, version, "predictor", version=version)
     meta["annotations"] = {"serving.kserve.io/deploymentMode": settings.kserve_mode}
     return hashed(
@@ -39,7 +39,7 @@ def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str,
                         "modelFormat": {"name": "pytorch"},
                         "runtime": settings.serving_runtime,
                         "storageUri": storage_uri,
-                        "resources": {"requests": resources, "limits": resources},
+                        "resources": pod.resources(serving.resources.cpu, serving.resources.memory, settings),
                         "env": [
                             {"name": contract.ENV_MODEL, "value": name},
                             {"name": contract.ENV_VERSION, "value": version},

@@ -40,8 +40,7 @@ def template(  # noqa: PLR0913  what one pod depends on
         restart_policy: Of the pod; empty leaves it to the workload's own field.
     """
     gpu = spec.training.resources.gpu if stage is Stage.TRAIN else 0
-    resources = {"cpu": spec.training.resources.cpu, "memory": spec.training.resources.memory}
-    limits = {**resources, "nvidia.com/gpu": str(gpu)} if gpu else resources
+    asked = spec.training.resources
     image = spec.training.image if stage is Stage.TRAIN and spec.training.image else settings.jobs_image
     volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
     mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108  the mount that makes a read-only root usable
@@ -67,7 +66,7 @@ def template(  # noqa: PLR0913  what one pod depends on
                 "command": command,
                 "env": environment(version, stage, settings),
                 "envFrom": [{"secretRef": {"name": settings.store_secret}}],
-                "resources": {"requests": limits, "limits": limits},
+                "resources": resources(asked.cpu, asked.memory, settings, gpu=gpu),
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
@@ -91,6 +90,19 @@ def template(  # noqa: PLR0913  what one pod depends on
         },
         "spec": pod,
     }
+
+
+def resources(cpu: str, memory: str, settings: Settings, *, gpu: int = 0) -> Object:
+    """``resources`` of a container; requests equal limits, less what `max_cpu_request` allows."""
+    limits = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
+    cap = settings.max_cpu_request
+    request = min(cpu, cap, key=_cores) if cap else cpu
+    return {"requests": {**limits, "cpu": request}, "limits": limits}
+
+
+def _cores(quantity: str) -> float:
+    """A CPU quantity in cores: ``500m`` is 0.5."""
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
 def environment(version: Object, stage: Stage, settings: Settings) -> list[Object]:
