@@ -33,6 +33,8 @@ GATEWAY: Final = "istio-ingressgateway"
 
 _FORWARD_SECONDS: Final = 30.0
 _COMMAND_SECONDS: Final = 120.0
+_CHATTER: Final = re.compile(r"[WI]\d{4} ")
+"""Warnings that client libraries log before the error that matters."""
 
 
 class AccessError(RuntimeError):
@@ -59,7 +61,8 @@ def run(command: list[str], env: dict[str, str], *, seconds: float = _COMMAND_SE
     except subprocess.TimeoutExpired:
         raise AccessError(f"`{shown}` did not end within {seconds:.0f} s") from None
     if done.returncode:
-        told = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        told = [line for line in lines if not _CHATTER.match(line)] or lines or ["it printed nothing"]
         raise AccessError(f"`{shown}` failed ({done.returncode}): " + "\n".join(told[-12:]))
     return done.stdout
 
@@ -138,8 +141,8 @@ class Cluster:
     def install(self, *values: str, seconds: int = 300) -> str:
         """Installs or upgrades the chart and waits until it is ready; returns helm's status line."""
         if self.kind == "local":
-            # The local cluster provisions no volumes.
-            values = ("--set", "store.embedded.persistence.enabled=false", *values)
+            # The local cluster provisions no volumes, and its few cores must do for training beside a rollout.
+            values = ("--set", "store.embedded.persistence.enabled=false", "--set", "maxCpuRequest=100m", *values)
         self.helm(
             "upgrade", "--install", RELEASE, "charts/mlplatform", "--namespace", SYSTEM, "--create-namespace",
             "--wait", "--timeout", f"{seconds}s", *self.image_values(), *values, seconds=seconds + 30,

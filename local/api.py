@@ -11,9 +11,9 @@ import json
 import ssl
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,10 +66,35 @@ class Api:
         body = self.get(path)
         return dict(json.loads(body)) if body else {}
 
-    def node_ready(self) -> bool:
-        """Whether the kubelet reports its node as Ready, and has said so lately."""
-        node = self.json(f"/api/v1/nodes/{NODE_NAME}")
-        return condition(node, "Ready") == "True"
+    def node_ready(self, since: float = 0.0) -> bool:
+        """Whether the kubelet reports its node as Ready, and has said so after ``since`` (Unix seconds)."""
+        lease = self.json(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{NODE_NAME}")
+        if unix_time(lease.get("spec", {}).get("renewTime", "")) < since:
+            return False
+        return condition(self.json(f"/api/v1/nodes/{NODE_NAME}"), "Ready") == "True"
+
+    def pods_started(self, namespace: str, since: float) -> bool:
+        """Whether every pod of a namespace runs containers started after ``since`` (Unix seconds).
+
+        After a crash the API server still shows the pods as they were before it.
+        """
+        pods = self.json(f"/api/v1/namespaces/{namespace}/pods").get("items", [])
+        return bool(pods) and all(started_after(pod, since) for pod in pods)
+
+
+def unix_time(text: str) -> float:
+    """Unix seconds of an RFC 3339 time; 0 when there is none."""
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def started_after(pod: dict[str, Any], since: float) -> bool:
+    """Whether all containers of a pod run and began after ``since``, or it has ended; the API's times have whole seconds."""
+    if pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
+        return True
+    states = [status["state"] for status in pod.get("status", {}).get("containerStatuses", [])]
+    return bool(states) and all(
+        unix_time(state.get("running", {}).get("startedAt", "")) >= int(since) for state in states
+    )
 
 
 def condition(thing: dict[str, Any], kind: str) -> str:

@@ -135,21 +135,20 @@ class Cluster:
     def wait_for_node(self, shell: Shell) -> str:
         """The kubelet's node."""
         access = api.Api(self.layout.kubeconfig)
-        if not api.wait_until(access.node_ready, START_TIMEOUT):
+        if not api.wait_until(lambda: access.node_ready(self._since()), START_TIMEOUT):
             raise self._daemon_error(shell, "kubelet")
         return "Ready"
 
     def apply_addons(self, shell: Shell) -> str:
         """The stand-in add-ons."""
-        return install_addons.apply(shell, self.layout, self.programs, self.refs)
+        return install_addons.apply(shell, self.layout, self.programs, self.refs, self._since())
 
     def prune_images(self, shell: Shell) -> str:
-        """Images of earlier clusters; a running one may still name an older image for its next pod."""
-        if not self.is_new:
-            return "kept all, because the cluster may still name older ones"
-        wanted = set(self.refs.values())
-        loaded = images.Store(self.layout, self.programs).prune(shell, wanted)
+        """Images that the checkout no longer makes."""
         built = images.Builder(self.layout).prune(shell, self.refs)
+        loaded = 0
+        if self.is_new:  # else pods to come may still name an older image
+            loaded = images.Store(self.layout, self.programs).prune(shell, set(self.refs.values()))
         return f"removed {loaded + built}" if loaded + built else "nothing stale"
 
     # Inside the steps.
@@ -182,6 +181,10 @@ class Cluster:
         daemons = [daemon.to_dict() for daemon in self._daemons()]
         return cache.key(self._setup(), daemons, contents, kubernetes_build.name(), packages.unpacked_key())
 
+    def _since(self) -> float:
+        """When the node was started, Unix seconds."""
+        return (self.layout.etc / "inputs").stat().st_mtime
+
     def _running_inputs(self) -> str:
         path = self.layout.etc / "inputs"
         return path.read_text() if path.exists() else ""
@@ -204,7 +207,7 @@ class Cluster:
         path = node.daemon_path(self.programs)
         self._write_spec([node.containerd(self.layout, self.programs, path)])
         node.start_supervisor(shell, self.layout)
-        node.write_files({self.layout.etc / "inputs": self._inputs()})
+        (self.layout.etc / "inputs").write_text(self._inputs())
         return note
 
     def _etcd_is_sound(self, shell: Shell) -> bool:
@@ -241,14 +244,40 @@ class Cluster:
         )
 
 
-def plan(cluster: Cluster, *, start: bool = True) -> list[Step]:
-    """The steps of `up`; without ``start``, those of `images`, which needs no running node."""
+def plan(cluster: Cluster) -> list[Step]:
+    """The steps of `up`."""
+    found = images.present()
+    loads = tuple(f"image {image.name}" for image in found)
+    for_addons = tuple(name for name in ("image pause", "image addons") if name in loads)
+    return [
+        *_programs(cluster),
+        Step("helm", "fetch Helm", cluster.fetch_helm, ("packages", "wheelhouse")),
+        Step("node", "certificates, namespaces, containerd", cluster.start_runtime, ("daemons",)),
+        *_images(cluster, load=True, after=("node",)),
+        Step(
+            "control plane",
+            "etcd, API server, controllers, scheduler",
+            cluster.start_control_plane,
+            ("node", "kubernetes"),
+        ),
+        Step("kubelet", "wait for the node to be Ready", cluster.wait_for_node, ("control plane",)),
+        Step(
+            "add-ons",
+            "apply cluster DNS and the stand-ins for KServe, Istio and the Training Operator",
+            cluster.apply_addons,
+            ("kubelet", *for_addons),
+        ),
+        Step("prune", "remove images that nothing names any more", cluster.prune_images, ("add-ons", *loads)),
+    ]
+
+
+def _programs(cluster: Cluster) -> list[Step]:
     apt_hint = packages.NETWORK_HINT
-    steps = [
+    return [
         Step("packages", "install the Debian packages that are missing", cluster.install_packages, hint=apt_hint),
         Step(
             "daemons",
-            "unpack Debian's containerd, runc, etcd, CNI plugins",
+            "unpack Debian's containerd, runc, etcd and CNI plugins",
             cluster.unpack_daemons,
             ("packages",),
             apt_hint,
@@ -259,49 +288,31 @@ def plan(cluster: Cluster, *, start: bool = True) -> list[Step]:
             cluster.build_kubernetes,
             ("packages",),
         ),
-        Step("root file system", "make Debian's minimal system for the base image", cluster.make_rootfs, ("packages",)),
-        Step("wheelhouse", "fetch the images' Python packages", cluster.fill_wheelhouse, ("packages",)),
     ]
-    if start:
-        steps += [
-            Step("helm", "fetch Helm", cluster.fetch_helm, ("packages", "wheelhouse")),
-            Step("node", "certificates, namespaces, containerd", cluster.start_runtime, ("daemons",)),
-        ]
-    found = images.present()
-    for image in found:
-        steps.append(_image_step(cluster, image, start=start))
-    if start:
-        loads = tuple(f"image {image.name}" for image in found)
-        needed = tuple(f"image {name}" for name in ("pause", "addons") if f"image {name}" in loads)
-        steps += [
-            Step(
-                "control plane",
-                "etcd, API server, controllers, scheduler",
-                cluster.start_control_plane,
-                ("node", "kubernetes"),
-            ),
-            Step("kubelet", "wait for the node to be Ready", cluster.wait_for_node, ("control plane",)),
-            Step(
-                "add-ons",
-                "apply the stand-ins for KServe, Istio, Training Operator; DNS",
-                cluster.apply_addons,
-                ("kubelet", *needed),
-            ),
-            Step("prune", "remove images that nothing names any more", cluster.prune_images, ("add-ons", *loads)),
-        ]
-    return steps
 
 
-def _image_step(cluster: Cluster, image: images.Image, *, start: bool) -> Step:
-    needs = {"base": ("root file system",), "pause": ("kubernetes",)}.get(
-        image.name, (f"image {image.base}", "wheelhouse")
-    )
-    work = cluster.load_image if start else cluster.build_image
+def _images(cluster: Cluster, *, load: bool, after: tuple[str, ...] = ()) -> list[Step]:
+    return [
+        Step(
+            "root file system",
+            "make Debian's minimal system for the base image",
+            cluster.make_rootfs,
+            ("packages",),
+            packages.NETWORK_HINT,
+        ),
+        Step("wheelhouse", "fetch the images' Python packages", cluster.fill_wheelhouse, ("packages",)),
+        *(_image(cluster, image, load=load, after=after) for image in images.present()),
+    ]
+
+
+def _image(cluster: Cluster, image: images.Image, *, load: bool, after: tuple[str, ...]) -> Step:
+    own = {"base": ("root file system",), "pause": ("kubernetes",)}
+    work = cluster.load_image if load else cluster.build_image
     return Step(
         f"image {image.name}",
-        f"build {image.dockerfile}" + (" and load it" if start and image.loaded else ""),
+        f"build {image.dockerfile}" + (" and load it" if load and image.loaded else ""),
         lambda shell: work(shell, image),
-        (*needs, "node") if start else needs,
+        (*own.get(image.name, (f"image {image.base}", "wheelhouse")), *after),
         f"The log has the failing line of {image.dockerfile}; finished layers are kept.",
     )
 
@@ -330,9 +341,7 @@ def build_images(layout: Layout, console: Console) -> dict[str, str]:
     """
     cluster = Cluster(layout)
     running = node.supervisor_pid(layout) is not None
-    steps = plan(cluster, start=running)
-    wanted = {step.name for step in steps} - {"control plane", "kubelet", "add-ons", "prune"}
-    _run([step for step in steps if step.name in wanted], layout, console)
+    _run([*_programs(cluster), *_images(cluster, load=running)], layout, console)
     return images.loaded_references()
 
 
@@ -343,15 +352,14 @@ def build_binaries(layout: Layout, console: Console) -> Path:
         RunError: A step failed; it has been reported.
     """
     cluster = Cluster(layout)
-    steps = [step for step in plan(cluster) if step.name in {"packages", "daemons", "kubernetes"}]
     helm = Step("helm", "fetch Helm", cluster.fetch_helm, ("packages",))
-    _run([*steps, helm], layout, console)
+    _run([*_programs(cluster), helm], layout, console)
     return cluster.programs
 
 
 def _run(steps: list[Step], layout: Layout, console: Console) -> list[Timing]:
-    start = time.monotonic()
     with locked(layout, console):
+        start = time.monotonic()
         timings = run_steps(steps, console, layout.step_logs)
     console.line()
     for line in timing_table(timings, time.monotonic() - start):

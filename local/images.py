@@ -146,13 +146,10 @@ def rootfs(shell: Shell, root: Path) -> tuple[Path, bool]:
 
     def build(folder: Path) -> None:
         mirrors = [f"deb {options} {uri} {suite} main" for uri, suite, options in packages.machine_sources()]
-        shell.run(
-            ["mmdebstrap", "--variant=minbase", f"--include={','.join(ROOTFS_PACKAGES)}"]
-            + [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
-            + ["--customize-hook=rm -rf $1/var/lib/apt/lists/*"]
-            + [CODENAME, folder / "rootfs.tar", *mirrors],
-            contained=True,
-        )
+        options = ["--variant=minbase", f"--include={','.join(ROOTFS_PACKAGES)}"]
+        options += [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
+        options += ["--customize-hook=rm -rf $1/var/lib/apt/lists/*"]
+        shell.run(["mmdebstrap", *options, CODENAME, folder / "rootfs.tar", *mirrors], contained=True)
 
     return cache.entry(root, "rootfs", rootfs_key(), build)
 
@@ -178,11 +175,9 @@ class Builder:
             if self.has(shell, refs[image.name]):
                 return False
             context, options = self._context(image, refs)
-            shell.run(
-                ["buildah", *self._storage, "bud", "--isolation=chroot", "--layers", "--pull-never", *options]
-                + ["--tag", refs[image.name], "--file", REPO / image.dockerfile, context],
-                contained=True,
-            )
+            options += ["--isolation=chroot", "--layers", "--pull-never", f"--tag={refs[image.name]}"]
+            dockerfile = f"--file={REPO / image.dockerfile}"
+            shell.run(["buildah", *self._storage, "bud", *options, dockerfile, context], contained=True)
         return True
 
     def _context(self, image: Image, refs: Mapping[str, str]) -> tuple[Path, list[str]]:
@@ -198,7 +193,8 @@ class Builder:
         return REPO, [*arguments, f"--volume={wheels}:/wheels:ro", f"--ignorefile={ignore}"]
 
     def prune(self, shell: Shell, refs: Mapping[str, str]) -> int:
-        """Removes images of ours that are no longer named; returns how many."""
+        """Removes images of ours that are no longer named, and remains of killed builds; returns how many images."""
+        shell.run(["buildah", *self._storage, "rm", "--all"], contained=True, check=False)
         stale = [tag for tag in self._tags(shell) if tag.startswith(f"{PREFIX}/") and tag not in refs.values()]
         if stale:
             shell.run(["buildah", *self._storage, "rmi", *stale], contained=True, check=False)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from local.api import Api, wait_until
 from local.images import PREFIX
 from local.layout import REPO, Layout
 from local.steps import Shell, StepError
@@ -54,8 +56,23 @@ def phases(found: Sequence[str]) -> list[list[str]]:
     return [phase for phase in (first, second, rest) if phase]
 
 
-def apply(shell: Shell, layout: Layout, binaries: Path, refs: Mapping[str, str]) -> str:
+def namespace(document: str) -> str:
+    """The namespace in a document's metadata; ``default`` when it names none."""
+    match = re.search(
+        r"^  namespace:\s*([a-z0-9-]+)|^metadata: *\{.*\bnamespace: *([a-z0-9-]+)", document, re.MULTILINE
+    )
+    return (match[1] or match[2]) if match else "default"
+
+
+def apply(shell: Shell, layout: Layout, binaries: Path, refs: Mapping[str, str], since: float) -> str:
     """Applies all manifests and waits until their workloads are available; returns a note.
+
+    Args:
+        shell: The step's.
+        layout: The folders.
+        binaries: The folder with kubectl.
+        refs: Name → reference of every image.
+        since: When the node started (Unix seconds); what was available before does not count.
 
     Raises:
         StepError: One was refused, or a workload did not become available.
@@ -73,6 +90,13 @@ def apply(shell: Shell, layout: Layout, binaries: Path, refs: Mapping[str, str])
     workloads = [document for document in found if kind(document) in WAITED_FOR]
     if workloads:
         _wait(shell, kubectl, workloads)
+        access = Api(layout.kubeconfig)
+        for name in sorted({namespace(workload) for workload in workloads}):
+            if not wait_until(partial(access.pods_started, name, since), 60):
+                raise StepError(
+                    f"pods in namespace {name} did not start again",
+                    f"`{' '.join(kubectl)} -n {name} describe pods` tells more.",
+                )
     return f"{len(found)} objects, {len(workloads)} workloads available"
 
 

@@ -98,7 +98,7 @@ def host_link_commands(node_pid: int) -> list[list[str]]:
 
 
 def containerd_config(layout: Layout, binaries: Path, cni_plugins: Path, pause: str) -> str:
-    """containerd's TOML."""
+    """The TOML of containerd."""
     return f"""version = 2
 root = "{layout.containerd_root}"
 state = "/run/mlplatform-containerd"
@@ -180,6 +180,9 @@ def kubelet_config(layout: Layout) -> dict[str, Any]:
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "serializeImagePulls": False,
+        # Ready is noticed within a second; an unchanged status is still written every 5 minutes only.
+        "nodeStatusUpdateFrequency": "1s",
+        "nodeStatusReportFrequency": "5m",
     }
 
 
@@ -227,7 +230,7 @@ def containerd(layout: Layout, binaries: Path, path: str) -> Daemon:
 
 
 def daemons(layout: Layout, binaries: Path, path: str) -> list[Daemon]:
-    """kubelet and kube-proxy."""
+    """The kubelet and kube-proxy."""
     env = {"PATH": path}
     kubelet = (
         str(binaries / "kubelet"),
@@ -265,8 +268,10 @@ def make_cgroups(root: Path = Path("/sys/fs/cgroup")) -> None:
 
 
 def write_files(contents: dict[Path, str]) -> None:
-    """Writes configuration files."""
+    """Writes the files that differ; kube-proxy ends when its own is touched."""
     for path, text in contents.items():
+        if path.exists() and path.read_text() == text:
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -314,29 +319,32 @@ def start_supervisor(shell: Shell, layout: Layout) -> None:
 
 
 def _wire(shell: Shell, layout: Layout, process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is None or process.stdout is None:
-        raise RuntimeError("the supervisor was started without pipes")
-    log = layout.logs / "supervisor.log"
     try:
-        # The script's first line of output tells that process 1 exists.
-        if process.stdout.readline() != b"waiting\n":
-            raise StepError(f"the node's process 1 did not start: {log.read_text(errors='replace').strip()}")
-        init = processes.child_of(process.pid)
-        records = {"unshare": processes.identify(process.pid), "init": processes.identify(init or 0)}
+        _expect(process, b"waiting\n", layout, "the node's process 1 did not start")
+        init = processes.child_of(process.pid) or 0
+        records = {"unshare": processes.identify(process.pid), "init": processes.identify(init)}
         processes.write_records(layout.supervisor_record, {name: r for name, r in records.items() if r is not None})
-        for argv in host_link_commands(init or 0):
+        for argv in host_link_commands(init):
             shell.run(argv)
-        process.stdin.write(b"go\n")
-        process.stdin.close()
-        if process.stdout.readline() != b"ready\n":
-            shell.note(log.read_text(errors="replace"))
-            raise StepError("the node's network or mounts could not be set up")
+        if process.stdin is not None:
+            process.stdin.write(b"go\n")
+            process.stdin.close()
+        _expect(process, b"ready\n", layout, "the node's network or mounts could not be set up")
     except StepError:
         process.kill()
+        process.wait()
         raise
+    if process.stdout is not None:
+        process.stdout.close()
     # It goes on without us; Popen must not warn that it still runs.
-    process.stdout.close()
     process.returncode = 0
+
+
+def _expect(process: subprocess.Popen[bytes], line: bytes, layout: Layout, otherwise: str) -> None:
+    said = process.stdout.readline() if process.stdout is not None else b""
+    if said != line:
+        log = (layout.logs / "supervisor.log").read_text(errors="replace").strip().splitlines()
+        raise StepError(f"{otherwise}: {' / '.join(log[-3:])}")
 
 
 def reload_supervisor(layout: Layout) -> None:

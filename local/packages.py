@@ -39,7 +39,7 @@ NETWORK_HINT: Final = "Check that apt can reach its mirror (`apt-get update`), t
 
 
 def parse_installed(listing: str) -> set[str]:
-    """Names from ``dpkg-query -W -f '${Package} ${db:Status-Status}\\n'`` that are installed."""
+    """Names that are installed, from lines of ``<package> <status>`` (dpkg-query's db:Status-Status)."""
     rows = (line.split() for line in listing.splitlines())
     return {row[0] for row in rows if len(row) == 2 and row[1] == "installed"}  # noqa: PLR2004 - name and status
 

@@ -60,7 +60,7 @@ WITH_KUBECONFIG: Final = ("kubelet", "controller-manager", "scheduler", "proxy")
 
 
 def extensions(certificate: Certificate) -> str:
-    """openssl's extension file."""
+    """The extension file for openssl."""
     usage = "serverAuth" if certificate.names else "clientAuth"
     lines = ["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature", f"extendedKeyUsage={usage}"]
     if certificate.names:
@@ -108,21 +108,9 @@ def issue(shell: Shell, layout: Layout) -> str:
     folder.chmod(0o700)
     authority = folder / "ca"
     _key(shell, authority.with_suffix(".key"))
-    shell.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-new",
-            "-key",
-            f"{authority}.key",
-            "-subj",
-            "/CN=mlplatform-local-ca",
-            "-days",
-            DAYS,
-        ]
-        + ["-addext", "keyUsage=critical,keyCertSign,digitalSignature", "-out", f"{authority}.crt"]
-    )
+    request = ["openssl", "req", "-x509", "-new", "-subj", "/CN=mlplatform-local-ca", "-days", DAYS]
+    usage = ["-addext", "keyUsage=critical,keyCertSign,digitalSignature"]
+    shell.run([*request, *usage, "-key", f"{authority}.key", "-out", f"{authority}.crt"])
     _key(shell, folder / "service-account.key")
     shell.run(
         ["openssl", "pkey", "-in", folder / "service-account.key", "-pubout", "-out", folder / "service-account.pub"]
@@ -145,10 +133,8 @@ def _certificate(shell: Shell, folder: Path, certificate: Certificate) -> None:
     _key(shell, Path(f"{stem}.key"))
     shell.run(["openssl", "req", "-new", "-key", f"{stem}.key", "-subj", certificate.subject, "-out", f"{stem}.csr"])
     Path(f"{stem}.ext").write_text(extensions(certificate))
-    shell.run(
-        ["openssl", "x509", "-req", "-in", f"{stem}.csr", "-CA", folder / "ca.crt", "-CAkey", folder / "ca.key"]
-        + ["-CAcreateserial", "-days", DAYS, "-extfile", f"{stem}.ext", "-out", f"{stem}.crt"]
-    )
+    signing = ["openssl", "x509", "-req", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key", "-CAcreateserial"]
+    shell.run([*signing, "-days", DAYS, "-extfile", f"{stem}.ext", "-in", f"{stem}.csr", "-out", f"{stem}.crt"])
 
 
 def _write_kubeconfig(folder: Path, name: str, target: Path) -> None:

@@ -60,7 +60,7 @@ class Shell:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
 
-    def run(
+    def run(  # noqa: PLR0913 - keyword-only options of one command
         self,
         argv: Sequence[str | Path],
         *,
@@ -108,7 +108,7 @@ class Shell:
             raise StepError(f"`{' '.join(shown[:5])}` ended with status {process.returncode}")
         return out.decode(errors="replace") if capture else ""
 
-    def _start(
+    def _start(  # noqa: PLR0913 - what `run` was given
         self,
         words: list[str],
         log: IO[bytes],

@@ -31,7 +31,7 @@ def requirements(pyproject: str, extras: tuple[str, ...] = EXTRAS) -> list[str]:
 
 
 def torch_options(index: str) -> list[str]:
-    """pip's options for PyTorch's index, e.g. https://download.pytorch.org/whl/cpu; none when it is empty."""
+    """Options of pip for PyTorch's index, e.g. https://download.pytorch.org/whl/cpu; none when it is empty."""
     return ["--extra-index-url", index] if index else []
 
 
@@ -71,11 +71,11 @@ def build(shell: Shell, root: Path) -> tuple[Path, bool]:
 
     def fill(folder: Path) -> None:
         wanted = requirements((REPO / "pyproject.toml").read_text())
-        constraints = ["--constraint", str(REPO / "constraints.txt")]
+        options = ["--wheel-dir", str(folder), "--constraint", str(REPO / "constraints.txt")]
+        options += torch_options(_torch_index())
         try:
             shell.run(
-                ["nice", "-n", "5", python, "-m", "pip", "wheel", "--wheel-dir", folder, *constraints]
-                + [*torch_options(_torch_index()), *wanted, *ALWAYS],
+                ["nice", "-n", "5", python, "-m", "pip", "wheel", *options, *wanted, *ALWAYS],
                 env={"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
                 contained=True,
             )

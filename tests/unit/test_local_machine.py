@@ -1,0 +1,190 @@
+"""The local cluster's view of the machine: checks, apt sources, pid files, what is ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local import machine, packages, processes, teardown
+from local.machine import Check
+
+BOOKWORM = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_CODENAME=bookworm\n'
+
+
+@pytest.mark.parametrize(
+    ("os_release", "fits", "reason"),
+    [
+        (BOOKWORM, True, "Debian 12 is what the recipe was made for"),
+        (BOOKWORM.replace("bookworm", "trixie"), False, "another Debian has another Kubernetes source"),
+        ("ID=ubuntu\nVERSION_CODENAME=noble\n", False, "Ubuntu has none"),
+        ("", False, "an unknown system is refused"),
+    ],
+)
+def test_distribution(os_release: str, fits: bool, reason: str) -> None:  # noqa: FBT001 - a table
+    assert (machine.check_distribution(os_release).problem == "") is fits, reason
+
+
+@pytest.mark.parametrize(
+    ("routes", "fits", "reason"),
+    [
+        ([{"dst": "default", "dev": "eth0"}], True, "a default route overlaps nothing"),
+        ([{"dst": "10.96.0.0/16", "dev": "mlp0"}], True, "our own link's routes are ours"),
+        ([{"dst": "10.96.4.0/24", "dev": "tun0"}], False, "a VPN inside the Service range would lose traffic"),
+        ([{"dst": "10.0.0.0/8", "dev": "tun0"}], False, "a VPN around it, too"),
+        (
+            [{"dst": "10.97.0.0/16", "dev": "tun0"}, {"dst": "fd00::/64", "dev": "eth0"}],
+            True,
+            "neighbours do not matter",
+        ),
+    ],
+)
+def test_overlap(routes: list[dict[str, Any]], fits: bool, reason: str) -> None:  # noqa: FBT001 - a table
+    assert (machine.check_overlap(routes).problem == "") is fits, reason
+
+
+@pytest.mark.parametrize(
+    ("present", "missing", "reason"),
+    [
+        (machine.V1_CONTROLLERS, "", "all there"),
+        (set(machine.V1_CONTROLLERS) - {"memory"}, "memory", "the kubelet refuses to start without memory"),
+    ],
+)
+def test_controllers(present: Any, missing: str, reason: str) -> None:
+    assert machine.check_controllers(present, machine.V1_CONTROLLERS, "v1").problem.endswith(missing), reason
+
+
+def test_refusal_is_one_line_with_the_alternative() -> None:
+    line = machine.refusal([Check("a", "x"), Check("b", "x", "it is not root"), Check("c", "x", "it has no overlay")])
+    assert "\n" not in line
+    assert "it is not root; it has no overlay" in line
+    assert "CLUSTER=kind" in line
+    assert "CLUSTER=current" in line
+    assert machine.refusal([Check("a", "x")]) == "", "a machine that will do is not refused"
+
+
+DEB822 = """# comment
+Types: deb deb-src
+URIs: http://deb.debian.org/debian
+Suites: bookworm bookworm-updates
+Components: main contrib
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+"""
+
+
+@pytest.mark.parametrize(
+    ("configuration", "expected", "reason"),
+    [
+        (
+            DEB822,
+            [
+                ("http://deb.debian.org/debian", suite, "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]")
+                for suite in ("bookworm", "bookworm-updates")
+            ],
+            "Debian 12's default format",
+        ),
+        (
+            "deb [arch=amd64] https://mirror.example/debian bookworm main non-free\n#deb http://off.example bookworm main",
+            [("https://mirror.example/debian", "bookworm", "[arch=amd64]")],
+            "the one-line format; a comment does not count",
+        ),
+        (
+            "Types: deb\nURIs: https://x.example\nSuites: nodistro\nComponents: main\n",
+            [],
+            "another archive is no Debian",
+        ),
+        (DEB822 + "Enabled: no\n", [], "a source that is switched off"),
+        ("Types: deb-src\nURIs: http://a.example\nSuites: bookworm\nComponents: main\n", [], "sources only"),
+    ],
+)
+def test_binary_sources(configuration: str, expected: list[tuple[str, str, str]], reason: str) -> None:
+    assert packages.binary_sources(configuration) == expected, reason
+
+
+def test_parse_installed() -> None:
+    assert packages.parse_installed("jq installed\nrsync config-files\nmake installed\n") == {"jq", "make"}
+
+
+@pytest.mark.parametrize(
+    ("stat", "start", "reason"),
+    [
+        ("7 (sleep) S 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2 3", 4711, "a plain command"),
+        ("7 (a) b (c)) S 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 42 1 2 3", 42, "brackets and blanks in the name"),
+    ],
+)
+def test_parse_start(stat: str, start: int, reason: str) -> None:
+    assert processes.parse_start(stat) == start, reason
+
+
+@pytest.fixture
+def sleeper() -> Any:
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=-1, stdout=-1) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # only now has it become the program
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"start": 1}, "the pid was given to a later process"),
+        ({"exe": "/usr/bin/other"}, "the pid runs another program"),
+        ({"boot": "00000000-0000-0000-0000-000000000000"}, "the record is from before a reboot"),
+    ],
+)
+def test_a_stranger_is_never_killed(sleeper: subprocess.Popen[bytes], change: dict[str, Any], reason: str) -> None:
+    record = processes.identify(sleeper.pid)
+    assert record is not None
+    assert processes.kill(replace(record, **change)) is False, reason
+    assert sleeper.poll() is None, reason
+
+
+def test_kill_ends_the_recorded_process(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    record = processes.identify(sleeper.pid)
+    assert record is not None
+    processes.write_records(tmp_path / "pids.json", {"init": record})
+    assert processes.kill(processes.read_records(tmp_path / "pids.json")["init"]) is True
+    assert sleeper.wait() == -9
+    assert processes.kill(record) is False, "a second time there is nobody"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("", "torn by a crash"), ("[]", "not ours"), ('{"init": {"pid": 1}}', "an older format"), (None, "missing")],
+)
+def test_read_records_survives(tmp_path: Path, content: str | None, reason: str) -> None:
+    path = tmp_path / "pids.json"
+    if content is not None:
+        path.write_text(content)
+    assert processes.read_records(path) == {}, reason
+
+
+def test_members_contains_this_process() -> None:
+    assert os.getpid() in processes.members(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("links", "ours", "reason"),
+    [
+        ([{"ifname": "mlp0", "ifalias": "mlplatform-local"}], True, "name and mark"),
+        ([{"ifname": "mlp0"}], False, "somebody else's link of that name stays"),
+        ([{"ifname": "eth0", "ifalias": "mlplatform-local"}], False, "another link stays"),
+        ([], False, "nothing there"),
+    ],
+)
+def test_our_link(links: list[dict[str, Any]], ours: bool, reason: str) -> None:  # noqa: FBT001 - a table
+    assert teardown.our_link(links) is ours, reason
+
+
+def test_mounts_below_gives_the_deepest_first() -> None:
+    mountinfo = "\n".join(
+        f"36 35 98:0 / {point} rw - ext4 /dev/root rw"
+        for point in ("/", "/var/lib/x", "/var/lib/x/a/b", "/var/lib/xy", "/var/lib/x/a\\040c")
+    )
+    assert teardown.mounts_below(mountinfo, Path("/var/lib/x")) == ["/var/lib/x/a/b", "/var/lib/x/a c", "/var/lib/x"]
