@@ -47,8 +47,10 @@ UNSUPPORTED: Final = frozenset({"logger", "batcher", "autoScaling", "workerSpec"
     "paddle",
 }
 NOT_FOR_PODS: Final = frozenset(
-    {"kubectl.kubernetes.io/last-applied-configuration", f"{GROUP}/autoscalerClass", f"{GROUP}/deploymentMode"}
+    {"kubectl.kubernetes.io/last-applied-configuration", "autoscaling.knative.dev/minScale"}
+    | {"autoscaling.knative.dev/maxScale"}
 )
+"""Annotations that stay on the InferenceService; every other one reaches the pods, so changing it rolls them."""
 MERGE_KEYS: Final = {"env": "name", "volumeMounts": "mountPath", "ports": "containerPort", "volumes": "name"}
 """Lists that Kubernetes' strategic merge joins by a key; any other list is replaced."""
 DEFAULT_RESOURCES: Final = {"cpu": "1", "memory": "2Gi"}

@@ -33,6 +33,7 @@ class Backend(http.server.BaseHTTPRequestHandler):
     """Says its server's name and what it was asked for; the one named slow takes its time."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for the client's acknowledgement
     server: Server
 
     def do_GET(self) -> None:

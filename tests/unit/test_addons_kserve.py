@@ -56,7 +56,7 @@ def pod_of(children: kserve.Children) -> JSON:
 
 
 def test_labels_and_annotations_reach_the_pods_as_with_kserve() -> None:
-    children = render(isvc())
+    children = render(isvc(annotations={"kubectl.kubernetes.io/last-applied-configuration": "{}"}))
     labels = {
         "team": "a",
         f"{GROUP}/inferenceservice": "m-1",
@@ -66,7 +66,8 @@ def test_labels_and_annotations_reach_the_pods_as_with_kserve() -> None:
     template = children.deployment["spec"]["template"]
     assert template["metadata"]["labels"] == children.deployment["metadata"]["labels"] == labels
     uri = {"internal.serving.kserve.io/storage-initializer-sourceuri": "s3://bucket/m"}
-    assert template["metadata"]["annotations"] == {"note": "x"} | uri, "KServe's own switches do not go to pods"
+    mode = {f"{GROUP}/deploymentMode": "Standard"}
+    assert template["metadata"]["annotations"] == {"note": "x"} | mode | uri, "but not what kubectl apply leaves behind"
     assert children.deployment["spec"]["selector"] == {"matchLabels": {"app": "isvc.m-1-predictor"}}
     rolling = children.deployment["spec"]["strategy"]["rollingUpdate"]
     assert rolling == {"maxUnavailable": "25%", "maxSurge": "25%"}
