@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mljobs.report import ENV_TERMINATION_LOG
 from mlplatform import contract
@@ -82,21 +84,20 @@ def read_summary(message: Path) -> Summary:
 
 
 class Torchrun:
-    """`torchrun -m mljobs.train` with processes of its own, in a process group of its own.
+    """`torchrun -m mljobs.train` with processes of its own.
 
     Args:
         environment: Of the job.
         processes: How many.
-        extra_path: A folder with user code, for PYTHONPATH.
     """
 
-    def __init__(self, environment: Mapping[str, str], processes: int = 2, extra_path: Path | None = None) -> None:
-        path = [str(REPO / "jobs"), str(REPO / "operator"), *([str(extra_path)] if extra_path else [])]
+    def __init__(self, environment: Mapping[str, str], processes: int = 2) -> None:
+        path = [str(REPO / "jobs"), str(REPO / "operator")]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(_free_port())]
         self._process = subprocess.Popen(
             [*launcher, "--nproc-per-node", str(processes), "-m", "mljobs.train"],
             env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.output = ""
 
@@ -112,7 +113,10 @@ class Torchrun:
 
     def kill(self) -> None:
         """SIGKILL for the launcher and all its processes at once, as when a node dies."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        launcher = psutil.Process(self._process.pid)
+        for process in [launcher, *launcher.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
         self.finish()
 
     def terminate(self) -> None:

@@ -28,8 +28,8 @@ from mlplatform.contract import Artifacts, Failure, FailureClass, Stage, Summary
 ENV_TERMINATION_LOG: Final = "MLPLATFORM_TERMINATION_LOG"
 """Where the summary goes instead of `contract.TERMINATION_LOG`; for runs outside a pod."""
 
-MESSAGE_LIMIT: Final = 1000
-"""Characters of a failure's message: both its sentences fit the termination message."""
+MESSAGE_LIMIT: Final = 1500
+"""Bytes of a failure's sentence as JSON: both its sentences fit the termination message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +135,20 @@ def run(stage: Stage, work: Callable[[Job], Summary | None]) -> int:
 
 def fail(stage: Stage, failure: Failure, started: float) -> int:
     """Reports a failure on standard error and in the termination message; returns the exit code 1."""
-    short = Failure(failure.reason, failure.message[:MESSAGE_LIMIT], failure.next_action[:MESSAGE_LIMIT])
+    short = Failure(failure.reason, shorten(failure.message), shorten(failure.next_action))
     sys.stderr.write(f"{stage} failed ({failure.reason}): {failure.message}\nnext: {failure.next_action}\n")
     sys.stderr.flush()
     duration = round(time.monotonic() - started, 3)
     version = os.environ.get(contract.ENV_VERSION, "")
     write_termination_message(Summary(stage=stage, version=version, failure=short, duration_seconds=duration))
     return 1
+
+
+def shorten(text: str) -> str:
+    """The start of `text` whose JSON is at most `MESSAGE_LIMIT` bytes."""
+    while len(json.dumps(text)) > MESSAGE_LIMIT:
+        text = text[: len(text) * 9 // 10]
+    return text
 
 
 def write_termination_message(summary: Summary) -> None:

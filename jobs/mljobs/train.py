@@ -30,6 +30,8 @@ def main(job: Job) -> Summary | None:
     topology = parallel.start()
     rows = data.load(job.spec.data)
     positive, classes = data.labels(rows.table, job.spec.data)
+    for attribute in job.spec.data.sensitive_attributes:
+        data.groups(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
     parts = data.split(positive, job.spec.data.split)
     config = task.fit(rows.table, job.spec.data.label, classes, parts.train)
     everything = Examples(task.inputs(config, rows.table), torch.from_numpy(positive.astype(np.float32)))

@@ -1,0 +1,158 @@
+"""Train, audit and optimize one after the other on a small data set, as the operator runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from jobs_kit import job_environment, people_spec, read_summary, write_people
+
+from mljobs import audit, export, optimize, train
+from mljobs.report import Job, run
+from mlplatform.contract import FAIRNESS_METRICS, TASK_METRICS, Artifacts, FailureClass, Stage, Summary
+
+STAGES: dict[Stage, Callable[[Job], Summary | None]] = {
+    Stage.TRAIN: train.main,
+    Stage.AUDIT: audit.main,
+    Stage.OPTIMIZE: optimize.main,
+}
+
+
+class Pipeline:
+    """Runs stages on one folder of artifacts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.artifacts = folder / "artifacts"
+        self.data = write_people(folder / "people")
+        self.spec = people_spec(self.data.parent, checkpoint={"everySteps": 1000})
+
+    def run(self, stage: Stage) -> tuple[int, Summary]:
+        message = self.folder / f"{stage}-message"
+        threads = torch.get_num_threads()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in job_environment(self.spec, self.artifacts, stage, message).items():
+                patch.setenv(name, value)
+            code = run(stage, STAGES[stage])
+        torch.set_num_threads(threads)
+        return code, read_summary(message)
+
+    def report(self, stage: Stage) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.artifacts / Artifacts.report(stage)).read_text())
+        return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pipeline, dict[Stage, Summary]]]:
+    pipeline = Pipeline(tmp_path_factory.mktemp("pipeline"))
+    summaries = {}
+    for stage in STAGES:
+        code, summaries[stage] = pipeline.run(stage)
+        assert (code, summaries[stage].failure) == (0, None), stage
+    yield pipeline, summaries
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+Done = tuple[Pipeline, dict[Stage, Summary]]
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_summary_points_to_the_report_by_digest(done: Done, stage: Stage) -> None:
+    pipeline, summaries = done
+    content = (pipeline.artifacts / Artifacts.report(stage)).read_bytes()
+    assert summaries[stage].digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert summaries[stage].report == f"{pipeline.artifacts}/{Artifacts.report(stage)}"
+    assert summaries[stage].duration_seconds > 0
+
+
+def test_the_audit_reports_every_metric_and_the_groups(done: Done) -> None:
+    pipeline, summaries = done
+    summary = summaries[Stage.AUDIT]
+    assert tuple(summary.metrics) == TASK_METRICS["tabular"] or set(summary.metrics) == set(TASK_METRICS["tabular"])
+    for metric in FAIRNESS_METRICS:
+        interval = summary.details["fairness"][metric]["group"]
+        assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
+    assert summary.details["notAssessed"] == ["group=c"], "about 2% of 180 rows"
+    groups = pipeline.report(Stage.AUDIT)["attributes"]["group"]["groups"]
+    assert set(groups) == {"a", "b", "c"}
+    assert sum(group["count"] for group in groups.values()) == 180
+
+
+def test_the_audits_page_shows_the_groups_and_loads_nothing(done: Done) -> None:
+    page = (done[0].artifacts / audit.PAGE).read_text()
+    assert "roc_auc" in page
+    assert "By group" in page
+    assert page.count("<svg") == 3
+    assert "<script" not in page
+    assert "http" not in page
+
+
+def test_the_candidates_are_measured_and_written(done: Done) -> None:
+    pipeline, summaries = done
+    details = summaries[Stage.OPTIMIZE].details
+    assert [entry["name"] for entry in details["candidates"]] == ["fp32", "int8-dynamic"]
+    assert details["selected"] in {entry["name"] for entry in details["candidates"] if entry["passed"]}
+    report = pipeline.report(Stage.OPTIMIZE)
+    for entry in details["candidates"]:
+        files = report["files"][entry["name"]]
+        assert files == {
+            "torchscript": f"{Artifacts.CANDIDATES}/{entry['name']}.pt",
+            "onnx": f"{Artifacts.CANDIDATES}/{entry['name']}.onnx",
+        }
+        assert (pipeline.artifacts / files["torchscript"]).stat().st_size == entry["sizeBytes"]
+        assert entry["latencyP50Ms"] <= entry["latencyP99Ms"]
+    assert report["onnx"]["fp32"]["maxAbsDifference"] < 1e-4
+    fp32 = details["candidates"][0]
+    assert fp32["metrics"] == summaries[Stage.AUDIT].metrics, "the file that ships scores as the audited model did"
+
+
+def test_the_shipped_file_loads_as_serving_loads_it(done: Done) -> None:
+    pipeline, _ = done
+    content = (pipeline.artifacts / Artifacts.CANDIDATES / "fp32.pt").read_bytes()
+    config = json.loads((pipeline.artifacts / Artifacts.PREPROCESSOR).read_text())
+    from mljobs.tasks.tabular_model import Preprocessor  # noqa: PLC0415  as the archive's handler does
+
+    record = {"age": 45, "job": "pilot", "gain": 3000, "group": "a"}
+    logits = export.load_torchscript(content)(*Preprocessor(config).transform([record]))
+    assert logits.shape == (1,)
+
+
+def test_data_that_changed_after_the_training_is_not_audited(tmp_path: Path, done: Done) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.artifacts = done[0].artifacts
+    pipeline.data.write_text(pipeline.data.read_text() + "30,0,40,clerk,a,no\n")
+    for stage in (Stage.AUDIT, Stage.OPTIMIZE):
+        code, summary = pipeline.run(stage)
+        assert code == 1
+        assert summary.failure is not None
+        assert summary.failure.reason is FailureClass.DATA_INVALID
+        assert "changed after the training" in summary.failure.message
+        assert "mlplatform.dev/retrain" in summary.failure.next_action
+
+
+def test_no_candidate_that_passes_is_a_failed_gate(tmp_path: Path, done: Done) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.artifacts = done[0].artifacts
+    pipeline.data = done[0].data
+    pipeline.spec["data"]["uri"] = str(done[0].data.parent)
+    pipeline.spec["gates"] = [{"metric": "roc_auc", "min": 0.999}]
+    code, summary = pipeline.run(Stage.OPTIMIZE)
+    assert code == 1
+    assert summary.failure is not None
+    assert summary.failure.reason is FailureClass.GATE_FAILED
+    assert "below the gate 0.999" in summary.failure.message
+
+
+def test_an_audit_without_a_training_names_what_is_missing(tmp_path: Path) -> None:
+    code, summary = Pipeline(tmp_path).run(Stage.AUDIT)
+    assert code == 1
+    assert summary.failure is not None
+    assert summary.failure.reason is FailureClass.DATA_MISSING
+    assert "train/report.json" in summary.failure.message

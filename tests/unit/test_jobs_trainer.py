@@ -1,0 +1,342 @@
+"""The training: its plan, and real runs over two processes that are killed and resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from jobs_kit import Torchrun, job_environment, people_spec, read_summary, write_people
+
+from mljobs import train
+from mljobs.checkpoint import MANIFEST, METADATA, Checkpoints, SafeReader
+from mljobs.failure import JobFailure
+from mljobs.job_spec import EarlyStopping, Training
+from mljobs.report import run
+from mljobs.store import Store
+from mljobs.trainer import Plan, watched_metric
+from mlplatform.contract import TASK_METRICS, Artifacts, FailureClass, Stage, Summary
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "world", "wanted", "reason"),
+    [
+        (1000, 100, 1, 1, (100, 100, 10), "one process takes whole batches"),
+        (1000, 100, 2, 2, (25, 100, 10), "a batch is shared among processes and micro-batches"),
+        (1050, 100, 1, 1, (100, 100, 10), "rows that fill no step wait for another epoch"),
+        (1000, 101, 2, 2, (25, 100, 10), "a batch that cannot be divided is made a little smaller"),
+        (60, 512, 2, 2, (15, 60, 1), "a batch larger than the data is all the data"),
+        (1000, 1, 2, 2, (1, 4, 250), "at least one row a micro-batch"),
+    ],
+)
+def test_plan(rows: int, batch: int, accumulation: int, world: int, wanted: tuple[int, int, int], reason: str) -> None:
+    plan = Plan(rows, Training(batch_size=batch, gradient_accumulation_steps=accumulation, epochs=3), world)
+    assert (plan.micro, plan.batch, plan.steps_per_epoch) == wanted, reason
+    assert plan.steps == plan.steps_per_epoch * 3, reason
+
+
+def test_too_few_rows_for_the_processes_are_named() -> None:
+    with pytest.raises(JobFailure, match="3 training rows are fewer than 4") as caught:
+        Plan(3, Training(gradient_accumulation_steps=2), 2)
+    assert caught.value.failure.reason is FailureClass.DATA_INVALID
+
+
+def test_ranks_share_each_batch_without_overlap_and_epochs_differ() -> None:
+    plan = Plan(103, Training(batch_size=24, gradient_accumulation_steps=2), 3)
+    order = plan.order(seed=1, epoch=0)
+    for batch in order:
+        shares = [plan.share(batch, rank) for rank in range(3)]
+        assert {share.shape for share in shares} == {(2, 4)}
+        assert np.array_equal(np.sort(np.concatenate([share.ravel() for share in shares])), np.sort(batch))
+    assert len(np.unique(order)) == order.size, "no row twice in an epoch"
+    assert np.array_equal(order, plan.order(seed=1, epoch=0))
+    assert not np.array_equal(order, plan.order(seed=1, epoch=1))
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
+    plan = Plan(1000, Training(batch_size=100, epochs=10), 1)
+    rates = [plan.learning_rate(0.1, step) for step in range(plan.steps)]
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(0.1)
+    assert peak <= 5
+    assert rates[0] < rates[1] or peak == 0
+    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    assert 0 < rates[-1] < 0.001
+
+
+def test_an_early_stopping_metric_that_is_not_reported_is_named() -> None:
+    assert watched_metric(None, TASK_METRICS["tabular"]) == "val_roc_auc"
+    with pytest.raises(JobFailure, match=r"did you mean val_roc_auc\?") as caught:
+        watched_metric(EarlyStopping(metric="val_roc_auk"), TASK_METRICS["tabular"])
+    assert caught.value.failure.reason is FailureClass.SPEC_INVALID
+
+
+# Real runs.
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("people")).parent
+
+
+def weights(artifacts: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(artifacts / Artifacts.MODEL, weights_only=True)
+    return state
+
+
+def history(artifacts: Path) -> list[dict[str, float]]:
+    report = json.loads((artifacts / Artifacts.report(Stage.TRAIN)).read_text())
+    return [{k: v for k, v in record.items() if k != "rows_per_second"} for record in report["history"]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(people: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary, str]:
+    """Artifacts, summary and output of an FSDP run over two processes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = Torchrun(job_environment(people_spec(people), folder / "artifacts", Stage.TRAIN, folder / "message"))
+    code = job.finish()
+    assert code == 0, job.output
+    return folder / "artifacts", read_summary(folder / "message"), job.output
+
+
+def test_two_processes_train_with_fsdp(undisturbed: tuple[Path, Summary, str]) -> None:
+    artifacts, summary, output = undisturbed
+    assert summary.failure is None
+    assert summary.details == {
+        "rows": {"train": 630, "validation": 90, "test": 180},
+        "epochs": 4,
+        "worldSize": 2,
+        "resumedFromStep": 0,
+    }
+    assert summary.metrics["val_roc_auc"] > 0.75, "the numbers of the made-up people tell who is rich"
+    assert all(weight.dtype == torch.float32 for weight in weights(artifacts).values()), "only computing is in bfloat16"
+    assert "epoch=4/4 step=76/76" in output
+    assert "eta_s=" in output
+    losses = [record["loss"] for record in history(artifacts)]
+    assert losses[-1] < losses[0]
+
+
+def test_only_the_newest_checkpoints_are_kept(undisturbed: tuple[Path, Summary, str]) -> None:
+    folders = sorted((undisturbed[0] / Artifacts.CHECKPOINTS).iterdir())
+    whole = [folder.name for folder in folders if (folder / MANIFEST).exists()]
+    assert whole == ["step-0000000070", "step-0000000075"]
+    assert all(not list(folder.iterdir()) for folder in folders if folder.name not in whole)
+    shards = {path.name for path in folders[-1].iterdir()}
+    assert {"__0_0.distcp", "__1_0.distcp"} <= shards, "each rank writes its own shard"
+
+
+def test_a_killed_and_a_terminated_training_end_as_an_undisturbed_one(
+    people: Path, tmp_path: Path, undisturbed: tuple[Path, Summary, str]
+) -> None:
+    environment = job_environment(people_spec(people), tmp_path / "artifacts", Stage.TRAIN, tmp_path / "message")
+
+    killed = Torchrun(environment)
+    killed.wait_for("checkpoint step=10/76")
+    killed.kill()
+    assert not (tmp_path / "artifacts" / Artifacts.MODEL).exists(), f"it was over before the kill:\n{killed.output}"
+
+    terminated = Torchrun(environment)
+    terminated.wait_for("checkpoint step=25/76")
+    terminated.terminate()
+    assert terminated.finish() != 0, "the pod must fail, or it would not be started again"
+    assert "resumed from step" in terminated.output
+    failure = read_summary(tmp_path / "message").failure
+    assert failure is not None, terminated.output
+    assert failure.reason is FailureClass.PREEMPTED, terminated.output
+    assert "a checkpoint was saved" in failure.message
+
+    last = Torchrun(environment)
+    assert last.finish() == 0, last.output
+    summary = read_summary(tmp_path / "message")
+    assert summary.failure is None
+    stopped_at = int(failure.message.split("at step ")[1].split()[0])
+    assert summary.details["resumedFromStep"] == stopped_at, "it goes on from the checkpoint that SIGTERM asked for"
+    wanted_artifacts, wanted_summary, _ = undisturbed
+    assert summary.metrics == wanted_summary.metrics
+    assert history(tmp_path / "artifacts") == history(wanted_artifacts)
+    found, wanted = weights(tmp_path / "artifacts"), weights(wanted_artifacts)
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        assert torch.equal(found[name], weight), name
+
+
+# Runs in this process: a world of one.
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: Path) -> Iterator[Alone]:
+    yield Alone(monkeypatch, tmp_path, people)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Alone:
+    """Runs the stage in this process, after setting the environment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, people: Path) -> None:
+        self._monkeypatch = monkeypatch
+        self.folder = folder
+        self.people = people
+
+    def train(self, spec: dict[str, Any]) -> tuple[int, Summary]:
+        """Without checkpoints, which the runs over two processes try."""
+        message = self.folder / "message"
+        spec["training"]["checkpoint"] = {"everySteps": 1000}
+        for name, value in job_environment(spec, self.folder / "artifacts", Stage.TRAIN, message).items():
+            self._monkeypatch.setenv(name, value)
+        threads = torch.get_num_threads()
+        try:
+            code = run(Stage.TRAIN, train.main)
+        finally:
+            torch.set_num_threads(threads)
+        return code, read_summary(message)
+
+
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        ({"strategy": "fsdp", "activationCheckpointing": True}, "FSDP with recomputed activations"),
+        ({"strategy": "single", "precision": "bf16"}, "one process with automatic bfloat16"),
+        ({"strategy": "fsdp", "precision": "fp32", "optimizer": {"name": "sgd", "learningRate": 0.1}}, "SGD"),
+    ],
+)
+def test_a_world_of_one(alone: Alone, training: dict[str, Any], reason: str) -> None:
+    code, summary = alone.train(people_spec(alone.people, **training))
+    assert (code, summary.failure) == (0, None), reason
+    assert summary.metrics["val_roc_auc"] > 0.75, reason
+
+
+def test_recomputed_activations_change_no_weight(alone: Alone) -> None:
+    found = []
+    for flag in (False, True):
+        alone.folder = alone.folder / str(flag)
+        alone.folder.mkdir()
+        spec = people_spec(alone.people, epochs=1, precision="fp32", activationCheckpointing=flag)
+        assert alone.train(spec)[0] == 0
+        found.append(weights(alone.folder / "artifacts"))
+    assert all(torch.allclose(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_early_stopping_ends_the_training_and_ships_the_best_weights(alone: Alone) -> None:
+    stopping = {"metric": "val_log_loss", "mode": "min", "patience": 2}
+    optimizer = {"learningRate": 0.3}
+    _, summary = alone.train(people_spec(alone.people, epochs=60, earlyStopping=stopping, optimizer=optimizer))
+    records = history(alone.folder / "artifacts")
+    best = min(record["val_log_loss"] for record in records)
+    assert summary.details["epochs"] == len(records) < 60
+    assert summary.metrics["val_log_loss"] == pytest.approx(best, abs=1e-6), "the last epochs were worse"
+    assert records[-3]["val_log_loss"] == best
+
+
+def test_ddp_over_two_processes_learns_what_one_process_learns(alone: Alone, tmp_path: Path) -> None:
+    def spec(strategy: str) -> dict[str, Any]:
+        hyperparameters = {"hidden": [16], "bins": 8, "dropout": 0.0}
+        return people_spec(alone.people, strategy=strategy, precision="fp32", hyperparameters=hyperparameters)
+
+    together = Torchrun(job_environment(spec("ddp"), tmp_path / "ddp", Stage.TRAIN, tmp_path / "message"))
+    assert alone.train(spec("single"))[0] == 0
+    assert together.finish() == 0, together.output
+    found, wanted = weights(tmp_path / "ddp"), weights(alone.folder / "artifacts")
+    assert found.keys() == wanted.keys(), "DDP's prefix is no part of a weight's name"
+    for name, weight in wanted.items():
+        assert torch.allclose(found[name], weight, atol=1e-3), name
+
+
+FAILURES: list[tuple[dict[str, Any], FailureClass, str, str]] = [
+    ({"training": {"optimizer": {"learningRate": 1e30}}}, FailureClass.NON_FINITE_LOSS, "loss is", "a step too large"),
+    ({"training": {"task": "nowhere:Task"}}, FailureClass.TASK_IMPORT, "'nowhere'", "a task that is not installed"),
+    ({"training": {"hyperparameters": {"hiden": [8]}}}, FailureClass.SPEC_INVALID, "mean hidden?", "a hyperparameter"),
+    (
+        {"training": {"earlyStopping": {"metric": "val_auc"}}},
+        FailureClass.SPEC_INVALID,
+        "val_auc",
+        "an early stopping metric that is not reported",
+    ),
+    ({"data": {"label": "rch"}}, FailureClass.DATA_INVALID, "did you mean rich?", "a label column that is missing"),
+    ({"data": {"uri": "/nonexistent/folder"}}, FailureClass.DATA_MISSING, "there is nothing at", "no data"),
+    ({"data": {"positiveLabel": "maybe"}}, FailureClass.DATA_INVALID, "'maybe'", "a class that does not occur"),
+    ({"data": {"sensitiveAttributes": ["grop"]}}, FailureClass.DATA_INVALID, "mean group?", "no such attribute"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "words", "reason"), FAILURES, ids=[case[-1] for case in FAILURES])
+def test_an_understood_failure_is_in_the_termination_message(
+    alone: Alone, changes: dict[str, Any], kind: FailureClass, words: str, reason: str
+) -> None:
+    spec = people_spec(alone.people)
+    for section, values in changes.items():
+        spec[section] = {**spec[section], **values}
+    code, summary = alone.train(spec)
+    assert code == 1, reason
+    assert summary.stage is Stage.TRAIN, reason
+    assert summary.failure is not None, reason
+    assert summary.failure.reason is kind, f"{reason}: {summary.failure}"
+    assert words in summary.failure.message, f"{reason}: {summary.failure}"
+    assert summary.failure.next_action, reason
+
+
+# Checkpoints.
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+def test_a_checkpoint_counts_once_its_manifest_is_there(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Store(str(tmp_path)), keep=5, rank=0, world_size=1)
+    assert checkpoints.latest() is None
+    for step in (3, 20):
+        checkpoints.save(step, {"weight": torch.full((4,), float(step))}, {"step": step})
+    newest = checkpoints.latest()
+    assert newest is not None
+    assert newest.step == 20
+    (tmp_path / Artifacts.CHECKPOINTS / "step-0000000020" / MANIFEST).unlink()
+    earlier = checkpoints.latest()
+    assert earlier is not None
+    tensors = {"weight": torch.zeros(4)}
+    checkpoints.restore(earlier, tensors)
+    assert earlier.progress == {"step": 3}
+    assert tensors["weight"].tolist() == [3.0] * 4
+
+
+@pytest.mark.usefixtures("group")
+def test_a_damaged_checkpoint_is_not_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = Checkpoints(Store(str(tmp_path)), keep=5, rank=0, world_size=1)
+    for step in (1, 2):
+        checkpoints.save(step, {"weight": torch.ones(4)}, {})
+    folder = tmp_path / Artifacts.CHECKPOINTS / "step-0000000002"
+    newest = checkpoints.latest()
+    assert newest is not None
+    (folder / METADATA).write_bytes(b"damaged")
+    with pytest.raises(OSError, match="its SHA-256 differs"):
+        checkpoints.restore(newest, {"weight": torch.ones(4)})
+    (folder / MANIFEST).write_text('{"step": 2')
+    earlier = checkpoints.latest()
+    assert earlier is not None
+    assert earlier.step == 1
+    assert "checkpoint skipped" in capsys.readouterr().out
+
+
+class Forged:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this ran",))
+
+
+def test_forged_metadata_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    buffer = io.BytesIO()
+    pickle.dump(Forged(), buffer)
+    (tmp_path / METADATA).write_bytes(buffer.getvalue())
+    with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print, which is not admitted"):
+        SafeReader(tmp_path).read_metadata()
+    assert capsys.readouterr().out == ""
