@@ -86,7 +86,8 @@ class Cluster:
         kubeconfig = kubeconfig or os.environ.get("KUBECONFIG") or None
         try:
             _, active = config.list_kube_config_contexts(kubeconfig)
-            self._api = config.new_client_from_config(kubeconfig, context)
+            settings = client.Configuration()
+            config.load_kube_config(kubeconfig, context, client_configuration=settings)
         except config.ConfigException as error:
             hint = (
                 f"choose one of `kubectl config get-contexts`, not {context!r}"
@@ -94,8 +95,9 @@ class Cluster:
                 else "set KUBECONFIG or pass --kubeconfig"
             )
             raise CliError(f"no usable kubeconfig: {error}", hint, code=2) from None
-        self._api.configuration.retries = False
-        self.host: str = self._api.configuration.host
+        settings.retries = False
+        self._api = client.ApiClient(settings)
+        self.host: str = settings.host
         self.namespace = namespace or _namespace_of(kubeconfig, context, active)
         self.objects = client.CustomObjectsApi(self._api)
         self.core = client.CoreV1Api(self._api)

@@ -1,0 +1,150 @@
+"""Fixtures of the end-to-end scenarios: the platform, a small data set, a model that serves.
+
+Loaded by pytest for this folder. They need a cluster with the add-ons (`make
+up`); the chart is installed when it is not there. What they share is costly
+(a version takes a minute on two cores), so one model serves all scenarios.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from e2e.scenario import NAMESPACE, Model, Platform
+from kubernetes import config
+
+from local.access import OPERATOR, SYSTEM, AccessError, Cluster
+from local.layout import REPO
+
+ROWS = 4_000
+FOLDER = "datasets/e2e"
+
+SMALL: dict[str, Any] = {
+    "data": {
+        "uri": f"s3://{FOLDER}/adult/",
+        "label": "income",
+        "sensitiveAttributes": ["sex"],
+        "split": {"validation": 0.1, "test": 0.2, "seed": 7},
+    },
+    "training": {
+        "workers": 2,
+        "resources": {"cpu": "1", "memory": "1Gi"},
+        "epochs": 2,
+        "batchSize": 256,
+        "checkpoint": {"everySteps": 10, "keep": 1},
+        "deadline": "5m",
+        "maxRestarts": 3,
+        "hyperparameters": {"hidden": [32], "dropout": 0.0},
+    },
+    "gates": [{"metric": "roc_auc", "min": 0.6}],
+    "fairness": {"metrics": {"demographic_parity_difference": 0.9}, "minGroupSize": 20},
+    "optimization": {"candidates": ["fp32"], "export": ["torchscript"]},
+    "serving": {"replicas": {"min": 1, "max": 1}, "resources": {"cpu": "1", "memory": "1Gi"}},
+    "rollout": {"steps": [25, 50], "interval": "5s", "keepWarm": "5s"},
+}
+"""A model on 4,000 rows: everything runs, nothing takes long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder needs a cluster."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """A failed scenario shows what an engineer would ask for first."""
+    outcome = yield
+    report = outcome.get_result()
+    platform = getattr(item, "funcargs", {}).get("platform")
+    if not report.failed or platform is None:
+        return
+    questions = {
+        "models": ("mlmodel", "status", "-A", "-o", "wide"),
+        "pods": ("get", "pods", "-A", "-o", "wide"),
+        "events": ("get", "events", "-n", NAMESPACE, "--sort-by=.lastTimestamp"),
+        "operator": ("logs", "-n", SYSTEM, f"deployment/{OPERATOR}", "--tail=60"),
+    }
+    for name, question in questions.items():
+        try:
+            report.sections.append((name, platform.kubectl(*question)))
+        except AccessError as error:
+            report.sections.append((name, str(error)))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The cluster that CLUSTER names."""
+    found = Cluster.connect()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def platform(cluster: Cluster) -> Iterator[Platform]:
+    """The platform on the cluster; the chart is installed if it is not there."""
+    try:
+        cluster.kubectl("wait", "-n", SYSTEM, f"deployment/{OPERATOR}", "--for=condition=Available", "--timeout=60s")
+    except AccessError:
+        cluster.install()
+    api = config.new_client_from_config(cluster.env.get("KUBECONFIG"))
+    yield Platform(cluster, api, cluster.gateway())
+    api.close()
+
+
+@pytest.fixture(scope="session")
+def store(cluster: Cluster, platform: Platform) -> fsspec.AbstractFileSystem:
+    """The artifact store, from the host."""
+    assert platform.cluster is cluster, "the store comes with the chart"
+    environment = cluster.store_environment()
+    return fsspec.filesystem(
+        "s3",
+        key=environment["AWS_ACCESS_KEY_ID"],
+        secret=environment["AWS_SECRET_ACCESS_KEY"],
+        client_kwargs={
+            "endpoint_url": environment["AWS_ENDPOINT_URL"],
+            "region_name": environment.get("AWS_REGION", "us-east-1"),
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def small_data(store: fsspec.AbstractFileSystem) -> str:
+    """The first 4,000 rows of the Adult data, in the store."""
+    example = _load(REPO / "examples" / "adult-income" / "data.py")
+    lines = example.clean(example.source_files("pypi")).splitlines(keepends=True)
+    store.pipe_file(f"{FOLDER}/adult/adult.csv", b"".join(lines[: ROWS + 1]))
+    return f"s3://{FOLDER}/adult/"
+
+
+def _load(path: Path) -> Any:
+    """A module by its file: examples/ is no package."""
+    spec = importlib.util.spec_from_file_location("adult_income_data", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def model(platform: Platform, store: fsspec.AbstractFileSystem, small_data: str) -> Iterator[Model]:
+    """A model whose first version serves; gone again at the end."""
+    found = Model(platform, "e2e-adult")
+    found.is_deleted()
+    artifacts = f"mlplatform/{NAMESPACE}/{found.name}"
+    if store.exists(artifacts):
+        store.rm(artifacts, recursive=True)
+    assert SMALL["data"]["uri"] == small_data
+    found.is_applied(SMALL)
+    found.becomes_ready()
+    yield found
+    found.is_deleted()
