@@ -226,6 +226,18 @@ def test_a_bucket_elsewhere_needs_no_store_here() -> None:
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] == "1"
 
 
+def test_the_values_for_eks_need_no_credentials() -> None:
+    done = helm("template", "mlplatform", str(CHART), "-f", str(CHART.parent / "values-eks.yaml"))
+    assert done.returncode == 0, done.stderr
+    found = tuple(document for document in yaml.safe_load_all(done.stdout) if document)
+    (secret,) = objects("Secret", found).values()
+    assert secret["stringData"] == {"AWS_REGION": "eu-central-1"}
+    roles = [
+        a["metadata"].get("annotations") for n, a in objects("ServiceAccount", found).items() if "operator" not in n
+    ]
+    assert roles == [{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/mlplatform-artifacts"}] * 2
+
+
 def test_an_existing_secret_is_used_and_none_made() -> None:
     found = rendered("store.existingSecret=ours")
     assert objects("Secret", found) == {}
