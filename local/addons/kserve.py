@@ -473,7 +473,9 @@ def _model_status(
         return result | {"copies": {"failedCopies": len(failures), "totalCopies": copies}, "lastFailureInfo": info}
     target = "Loading" if pods else "Pending"
     result = {"transitionStatus": "InProgress", "states": _states(active, target)}
-    return result | {"copies": {"failedCopies": 0, "totalCopies": copies}}
+    # Between two crashes a container runs again: the failure stands until a model is loaded.
+    kept = {"lastFailureInfo": before["lastFailureInfo"]} if "lastFailureInfo" in before else {}
+    return result | {"copies": {"failedCopies": 0, "totalCopies": copies}} | kept
 
 
 def _load_failure(pod: JSON) -> JSON | None:

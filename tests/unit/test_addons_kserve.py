@@ -307,6 +307,16 @@ def test_failed_loads(case: tuple[str, JSON, str | None]) -> None:
     assert (info["reason"], info["message"], info["exitCode"]) == ("ModelLoadFailed", message, 1), reason
 
 
+def test_a_failure_stands_until_a_model_is_loaded() -> None:
+    failing = kserve.status(isvc(), deployment(available=False), [pod("storage-initializer", ended)], None, NOW)
+    service = isvc() | {"status": failing}
+    again = pod("storage-initializer", {"running": {}}, ended)
+    between = kserve.status(service, deployment(available=False), [again], None, NOW)["modelStatus"]
+    assert between["transitionStatus"] == "InProgress"
+    assert between["lastFailureInfo"] == failing["modelStatus"]["lastFailureInfo"], "or it would flap between crashes"
+    assert "lastFailureInfo" not in kserve.status(service, deployment(available=True), [], None, NOW)["modelStatus"]
+
+
 def test_the_same_look_later_is_the_same_status() -> None:
     failing = [pod("storage-initializer", ended)]
     for pods, live in ([], deployment(available=True)), (failing, deployment(available=False)):
