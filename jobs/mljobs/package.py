@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -278,6 +279,9 @@ def load(path: Path, folder: Path) -> tuple[Any, Context]:
     (handler_class,) = list_classes_from_module(module)
     handler = handler_class()
     handler.initialize(context)
+    # Metrics are log lines that a server would read.
+    logging.getLogger("ts.metrics").setLevel(logging.WARNING)
+    logging.getLogger("ts.metrics.caching_metric").setLevel(logging.NOTSET)
     return handler, context
 
 
