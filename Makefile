@@ -100,6 +100,7 @@ test-e2e: $(DEV_READY) ## Given/When/Then on the cluster
 
 .PHONY: bench-serving bench-operator
 bench-serving: $(DEV_READY) ## Requests/s and latency of the gateway path, against TorchServe's BaseHandler
+	@command -v wrk >/dev/null || apt-get install -y --no-install-recommends wrk
 	@local/up
 	@$(PY) -m benchmarks.serving
 
