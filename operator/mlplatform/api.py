@@ -346,6 +346,7 @@ class MLModelStatus:
     failure: FailureStatus | None = None
 
 
+@cache
 def json_name(attribute: str) -> str:
     """``gradient_accumulation_steps`` → ``gradientAccumulationSteps``."""
     head, *rest = attribute.rstrip("_").split("_")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -33,10 +33,6 @@ SPEC: Object = {
     "fairness": {"metrics": {"demographic_parity_difference": 0.2}},
     "rollout": {"steps": [5, 25, 50], "interval": "10s", "keepWarm": "1m", "maxDuration": "5m"},
 }
-
-
-class Crashed(BaseException):
-    """The operator's process is gone: nothing in it may catch this."""
 
 
 def mlmodel(name: str = "adult", spec: Object | None = None, **annotations: str) -> Object:
@@ -80,7 +76,8 @@ class Fake:
         stage_seconds: How long a Job runs.
         serve_seconds: From an InferenceService to Ready pods.
         unready: Versions whose serving pods do not get ready.
-        crash_at: Dies at that write: before it (n) or right after it (n + 0.5).
+        forks: When set, takes a copy of the cluster before each write: where a crash at that point would leave it.
+        played: How many entries of a scenario have been played.
         log: Every write that took effect, as ``verb kind/name``.
         events: Every event posted.
     """
@@ -92,12 +89,12 @@ class Fake:
     stage_seconds: float = 20
     serve_seconds: float = 15
     unready: set[str] = field(default_factory=set)
-    crash_at: float | None = None
+    forks: list[Fake] | None = None
+    played: int = 0
     log: list[str] = field(default_factory=list)
     events: list[tuple[str, Event]] = field(default_factory=list)
     _objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     _revision: int = 0
-    _writes: int = 0
 
     # What mlplatform.cluster.Cluster offers.
 
@@ -105,9 +102,7 @@ class Fake:
         target = write.manifest if isinstance(write, (Create, Apply)) else None
         ref = Ref.to(target) if target else write.ref  # type: ignore[union-attr]  # the two others have one
         self._count(f"{type(write).__name__.lower()} {ref.kind}/{ref.name}")
-        found = self._write(write, ref)
-        self._count(None)
-        return copy.deepcopy(found)
+        return self._write(write, ref)
 
     def _write(self, write: Write, ref: Ref) -> Object | None:
         live = self._objects.get((ref.kind, ref.name))
@@ -132,8 +127,7 @@ class Fake:
         self._count(f"status {key[0]}/{key[1]}")
         live = self._objects.get(key)
         found = self.put({**live, "status": status}) if live and uid_of(live) == uid_of(obj) else None
-        self._count(None)
-        return copy.deepcopy(found)
+        return found
 
     def post(self, obj: Object, event: Event, _when: datetime) -> None:
         self.events.append((name_of(obj), event))
@@ -142,16 +136,18 @@ class Fake:
         return frozenset(kinds.keys() - self.served)
 
     def get(self, ref: Ref) -> Object | None:
-        return copy.deepcopy(self._objects.get((ref.kind, ref.name)))
+        return self._objects.get((ref.kind, ref.name))
 
-    def _count(self, entry: str | None) -> None:
-        self._writes += entry is not None
-        if entry:
-            if self.crash_at == self._writes:
-                raise Crashed
-            self.log.append(entry)
-        elif self.crash_at == self._writes + 0.5:
-            raise Crashed
+    def _count(self, entry: str) -> None:
+        if self.forks is not None:
+            forks, self.forks = self.forks, None
+            forks.append(self.fork())
+            self.forks = forks
+        self.log.append(entry)
+
+    def fork(self) -> Fake:
+        """Another cluster in the same state. Stored objects are replaced, never changed, so they can be shared."""
+        return replace(self, log=[*self.log], events=[*self.events], unready={*self.unready}, _objects={**self._objects})
 
     # What the watch indexes offer.
 
@@ -159,7 +155,7 @@ class Fake:
         def belongs(obj: Object) -> bool:
             return name_of(obj) == model if kind == "MLModel" else labels_of(obj).get(contract.LABEL_MODEL) == model
 
-        return [copy.deepcopy(o) for (k, _), o in self._objects.items() if k == kind and belongs(o)]
+        return [o for (k, _), o in self._objects.items() if k == kind and belongs(o)]
 
     # What tests do.
 
@@ -290,10 +286,12 @@ class Operator:
         Returns:
             When one of them wants to look again.
         """
+        return asyncio.run(self._settle())
+
+    async def _settle(self) -> datetime | None:
         for _ in range(50):
-            writes, looks = len(self._fake.log), []
-            for reconciler in self._all():
-                looks.append(asyncio.run(reconciler.once()))
+            writes = len(self._fake.log)
+            looks = [await reconciler.once() for reconciler in self._all()]
             self._fake.act()
             if len(self._fake.log) == writes:
                 return min((look for look in looks if look), default=None)
@@ -310,37 +308,31 @@ class Operator:
                 yield self._reconcilers[key]
 
 
-@dataclass
-class Simulation:
-    """Runs an operator and a cluster through time, and restarts the operator when it dies."""
+Scenario = Sequence[tuple[float, Callable[[Fake], None]]]
+"""What people do, and when: seconds from the start, and the deed. The last entry ends it."""
 
-    fake: Fake = field(default_factory=Fake)
-    restarts: int = 0
 
-    def __post_init__(self) -> None:
-        self._operator = Operator(self.fake)
+def play(scenario: Scenario, fake: Fake | None = None) -> Fake:
+    """Plays a scenario from where `fake` is in it, with an operator that has just started."""
+    fake = fake or Fake()
+    operator = Operator(fake)
+    while fake.played < len(scenario):
+        seconds, deed = scenario[fake.played]
+        run(fake, operator, START + timedelta(seconds=seconds))
+        fake.played += 1
+        deed(fake)
+    return fake
 
-    def restart(self) -> None:
-        """A new process: everything the old one knew is gone."""
-        self.restarts += 1
-        self._operator = Operator(self.fake)
 
-    def run(self, seconds: float, until: Callable[[Fake], bool] = lambda _: False) -> None:
-        """Lets that much time pass, or less if `until` comes true."""
-        end = self.fake.now + timedelta(seconds=seconds)
-        while True:
-            due = self.fake.act()
-            try:
-                look = self._operator.settle()
-            except Crashed:
-                self.fake.crash_at = None
-                self.restart()
-                continue
-            if until(self.fake) or self.fake.now >= end:
-                return
-            due = self.fake.act()
-            moments = [m for m in (look, due) if m and m > self.fake.now]
-            self.fake.now = min([*moments, end])
+def run(fake: Fake, operator: Operator, end: datetime) -> None:
+    """Lets time pass until `end`, from one moment at which something happens to the next."""
+    while True:
+        fake.act()
+        look = operator.settle()
+        if fake.now >= end:
+            return
+        moments = [moment for moment in (look, fake.act()) if moment and moment > fake.now]
+        fake.now = min([*moments, end])
 
 
 def outcome(fake: Fake) -> Object:

@@ -219,7 +219,7 @@ def _route_traffic(  # noqa: PLR0911  one link of the chain each, in order
         return None  # Its outcome goes into status first; the next pass goes on.
     candidate = _candidate(facts)
     if record and facts.rolling and record.version != candidate:
-        message = f"{facts.label(facts.latest)} was asked for while {facts.label(record.version)} rolled out"
+        message = f"{facts.latest} was asked for while {facts.label(record.version)} rolled out"
         _close(facts, replace(record, outcome="Superseded", reason="OtherVersionAsked", message=message), plan)
         return None
     if candidate and not facts.stable:

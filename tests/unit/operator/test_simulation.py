@@ -1,34 +1,174 @@
-"""A model's life in a cluster in memory: what happens, and that a restart at any write changes nothing of it."""
+"""A model's life in a cluster in memory: what comes of it, and that a restart at any write changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from unit.operator_world import SPEC, Fake, Simulation, failing, mlmodel, outcome
+from unit.operator_world import SPEC, Fake, Operator, Scenario, mlmodel, outcome, play
 
-from mlplatform import contract
-from mlplatform.contract import Failure, FailureClass, Stage
-
-
-def life(sim: Simulation) -> None:
-    """First version, second version, promotion, and the first one's pods retired."""
-    sim.fake.apply(mlmodel())
-    sim.run(400)
-    sim.fake.apply(mlmodel(spec={**SPEC, "gates": [{"metric": "roc_auc", "min": 0.9}]}))
-    sim.run(400)
+from mlplatform import api
 
 
-def test_first_version_serves_everything() -> None:
-    sim = Simulation()
-    sim.fake.apply(mlmodel())
-    sim.run(400)
-    status = sim.fake.one("MLModel", "adult")["status"]
-    assert status["stage"] == "Serving"
-    assert sim.fake.weights() == {status["latestVersion"]: 100}
-    assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
-        ("Accepted", "VersionReady", "Serving", "RolloutPassed", "Ready"), "True"
-    )
-    assert [d["reason"] for d in status["history"]] == ["FirstVersion"]
+def changed(**sections: Any) -> Callable[[Fake], None]:
+    """Someone edits the MLModel's spec."""
+    return lambda fake: fake.apply(mlmodel(spec={**SPEC, **sections}))
+
+
+def annotated(**annotations: str) -> Callable[[Fake], None]:
+    """Someone annotates the MLModel."""
+    return lambda fake: fake.apply(mlmodel(spec=SPEC, **{f"mlplatform.dev/{k}": v for k, v in annotations.items()}))
+
+
+def never_ready(fake: Fake) -> None:
+    """The second version's pods will not get ready."""
+    changed(**SECOND)(fake)
+    fake.unready.add(name_of(**SECOND))
+
+
+def name_of(**sections: Any) -> str:
+    """Name of the version that a spec makes."""
+    return api.version_name("adult", api.decode(api.MLModelSpec, {**SPEC, **sections}))
+
+
+def nothing(_fake: Fake) -> None:
+    """Time passes."""
+
+
+SECOND = {"gates": [{"metric": "roc_auc", "min": 0.9}]}
+THIRD = {"gates": [{"metric": "roc_auc", "min": 0.85}]}
+FAILS = {"gates": [{"metric": "roc_auc", "min": 0.95}]}
+V1, V2, V3 = name_of(), name_of(**SECOND), name_of(**THIRD)
+READY = dict.fromkeys(("Accepted", "VersionReady", "Serving", "RolloutPassed", "Ready"), "True")
+
+
+@dataclass(frozen=True)
+class Life:
+    """A scenario and what must be true at its end.
+
+    Attributes:
+        reason: What it shows.
+        scenario: What people do, and when.
+        weights: How traffic is split at the end.
+        conditions: Statuses that differ from all True.
+        decisions: `status.history`, newest first, as ``(version, decision)``.
+        stage: `status.stage`.
+    """
+
+    reason: str
+    scenario: Scenario
+    weights: dict[str, int]
+    decisions: list[tuple[str, str]]
+    conditions: dict[str, str] | None = None
+    stage: str = "Serving"
+
+
+FIRST = [(V1, "Promoted")]
+LIVES = [
+    Life(
+        "a second version takes over step by step, and the first one's pods go when they need not be kept warm",
+        [(0, changed()), (400, changed(**SECOND)), (800, nothing)],
+        {V2: 100},
+        [(V2, "Promoted"), *FIRST],
+    ),
+    Life(
+        "a version that fails its gate serves nobody, and the stable one goes on",
+        [(0, changed()), (400, changed(**FAILS)), (800, nothing)],
+        {V1: 100},
+        FIRST,
+        {"VersionReady": "False", "RolloutPassed": "Unknown", "Ready": "False"},
+        "Failed",
+    ),
+    Life(
+        "a version whose pods never get ready is given up after maxDuration",
+        [(0, changed()), (400, never_ready), (1200, nothing)],
+        {V1: 100},
+        [(V2, "RolledBack"), *FIRST],
+        {"RolloutPassed": "False", "Ready": "False"},
+        "RolledBack",
+    ),
+    Life(
+        "a newer spec in the middle of a rollout takes its traffic back first",
+        [(0, changed()), (400, changed(**SECOND)), (550, changed(**THIRD)), (1000, nothing)],
+        {V3: 100},
+        [(V3, "Promoted"), (V2, "Superseded"), *FIRST],
+    ),
+    Life(
+        "taking the change back in the middle of a rollout ends it at the version that serves",
+        [(0, changed()), (400, changed(**SECOND)), (550, changed()), (1000, nothing)],
+        {V1: 100},
+        [(V2, "Superseded"), *FIRST],
+    ),
+    Life(
+        "an older spec brings its version back without training it again",
+        [(0, changed()), (400, changed(**SECOND)), (800, changed()), (900, nothing)],
+        {V1: 100},
+        [(V1, "Promoted"), (V2, "Promoted"), *FIRST],
+    ),
+    Life(
+        "a change of serving or rollout moves no traffic and trains nothing",
+        [
+            (0, changed()),
+            (400, changed(rollout={"steps": [50]}, serving={"replicas": {"min": 1, "max": 3}})),
+            (800, nothing),
+        ],
+        {V1: 100},
+        FIRST,
+    ),
+    Life(
+        "recreate moves everything at once, as soon as the pods are ready",
+        [
+            (0, changed(rollout={"strategy": "recreate"})),
+            (400, changed(**SECOND, rollout={"strategy": "recreate"})),
+            (560, nothing),
+        ],
+        {V2: 100},
+        [(V2, "Promoted"), *FIRST],
+    ),
+    Life(
+        "suspended in the middle of training: the job stops; resumed, it goes on",
+        [(0, changed()), (20, changed(suspend=True)), (300, changed()), (700, nothing)],
+        {V1: 100},
+        FIRST,
+    ),
+    Life(
+        "a spec that cannot be used leaves what serves alone",
+        [(0, changed()), (400, changed(data={**SPEC["data"], "uri": " "})), (500, nothing)],
+        {V1: 100},
+        FIRST,
+        {"Accepted": "False", "Ready": "False"},
+        "Invalid",
+    ),
+]
+
+
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.reason)
+def test_what_comes_of_it(life: Life) -> None:
+    fake = play(life.scenario)
+    status = fake.one("MLModel", "adult")["status"]
+    assert fake.weights() == life.weights, life.reason
+    assert {c["type"]: c["status"] for c in status["conditions"]} == READY | (life.conditions or {}), life.reason
+    assert [(d["version"], d["decision"]) for d in status["history"]] == life.decisions, life.reason
+    assert status["stage"] == life.stage, life.reason
+
+
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.reason)
+def test_a_restart_before_any_write_comes_to_the_same(life: Life) -> None:
+    fake = Fake(forks=[])
+    expected = outcome(play(life.scenario, fake))
+    # The lives begin alike: one is enough to crash in the part that they share.
+    begins_at = 0 if life is LIVES[0] else len(life.scenario) - 1
+    for fork in (fork for fork in fake.forks or () if fork.played >= begins_at):
+        assert outcome(play(life.scenario, fork)) == expected, (
+            f"{life.reason}: restarted before write {len(fork.log) + 1}"
+        )
+
+
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.reason)
+def test_an_idle_operator_writes_nothing_and_neither_does_a_new_one(life: Life) -> None:
+    fake = play(life.scenario)
+    before = len(fake.log), len(fake.events)
+    Operator(fake).settle()
+    assert (len(fake.log), len(fake.events)) == before, fake.log[before[0] :]
