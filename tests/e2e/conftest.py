@@ -15,39 +15,11 @@ from typing import Any
 
 import fsspec
 import pytest
-from e2e.scenario import NAMESPACE, Model, Platform
+from e2e.scenario import FOLDER, NAMESPACE, ROWS, SMALL, Model, Platform
 from kubernetes import config
 
 from local.access import OPERATOR, SYSTEM, AccessError, Cluster
 from local.layout import REPO
-
-ROWS = 4_000
-FOLDER = "datasets/e2e"
-
-SMALL: dict[str, Any] = {
-    "data": {
-        "uri": f"s3://{FOLDER}/adult/",
-        "label": "income",
-        "sensitiveAttributes": ["sex"],
-        "split": {"validation": 0.1, "test": 0.2, "seed": 7},
-    },
-    "training": {
-        "workers": 2,
-        "resources": {"cpu": "1", "memory": "1Gi"},
-        "epochs": 2,
-        "batchSize": 256,
-        "checkpoint": {"everySteps": 10, "keep": 1},
-        "deadline": "5m",
-        "maxRestarts": 3,
-        "hyperparameters": {"hidden": [32], "dropout": 0.0},
-    },
-    "gates": [{"metric": "roc_auc", "min": 0.6}],
-    "fairness": {"metrics": {"demographic_parity_difference": 0.9}, "minGroupSize": 20},
-    "optimization": {"candidates": ["fp32"], "export": ["torchscript"]},
-    "serving": {"replicas": {"min": 1, "max": 1}, "resources": {"cpu": "1", "memory": "1Gi"}},
-    "rollout": {"steps": [25, 50], "interval": "5s", "keepWarm": "5s"},
-}
-"""A model on 4,000 rows: everything runs, nothing takes long."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,239 @@
+"""Every bad input names its cause and the next action, and the version that serves goes on serving.
+
+All of them are applied at once, beside a model under load, and each row then
+looks at its own: two cores import PyTorch once for all pods side by side.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from e2e.scenario import (
+    FOLDER,
+    NAMESPACE,
+    PROMPT_SECONDS,
+    SMALL,
+    STAGE_SECONDS,
+    Model,
+    Object,
+    Platform,
+    find_condition,
+    moment,
+    told,
+)
+
+from local.access import STORE, AccessError
+from local.load import Outcome
+
+LOCKED = "e2e-locked"
+"""A namespace whose store credentials are wrong."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A mistake and what its user must read.
+
+    Attributes:
+        reason: The mistake, in words.
+        name: The model's name.
+        change: Keys of the spec, by dotted path, and their bad values.
+        condition: What becomes False; empty when `kubectl apply` itself refuses.
+        names: What the status (or kubectl) must say: the cause, in these words.
+        action: What it must say to do about it.
+        namespace: Where it is applied.
+    """
+
+    reason: str
+    name: str
+    change: dict[str, Any]
+    condition: str
+    names: tuple[str, ...]
+    action: str
+    namespace: str = NAMESPACE
+
+
+BAD = [
+    Bad(
+        "an unknown field",
+        "e2e-unknown-field",
+        {"training.epoch": 3},
+        "",
+        ("epoch",),
+        "unknown field",
+    ),
+    Bad(
+        "a value of the wrong type",
+        "e2e-wrong-type",
+        {"training.epochs": "many"},
+        "",
+        ("epochs",),
+        "integer",
+    ),
+    Bad(
+        "a gate on a metric that the task does not report",
+        "e2e-unknown-metric",
+        {"gates": [{"metric": "roc_acu", "min": 0.5}]},
+        "Accepted",
+        ("spec.gates[0].metric", "'roc_acu'"),
+        "did you mean roc_auc?",
+    ),
+    Bad(
+        "a name that leaves no room for its children's",
+        "e2e-a-name-that-is-too-long-for-its-pods-and-services",
+        {},
+        "Accepted",
+        ("metadata.name", "52 characters"),
+        "Choose a shorter name",
+    ),
+    Bad(
+        "a data URI under which nothing lies",
+        "e2e-no-data",
+        {"data.uri": f"s3://{FOLDER}/nothing-here/"},
+        "VersionReady",
+        ("DataMissing", f"{FOLDER}/nothing-here"),
+        "spec.data.uri",
+    ),
+    Bad(
+        "a label column that the data lacks",
+        "e2e-no-label",
+        {"data.label": "incom"},
+        "VersionReady",
+        ("DataInvalid", "incom"),
+        "spec.data.label",
+    ),
+    Bad(
+        "a task that cannot be imported",
+        "e2e-no-task",
+        {"training.task": "no_such_package.tasks:Task", "gates": []},
+        "VersionReady",
+        ("TaskImport", "no_such_package"),
+        "spec.training",
+    ),
+    Bad(
+        "an image that cannot be pulled",
+        "e2e-no-image",
+        {"training.image": "localhost/mlplatform/no-such-image:1"},
+        "VersionReady",
+        ("ImagePull", "localhost/mlplatform/no-such-image:1"),
+        "image",
+    ),
+    Bad(
+        "credentials that the store refuses",
+        "e2e-no-access",
+        {},
+        "VersionReady",
+        ("StoreAccess",),
+        STORE,
+        namespace=LOCKED,
+    ),
+]
+
+
+@dataclass
+class Trial:
+    """All bad models, applied."""
+
+    models: dict[str, Model] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    outcome: Outcome = field(default_factory=Outcome)
+
+
+@pytest.fixture(scope="module")
+def locked(platform: Platform) -> Iterator[str]:
+    """A namespace that is set up like the chart does it, but with a wrong key."""
+    names = ("serviceaccount/mlplatform-jobs", "serviceaccount/mlplatform-serving", f"secret/{STORE}")
+    copies = [_copied(platform.cluster.get(*name.split("/"), "-n", NAMESPACE)) for name in names]
+    for item in copies:
+        if item["kind"] == "Secret":
+            item["stringData"] = {"AWS_SECRET_ACCESS_KEY": "not-the-key"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LOCKED}}
+    everything = {"apiVersion": "v1", "kind": "List", "items": [namespace, *copies]}
+    platform.kubectl("apply", "-f", "-", stdin=json.dumps(everything))
+    yield LOCKED
+    platform.kubectl("delete", "namespace", LOCKED, "--wait=false")
+
+
+def _copied(item: Object) -> Object:
+    meta = {key: item["metadata"][key] for key in ("name", "annotations") if key in item["metadata"]}
+    kept: Object = {key: item[key] for key in ("apiVersion", "kind", "type", "data") if key in item}
+    return {**kept, "metadata": {**meta, "namespace": LOCKED}}
+
+
+@pytest.fixture(scope="module")
+def trial(model: Model, platform: Platform, locked: str) -> Iterator[Trial]:
+    """Applies every bad model beside one that serves under load."""
+    assert {bad.namespace for bad in BAD} == {NAMESPACE, locked}
+    found = Trial()
+    with model.under_load(5) as load:
+        for bad in BAD:
+            found.models[bad.name] = one = Model(platform, bad.name, bad.namespace)
+            one.is_deleted()
+            try:
+                one.is_applied(changed(SMALL, bad.change))
+            except AccessError as error:
+                found.refused[bad.name] = str(error)
+        for bad in BAD:
+            if bad.condition and bad.name not in found.refused:
+                found.models[bad.name].fails(bad.condition, 2 * STAGE_SECONDS)
+        found.outcome = load.outcome
+    yield found
+    for one in found.models.values():
+        one.is_deleted()
+
+
+def changed(spec: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`spec` for one pod, with the values at these dotted paths replaced."""
+    found = copy.deepcopy(spec)
+    found["training"] |= {"workers": 1, "strategy": "single"}
+    for path, value in change.items():
+        *sections, key = path.split(".")
+        target = found
+        for section in sections:
+            target = target[section]
+        target[key] = value
+    return found
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.reason)
+def test_a_bad_input_names_its_cause_and_the_next_action(bad: Bad, trial: Trial) -> None:
+    # Given the mistake, when it is applied, then kubectl refuses it or the status says what is wrong
+    if bad.condition:
+        seen = trial.models[bad.name].get()
+        assert find_condition(seen, "Ready")["status"] == "False", bad.reason
+        words = told(seen)
+    else:
+        assert bad.name in trial.refused, f"{bad.reason}: kubectl accepted it"
+        words = trial.refused[bad.name]
+    for name in bad.names:
+        assert name in words, bad.reason
+    assert bad.action in words, bad.reason
+
+
+@pytest.mark.parametrize("bad", [b for b in BAD if b.condition == "VersionReady"], ids=lambda bad: bad.reason)
+def test_a_cause_is_told_soon_after_it_is_known(bad: Bad, trial: Trial, platform: Platform) -> None:
+    # Given a pod that told why it ended, then the condition followed within ten seconds
+    one = trial.models[bad.name]
+    pods = platform.list("pods", f"mlplatform.dev/model={bad.name}", bad.namespace)
+    ends = [
+        moment(state["terminated"]["finishedAt"])
+        for pod in pods
+        for container in pod["status"].get("containerStatuses", ())
+        for state in (container.get("state", {}), container.get("lastState", {}))
+        if state.get("terminated")
+    ]
+    known = min(ends, default=None)
+    if known is None:  # its container never started: the pod's own condition says since when
+        known = min(moment(c["lastTransitionTime"]) for pod in pods for c in pod["status"]["conditions"])
+    reported = moment(find_condition(one.get(), "VersionReady")["lastTransitionTime"])
+    assert (reported - known).total_seconds() <= PROMPT_SECONDS, bad.reason
+
+
+def test_the_stable_version_serves_all_the_while(trial: Trial) -> None:
+    # Given all these mistakes beside it, then a model that serves lost no request
+    assert (trial.outcome.failed, trial.outcome.failures) == (0, [])
+    assert trial.outcome.total > 0
