@@ -69,7 +69,9 @@ class Api:
     def node_ready(self, since: float = 0.0) -> bool:
         """Whether the kubelet reports its node as Ready, and has said so after ``since`` (Unix seconds)."""
         lease = self.json(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{NODE_NAME}")
-        if unix_time(lease.get("spec", {}).get("renewTime", "")) < since:
+        # A new node's first lease comes 10 s late, so only an old one speaks against it.
+        renewed = lease.get("spec", {}).get("renewTime", "")
+        if renewed and unix_time(renewed) < since:
             return False
         return condition(self.json(f"/api/v1/nodes/{NODE_NAME}"), "Ready") == "True"
 
