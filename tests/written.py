@@ -1,6 +1,6 @@
 """Everything the operator writes in whole scenarios, in order: what the contract tests hold against the API server and the SDKs.
 
-Used by tests/contract. The scenarios run the real reconcilers against the cluster in memory of unit/operator_world, so a
+Used by tests/contract and tests/apiserver. The scenarios run the real reconcilers against the cluster in memory of unit/operator_world, so a
 kind or a field that the operator starts to write is under test without a line here.
 """
 
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from unit.operator_world import SPEC, Fake, Simulation, failing, mlmodel
+from unit.operator_world import SPEC, Fake, failing, mlmodel, play
 
-from mlplatform.actions import Apply, Create, Patch, Write
+from mlplatform.actions import Apply, Create, Patch, Ref, Write
+from mlplatform.cluster import Cluster
 from mlplatform.contract import Failure, FailureClass, Stage
 from mlplatform.snapshot import Object
 
@@ -53,34 +54,34 @@ class Recorder(Fake):
         super().apply(model)
 
 
-def _life(sim: Simulation) -> None:
+def _end(_: Fake) -> None:
+    """Nothing more happens."""
+
+
+def _life(fake: Fake) -> None:
     """A first version, a second one, its rollout and promotion, the first one's end."""
-    sim.fake.apply(mlmodel())
-    sim.run(400)
-    sim.fake.apply(mlmodel(spec={**SPEC, "gates": [{"metric": "roc_auc", "min": 0.9}]}))
-    sim.run(400)
+    second = {**SPEC, "gates": [{"metric": "roc_auc", "min": 0.9}]}
+    play([(0, lambda f: f.apply(mlmodel())), (400, lambda f: f.apply(mlmodel(spec=second))), (800, _end)], fake)
 
 
-def _everything_set(sim: Simulation) -> None:
+def _everything_set(fake: Fake) -> None:
     """Every field of the API in use: GPUs, workers, own image, bounds."""
     sample = yaml.safe_load((REPOSITORY / "manifests/samples/complete.yaml").read_text())
-    sim.fake.apply(mlmodel("complete", {**sample["spec"], "suspend": False}, **sample["metadata"]["annotations"]))
-    sim.run(400)
+    model = mlmodel("complete", {**sample["spec"], "suspend": False}, **sample["metadata"]["annotations"])
+    play([(0, lambda f: f.apply(model)), (400, _end)], fake)
 
 
-def _deadline(sim: Simulation) -> None:
+def _deadline(fake: Fake) -> None:
     """Training hangs: the operator ends it."""
-    sim.fake.train_seconds = 10_000
-    sim.fake.apply(mlmodel("late"))
-    sim.run(3000)
+    fake.train_seconds = 10_000
+    play([(0, lambda f: f.apply(mlmodel("late"))), (3000, _end)], fake)
 
 
-def _failures(sim: Simulation) -> None:
+def _failures(fake: Fake) -> None:
     """A stage fails for good and says why."""
     failure = Failure(FailureClass.DATA_MISSING, "no rows at s3://datasets/adult/", "Put the data there.")
-    sim.fake.report = failing(Stage.AUDIT, failure)
-    sim.fake.apply(mlmodel("broken"))
-    sim.run(400)
+    fake.report = failing(Stage.AUDIT, failure)
+    play([(0, lambda f: f.apply(mlmodel("broken"))), (400, _end)], fake)
 
 
 SCENARIOS = {"life": _life, "everything set": _everything_set, "deadline": _deadline, "failures": _failures}
@@ -90,7 +91,7 @@ SCENARIOS = {"life": _life, "everything set": _everything_set, "deadline": _dead
 def scenario(name: str) -> tuple[Object | Write | Status, ...]:
     """What was sent in a scenario: MLModels as the user applied them, writes and statuses as the operator sent them."""
     recorder = Recorder()
-    SCENARIOS[name](Simulation(recorder))
+    SCENARIOS[name](recorder)
     return tuple(recorder.sent)
 
 
@@ -122,3 +123,21 @@ def lost(sent: Any, stored: Any, path: str) -> Iterator[str]:
             yield from lost(a, b, f"{path}[{i}]")
     elif sent != stored:
         yield f"{path}: sent {sent!r}, stored {stored!r}"
+
+
+def send(cluster: Cluster, what: Object | Write | Status, namespace: str) -> tuple[Object, Object | None]:
+    """Does to the server what was done to the cluster in memory; returns what was sent and what is stored."""
+    if isinstance(what, Status):
+        live = cluster.get(replace(Ref.to(what.obj), namespace=namespace))
+        assert live is not None, f"a status was written to {Ref.to(what.obj)}, which is not there"
+        return {"status": what.status}, cluster.write_status(live, what.status)
+    if isinstance(what, Patch):
+        return what.body, cluster.patch(replace(what.ref, namespace=namespace), what.body)
+    manifest = what.manifest if isinstance(what, (Create, Apply)) else what
+    assert isinstance(manifest, dict), f"{what} deletes, and stores nothing"
+    manifest = {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
+    if isinstance(what, Apply):
+        return manifest, cluster.apply(manifest)
+    if isinstance(what, dict) and cluster.get(Ref.to(manifest)):
+        return manifest, cluster.patch(Ref.to(manifest), {"spec": manifest["spec"]})
+    return manifest, cluster.create(manifest)

@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from apiserver_fixture import REPOSITORY, ApiServer, binary, started
+from kubernetes import config
+from written import SCENARIOS, scenario, send
+
+from mlplatform.actions import Delete
+from mlplatform.cluster import Cluster
 
 pytestmark = pytest.mark.apiserver
 
@@ -132,6 +137,23 @@ OPERATOR_ACCESS = [
 @pytest.mark.parametrize("case", OPERATOR_ACCESS, ids=lambda c: c.reason)
 def test_what_the_operator_may_do(installed: ApiServer, case: Access) -> None:
     assert may(installed, OPERATOR, case) is case.allowed, case.reason
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_operators_own_writes_are_allowed(installed: ApiServer, name: str) -> None:
+    """Whole scenarios, sent by its own writer as its own ServiceAccount; models are a user's to write."""
+    namespace = f"as-operator-{name.replace(' ', '-')}"
+    installed.kubectl("create", "namespace", namespace)
+    with (
+        config.new_client_from_config(str(installed.kubeconfig)) as user,
+        config.new_client_from_config(str(installed.kubeconfig)) as operator,
+    ):
+        operator.set_default_header("Impersonate-User", OPERATOR)
+        for what in scenario(name):
+            if isinstance(what, Delete):
+                Cluster(operator).do(replace(what, ref=replace(what.ref, namespace=namespace)))
+            else:
+                send(Cluster(user if isinstance(what, dict) else operator), what, namespace)
 
 
 VIEWER_ACCESS = [

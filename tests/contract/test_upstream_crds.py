@@ -8,19 +8,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from apiserver_fixture import REPOSITORY, ApiServer
 from kubernetes import config
-from written import SCENARIOS, Status, lost, manifests, patches, scenario
+from written import SCENARIOS, lost, manifests, patches, scenario, send
 
-from mlplatform.actions import Apply, Create, Delete, Patch, Ref, Write
+from mlplatform.actions import Delete
 from mlplatform.cluster import Cluster
 from mlplatform.resources import PLURALS
-from mlplatform.snapshot import Object
 
 pytestmark = pytest.mark.apiserver
 
@@ -39,24 +37,6 @@ def upstream(api_server: ApiServer) -> Iterator[ApiServer]:
     yield api_server
     for path in paths:
         api_server.kubectl("delete", "-f", str(path), "--wait=false")
-
-
-def send(cluster: Cluster, what: Object | Write | Status, namespace: str) -> tuple[Object, Object | None]:
-    """Does to the server what was done to the cluster in memory; returns what was sent and what is stored."""
-    if isinstance(what, Status):
-        live = cluster.get(replace(Ref.to(what.obj), namespace=namespace))
-        assert live is not None, f"a status was written to {Ref.to(what.obj)}, which is not there"
-        return {"status": what.status}, cluster.write_status(live, what.status)
-    if isinstance(what, Patch):
-        return what.body, cluster.patch(replace(what.ref, namespace=namespace), what.body)
-    manifest = what.manifest if isinstance(what, (Create, Apply)) else what
-    assert isinstance(manifest, dict), f"{what} deletes, and stores nothing"
-    manifest = {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
-    if isinstance(what, Apply):
-        return manifest, cluster.apply(manifest)
-    if isinstance(what, dict) and cluster.get(Ref.to(manifest)):
-        return manifest, cluster.patch(Ref.to(manifest), {"spec": manifest["spec"]})
-    return manifest, cluster.create(manifest)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
