@@ -29,6 +29,8 @@ from mljobs.job_spec import Training
 
 TIMEOUT: Final = timedelta(minutes=10)
 """Longest that a collective waits: longer than loading the data takes one rank more than another."""
+SMALL_BYTES: Final = 64 * 2**20
+"""Weights of a model up to here stay whole within a step: gathering them again costs more than their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +89,11 @@ class Parallel:
             for block in blocks:
                 recompute(block)
         self._autocast = training.precision == "bf16" and training.strategy != "fsdp"
+        self._large = sum(weight.nbytes for weight in model.parameters()) > SMALL_BYTES
         self.topology = topology
         self.module = self._wrap(model, blocks, training, topology)
 
-    @staticmethod
-    def _wrap(model: nn.Module, blocks: Sequence[nn.Module], training: Training, topology: Topology) -> nn.Module:
+    def _wrap(self, model: nn.Module, blocks: Sequence[nn.Module], training: Training, topology: Topology) -> nn.Module:
         if training.strategy == "ddp":
             return DistributedDataParallel(model)
         if training.strategy == "single":
@@ -103,7 +105,7 @@ class Parallel:
         # The root's inputs are raw data, which bfloat16's 8 bits of precision would round: only blocks cast theirs.
         root = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=self._large)
         fully_shard(model, mesh=mesh, mp_policy=root)
         return model
 
@@ -118,6 +120,7 @@ class Parallel:
         """Around one forward and backward: gradients are reduced over processes only in the last of a step."""
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(last)
+            self.module.set_reshard_after_backward(last or self._large)
             yield
         elif isinstance(self.module, DistributedDataParallel) and not last:
             with self.module.no_sync():
