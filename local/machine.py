@@ -93,6 +93,23 @@ def cgroup_hierarchies(root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
     return sorted({folder.resolve() for folder in root.iterdir() if (folder / "cgroup.procs").exists()})
 
 
+def our_link(links: Iterable[dict[str, Any]]) -> bool:
+    """Whether ``HOST_LINK`` exists and bears our mark.
+
+    Args:
+        links: ``ip -json link show``.
+    """
+    return any(link.get("ifname") == layout.HOST_LINK and link.get("ifalias") == layout.LINK_ALIAS for link in links)
+
+
+def check_link(links: list[dict[str, Any]]) -> Check:
+    """The name of our one interface is free, or it is ours."""
+    taken = any(link.get("ifname") == layout.HOST_LINK for link in links) and not our_link(links)
+    return Check(
+        "interface", layout.HOST_LINK, f"an interface {layout.HOST_LINK} exists that is not ours" if taken else ""
+    )
+
+
 def _cgroups() -> Check:
     root = Path("/sys/fs/cgroup")
     unified = root / "cgroup.controllers"
@@ -116,11 +133,14 @@ mount -t overlay -o lowerdir="$d"/l,upperdir="$d"/u,workdir="$d"/w none "$d"/m; 
     )
 
 
-def _routes() -> Check:
+def _network() -> list[Check]:
     if shutil.which("ip") is None:
-        return Check("addresses", "not known until iproute2 is installed")
-    done = subprocess.run(["ip", "-json", "route", "show", "table", "all"], capture_output=True, check=False)
-    return check_overlap(json.loads(done.stdout or b"[]"))
+        return [Check("addresses", "not known until iproute2 is installed")]
+    routes, links = (
+        json.loads(subprocess.run(["ip", "-json", *what], capture_output=True, check=False).stdout or b"[]")
+        for what in (("route", "show", "table", "all"), ("link", "show"))
+    )
+    return [check_overlap(routes), check_link(links)]
 
 
 def _memory() -> Check:
@@ -156,7 +176,7 @@ def examine(cache: Path) -> list[Check]:
         _memory(),
         _disk(cache),
         _cgroups(),
-        _routes(),
+        *_network(),
     ]
     return [*checks, _namespaces()] if os.geteuid() == 0 else checks
 

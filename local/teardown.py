@@ -11,24 +11,13 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from local import processes
 from local.api import wait_until
-from local.layout import CGROUP, HOST_LINK, LINK_ALIAS, Layout
-from local.machine import cgroup_hierarchies
+from local.layout import CGROUP, HOST_LINK, Layout
+from local.machine import cgroup_hierarchies, our_link
 from local.steps import StepError
-
-
-def our_link(links: Iterable[dict[str, Any]]) -> bool:
-    """Whether ``HOST_LINK`` exists and bears our mark.
-
-    Args:
-        links: ``ip -json link show``.
-    """
-    return any(link.get("ifname") == HOST_LINK and link.get("ifalias") == LINK_ALIAS for link in links)
 
 
 def mounts_below(mountinfo: str, folder: Path) -> list[str]:

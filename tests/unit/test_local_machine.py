@@ -179,7 +179,11 @@ def test_members_contains_this_process() -> None:
     ],
 )
 def test_our_link(links: list[dict[str, Any]], ours: bool, reason: str) -> None:  # noqa: FBT001 - a table
-    assert teardown.our_link(links) is ours, reason
+    assert machine.our_link(links) is ours, reason
+    foreign = any(link["ifname"] == "mlp0" for link in links) and not ours
+    assert bool(machine.check_link(links).problem) is foreign, (
+        "somebody else's link of our name stops `up` before it starts"
+    )
 
 
 def test_mounts_below_gives_the_deepest_first() -> None:
