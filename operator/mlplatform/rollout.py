@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Self
+
+from mlplatform import api
 
 FULL: Final = 100
 
@@ -86,9 +88,9 @@ class Record:
 
     Attributes:
         version: The candidate.
-        previous: The version that was stable when it began; empty for a model's first version.
         started_at: When it began.
         step_started_at: When the weight last moved.
+        previous: The version that was stable when it began; empty for a model's first version.
         outcome: ``Promoted``, ``RolledBack`` or ``Superseded``; empty while it is under way.
         reason: Why, one word.
         message: Why, with values.
@@ -96,9 +98,9 @@ class Record:
     """
 
     version: str
-    previous: str
     started_at: str
     step_started_at: str
+    previous: str = ""
     outcome: str = ""
     reason: str = ""
     message: str = ""
@@ -106,15 +108,14 @@ class Record:
 
     def to_json(self) -> str:
         """The annotation's value."""
-        return json.dumps({k: v for k, v in asdict(self).items() if v}, sort_keys=True, separators=(",", ":"))
+        return json.dumps(api.canonical(self), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Self | None:
         """Reads the annotation; None when it is absent or somebody has damaged it."""
         try:
-            raw = json.loads(text)
-            return cls(**{"previous": "", **{k: str(v) for k, v in raw.items()}})
-        except (ValueError, TypeError, AttributeError):
+            return api.decode(cls, json.loads(text))
+        except ValueError:
             return None
 
 

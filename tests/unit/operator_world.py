@@ -47,17 +47,16 @@ def mlmodel(name: str = "adult", spec: Object | None = None, **annotations: str)
 
 def summary(stage: Stage, version: str, **changes: Any) -> Summary:
     """What a stage reports when all is well."""
+    measured = {"value": 0.1, "low": 0.08, "high": 0.12}
+    candidates = [
+        {"name": "fp32", "sizeBytes": 400, "latencyP50Ms": 1.0, "latencyP99Ms": 2.0, "metrics": {"roc_auc": 0.91}},
+        {"name": "int8-dynamic", "sizeBytes": 100, "latencyP50Ms": 0.5, "latencyP99Ms": 1.0, "metrics": {"roc_auc": 0.905}},
+    ]
     details: dict[Stage, Object] = {
         Stage.TRAIN: {"epochs": 5, "worldSize": 2},
-        Stage.AUDIT: {"fairness": {"demographic_parity_difference": {"sex": {"value": 0.1, "low": 0.08, "high": 0.12}}}},
-        Stage.OPTIMIZE: {
-            "selected": "int8-dynamic",
-            "candidates": [
-                {"name": "fp32", "sizeBytes": 400, "latencyP99Ms": 2.0, "metrics": {"roc_auc": 0.91}, "passed": True},
-                {"name": "int8-dynamic", "sizeBytes": 100, "latencyP99Ms": 1.0, "metrics": {"roc_auc": 0.9}, "passed": True},
-            ],
-        },
-        Stage.PACKAGE: {"storageUri": f"s3://mlplatform/default/adult/{version}/package/serving", "sizeBytes": 1000},
+        Stage.AUDIT: {"fairness": {m: dict.fromkeys(("sex", "race"), measured) for m in contract.FAIRNESS_METRICS}},
+        Stage.OPTIMIZE: {"selected": "int8-dynamic", "candidates": candidates},
+        Stage.PACKAGE: {"storageUri": f"s3://mlplatform/default/{version}/package/serving", "sizeBytes": 1000},
     }
     metrics = {} if stage is Stage.PACKAGE else {"roc_auc": 0.91}
     values: dict[str, Any] = {"metrics": metrics, "details": details[stage], "digest": "sha256:0", **changes}

@@ -197,7 +197,7 @@ def _ensure_served(facts: Facts, plan: Plan) -> None:
         if not storage_uri:
             continue  # Its ModelVersion is gone; what serves already, stays as it is.
         wanted = inferenceservice.render(facts.snapshot.model, facts.spec, version, storage_uri, facts.settings)
-        if not same(facts.snapshot.services.get(version), wanted):
+        if not inferenceservice.same(facts.snapshot.services.get(version), wanted):
             plan.writes.append(Apply(wanted))
 
 
@@ -516,8 +516,10 @@ def _ready_condition(facts: Facts, book: Book) -> None:
     elif worst is None:
         book.set("Ready", "True", "Serving", f"{facts.label(facts.stable)} serves what the spec asks for")
     else:
-        serves = f"; {facts.label(facts.stable)} goes on serving" if facts.stable and worst.type != "Serving" else ""
-        book.set("Ready", worst.status, worst.reason, f"{worst.message.rstrip('.')}{serves}")
+        serves = f" {facts.label(facts.stable)} goes on serving." if facts.stable and worst.type != "Serving" else ""
+        book.set(
+            "Ready", worst.status, worst.reason, f"{worst.message.rstrip('.')}.{serves}" if serves else worst.message
+        )
 
 
 def _stable_status(facts: Facts, history: Iterable[api.Decision]) -> api.StableStatus | None:

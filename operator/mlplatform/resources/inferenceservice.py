@@ -6,13 +6,18 @@ Called by `mlplatform.plan`. KServe makes of it the Deployment and the Service
 
 from __future__ import annotations
 
+from typing import Final
+
 from mlplatform import api, contract
 from mlplatform.resources import pod
 from mlplatform.resources.metadata import hashed, metadata
+from mlplatform.resources.metadata import same as metadata_same
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, name_of, namespace_of
 
-PORT = 8080
+PORT: Final = 8080
+
+_SCALING: Final = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")
 
 
 def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str, settings: Settings) -> Object:
@@ -20,41 +25,50 @@ def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str,
     name, serving = name_of(model), spec.serving
     meta = metadata(model, version, "predictor", version=version)
     meta["annotations"] = {"serving.kserve.io/deploymentMode": settings.kserve_mode}
-    return hashed(
-        {
-            "apiVersion": "serving.kserve.io/v1beta1",
-            "kind": "InferenceService",
-            "metadata": meta,
-            "spec": {
-                "predictor": {
-                    "minReplicas": serving.replicas.min,
-                    "maxReplicas": serving.replicas.max,
-                    "scaleMetric": "cpu",
-                    "scaleTarget": 80,
-                    "serviceAccountName": settings.serving_service_account,
-                    "automountServiceAccountToken": False,
-                    "enableServiceLinks": False,
-                    "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-                    "model": {
-                        "modelFormat": {"name": "pytorch"},
-                        "runtime": settings.serving_runtime,
-                        "storageUri": storage_uri,
-                        "resources": pod.resources(serving.resources.cpu, serving.resources.memory, settings),
-                        "env": [
-                            {"name": contract.ENV_MODEL, "value": name},
-                            {"name": contract.ENV_VERSION, "value": version},
-                            {"name": contract.ENV_NAMESPACE, "value": namespace_of(model)},
-                        ],
-                        # Each asks for a prediction on a canned sample: a server that answers /ping
-                        # while its worker hangs or its model is still loading is neither ready nor alive.
-                        "startupProbe": _probe(name, periodSeconds=2, failureThreshold=150),
-                        "readinessProbe": _probe(name, periodSeconds=5, failureThreshold=3),
-                        "livenessProbe": _probe(name, periodSeconds=10, failureThreshold=3),
-                    },
-                }
-            },
-        }
-    )
+    scaling = {
+        "minReplicas": serving.replicas.min,
+        "maxReplicas": serving.replicas.max,
+        "scaleMetric": "cpu",
+        "scaleTarget": 80,
+    }
+    predictor = {
+        "serviceAccountName": settings.serving_service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "model": {
+            "modelFormat": {"name": "pytorch"},
+            "runtime": settings.serving_runtime,
+            "storageUri": storage_uri,
+            "resources": pod.resources(serving.resources.cpu, serving.resources.memory, settings),
+            "env": [
+                {"name": contract.ENV_MODEL, "value": name},
+                {"name": contract.ENV_VERSION, "value": version},
+                {"name": contract.ENV_NAMESPACE, "value": namespace_of(model)},
+            ],
+            # Each asks for a prediction on a canned sample: a server that answers /ping
+            # while its worker hangs or its model is still loading is neither ready nor alive.
+            "startupProbe": _probe(name, periodSeconds=2, failureThreshold=150),
+            "readinessProbe": _probe(name, periodSeconds=5, failureThreshold=3),
+            "livenessProbe": _probe(name, periodSeconds=10, failureThreshold=3),
+        },
+    }
+    manifest = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": meta,
+        "spec": {"predictor": {**scaling, **predictor}},
+    }
+    # KServe hands annotations on to the pods, so a digest over the bounds would restart them all to add one.
+    return hashed(manifest, over={"labels": meta["labels"], "predictor": predictor})
+
+
+def same(live: Object | None, wanted: Object) -> bool:
+    """Whether the live object is what `render` made: its digest, and what that leaves out."""
+    if live is None or not metadata_same(live, wanted):
+        return False
+    found, asked = live["spec"]["predictor"], wanted["spec"]["predictor"]
+    return all(found.get(key) == asked[key] for key in _SCALING)
 
 
 def _probe(model: str, **timing: int) -> Object:

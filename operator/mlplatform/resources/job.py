@@ -34,7 +34,7 @@ def render(version: Object, spec: api.ModelVersionSpec, stage: Stage, settings: 
                 spec,
                 stage,
                 settings,
-                container=stage,
+                container=stage.value,
                 command=["python", "-m", f"mljobs.{stage}"],
                 # Never: each try is a pod of its own, and keeps its termination message.
                 restart_policy="Never",

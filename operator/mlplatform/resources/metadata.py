@@ -38,14 +38,14 @@ def labels(model: str, component: str, *, version: str = "", stage: str = "") ->
     found = {
         "app.kubernetes.io/name": contract.MANAGER,
         "app.kubernetes.io/instance": model,
-        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/component": str(component),
         "app.kubernetes.io/managed-by": contract.MANAGER,
         contract.LABEL_MODEL: model,
     }
     if version:
         found[contract.LABEL_VERSION] = version
     if stage:
-        found[contract.LABEL_STAGE] = stage
+        found[contract.LABEL_STAGE] = str(stage)
     return found
 
 
@@ -54,13 +54,10 @@ def model_of(owner: Object) -> str:
     return str(owner["spec"]["model"]) if owner["kind"] == "ModelVersion" else name_of(owner)
 
 
-def hashed(manifest: Object) -> Object:
-    """The manifest with its own digest as an annotation."""
-    annotations = manifest["metadata"].get("annotations") or {}
-    return {
-        **manifest,
-        "metadata": {**manifest["metadata"], "annotations": {**annotations, HASH: contract.digest(manifest)}},
-    }
+def hashed(manifest: Object, over: Object | None = None) -> Object:
+    """The manifest with a digest of itself, or of `over`, as an annotation."""
+    annotations = {**(manifest["metadata"].get("annotations") or {}), HASH: contract.digest(over or manifest)}
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
 def same(live: Object | None, wanted: Object) -> bool:
