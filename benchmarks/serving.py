@@ -335,6 +335,8 @@ def manifests(target: Target, settings: Settings) -> list[dict[str, Any]]:
     route = virtualservice.render(model, {version: 100}, [], "", settings)
     predictor = service["spec"]["predictor"]
     del predictor["model"]["storageUri"]
+    # All servers fit a node of two CPUs; the limit, which is what counts, stays.
+    predictor["model"]["resources"]["requests"] = {"cpu": "100m", "memory": "1Gi"}
     predictor["model"]["volumeMounts"] = [{"name": "model", "mountPath": "/mnt/models", "readOnly": True}]
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         predictor["model"][name]["httpGet"]["path"] = target.probe
