@@ -50,7 +50,13 @@ def summary(stage: Stage, version: str, **changes: Any) -> Summary:
     measured = {"value": 0.1, "low": 0.08, "high": 0.12}
     candidates = [
         {"name": "fp32", "sizeBytes": 400, "latencyP50Ms": 1.0, "latencyP99Ms": 2.0, "metrics": {"roc_auc": 0.91}},
-        {"name": "int8-dynamic", "sizeBytes": 100, "latencyP50Ms": 0.5, "latencyP99Ms": 1.0, "metrics": {"roc_auc": 0.905}},
+        {
+            "name": "int8-dynamic",
+            "sizeBytes": 100,
+            "latencyP50Ms": 0.5,
+            "latencyP99Ms": 1.0,
+            "metrics": {"roc_auc": 0.905},
+        },
     ]
     details: dict[Stage, Object] = {
         Stage.TRAIN: {"epochs": 5, "worldSize": 2},
@@ -125,8 +131,7 @@ class Fake:
         key = obj["kind"], name_of(obj)
         self._count(f"status {key[0]}/{key[1]}")
         live = self._objects.get(key)
-        found = self.put({**live, "status": status}) if live and uid_of(live) == uid_of(obj) else None
-        return found
+        return self.put({**live, "status": status}) if live and uid_of(live) == uid_of(obj) else None
 
     def post(self, obj: Object, event: Event, _when: datetime) -> None:
         self.events.append((name_of(obj), event))
@@ -146,7 +151,9 @@ class Fake:
 
     def fork(self) -> Fake:
         """Another cluster in the same state. Stored objects are replaced, never changed, so they can be shared."""
-        return replace(self, log=[*self.log], events=[*self.events], unready={*self.unready}, _objects={**self._objects})
+        return replace(
+            self, log=[*self.log], events=[*self.events], unready={*self.unready}, _objects={**self._objects}
+        )
 
     # What the watch indexes offer.
 
@@ -254,7 +261,11 @@ class Fake:
         phase = "Failed" if said.failure else "Succeeded"
         pod = _pod(job, names[0], template["metadata"]["labels"], {"phase": phase, "containerStatuses": [container]})
         self.put({**self._objects["Pod", names[0]], "status": pod["status"]})
-        condition = {"type": "Failed" if said.failure else done, "status": "True", "lastTransitionTime": stamp(self.now)}
+        condition = {
+            "type": "Failed" if said.failure else done,
+            "status": "True",
+            "lastTransitionTime": stamp(self.now),
+        }
         self.put({**job, "status": {**job["status"], "conditions": [condition], "completionTime": stamp(self.now)}})
 
     def _serve(self, isvc: Object) -> Iterator[datetime]:
@@ -350,7 +361,9 @@ def outcome(fake: Fake) -> Object:
     }
 
 
-def failing(stage: Stage, failure: Failure | None = None, version: str = "", **changes: Any) -> Callable[[Stage, str], Summary]:
+def failing(
+    stage: Stage, failure: Failure | None = None, version: str = "", **changes: Any
+) -> Callable[[Stage, str], Summary]:
     """A `Fake.report` in which one stage (of one version, if named) goes wrong or says something else."""
 
     def report(at: Stage, of: str) -> Summary:

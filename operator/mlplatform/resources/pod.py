@@ -7,6 +7,7 @@ Standard: no root, no capabilities, a read-only root file system.
 from __future__ import annotations
 
 import json
+from typing import Final
 
 from mlplatform import api, contract
 from mlplatform.contract import Stage
@@ -16,6 +17,8 @@ from mlplatform.snapshot import Object, name_of, namespace_of
 
 USER = 65532
 """The non-root user that the platform's images are built for."""
+
+MOUNTS: Final = {"tmp": "/tmp", "shm": "/dev/shm"}  # noqa: S108  mounts of the pod's own
 
 
 def template(  # noqa: PLR0913  what one pod depends on
@@ -40,55 +43,48 @@ def template(  # noqa: PLR0913  what one pod depends on
         restart_policy: Of the pod; empty leaves it to the workload's own field.
     """
     gpu = spec.training.resources.gpu if stage is Stage.TRAIN else 0
-    asked = spec.training.resources
     image = spec.training.image if stage is Stage.TRAIN and spec.training.image else settings.jobs_image
     volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
-    mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108  the mount that makes a read-only root usable
     if gpu:  # NCCL's shared memory; a container's own /dev/shm is 64 MiB
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
-        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108  likewise
-    pod: Object = {
-        "serviceAccountName": settings.jobs_service_account,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [
-            {
-                "name": container,
-                "image": image,
-                "imagePullPolicy": settings.image_pull_policy,
-                "command": command,
-                "env": environment(version, stage, settings),
-                "envFrom": [{"secretRef": {"name": settings.store_secret}}],
-                "resources": resources(asked.cpu, asked.memory, settings, gpu=gpu),
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "readOnlyRootFilesystem": True,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-                "volumeMounts": mounts,
-            }
-        ],
-        "volumes": volumes,
-    }
-    if restart_policy:
-        pod["restartPolicy"] = restart_policy
+    names = labels(spec.model, stage, version=name_of(version), stage=stage)
     return {
         # A mesh sidecar would outlive the stage and keep its pod from completing.
-        "metadata": {
-            "labels": {
-                **labels(spec.model, stage, version=name_of(version), stage=stage),
-                "sidecar.istio.io/inject": "false",
-            }
+        "metadata": {"labels": {**names, "sidecar.istio.io/inject": "false"}},
+        "spec": {
+            **({"restartPolicy": restart_policy} if restart_policy else {}),
+            "serviceAccountName": settings.jobs_service_account,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": container,
+                    "image": image,
+                    "imagePullPolicy": settings.image_pull_policy,
+                    "command": command,
+                    "env": environment(version, stage, settings),
+                    "envFrom": [{"secretRef": {"name": settings.store_secret}}],
+                    "resources": resources(
+                        spec.training.resources.cpu, spec.training.resources.memory, settings, gpu=gpu
+                    ),
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [{"name": v["name"], "mountPath": MOUNTS[v["name"]]} for v in volumes],
+                }
+            ],
+            "volumes": volumes,
         },
-        "spec": pod,
     }
 
 

@@ -1,0 +1,214 @@
+"""From what the kubelet says about pods to a cause and a next action."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from mlplatform import failures
+from mlplatform.contract import Failure, FailureClass, Stage, Summary
+from mlplatform.failures import Gravity
+from mlplatform.snapshot import Object
+
+
+def pod(status: Object, name: str = "v-train-master-0") -> Object:
+    return {"metadata": {"name": name, "namespace": "team-a", "uid": name}, "status": status}
+
+
+def waiting(reason: str, message: str = "") -> Object:
+    return {"name": "pytorch", "image": "registry/x:1", "state": {"waiting": {"reason": reason, "message": message}}}
+
+
+def ended(code: int, message: str = "", reason: str = "Error", key: str = "state") -> Object:
+    return {"name": "pytorch", key: {"terminated": {"exitCode": code, "reason": reason, "message": message}}}
+
+
+def said(reason: FailureClass) -> str:
+    return Summary(Stage.TRAIN, "v", failure=Failure(reason, f"it was {reason}", "do this")).to_json()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pod's status and what it means."""
+
+    reason: str
+    status: Object
+    gravity: Gravity | None
+    class_: str = ""
+    contains: tuple[str, ...] = ()
+    exit_code: int | None = None
+    last_log: str = ""
+
+
+CASES = [
+    Case("a pod that runs has nothing wrong", {"containerStatuses": [{"name": "c", "state": {"running": {}}}]}, None),
+    Case("a pod without status has nothing wrong", {}, None),
+    Case("a container that ended well has nothing wrong", {"containerStatuses": [ended(0)]}, None),
+    Case(
+        "an image that is not there blocks, and the message has its name and the registry's words",
+        {"containerStatuses": [waiting("ErrImagePull", "manifest unknown")]},
+        Gravity.BLOCKED,
+        "ImagePull",
+        ("registry/x:1", "manifest unknown", "pull secret"),
+    ),
+    Case(
+        "between two pulls the reason is ImagePullBackOff: the same condition, so it does not flap",
+        {"containerStatuses": [waiting("ImagePullBackOff", "Back-off")]},
+        Gravity.BLOCKED,
+        "ImagePull",
+    ),
+    Case(
+        "an init container's image counts as well",
+        {"initContainerStatuses": [waiting("ErrImagePull", "denied")]},
+        Gravity.BLOCKED,
+        "ImagePull",
+    ),
+    Case(
+        "a missing Secret is named with its namespace, and how to get it there",
+        {"containerStatuses": [waiting("CreateContainerConfigError", 'secret "mlplatform-store" not found')]},
+        Gravity.BLOCKED,
+        "ContainerConfig",
+        ("Secret 'mlplatform-store' is missing in namespace 'team-a'", "modelNamespaces"),
+    ),
+    Case(
+        "any other configuration error keeps the kubelet's words",
+        {
+            "containerStatuses": [
+                waiting("CreateContainerConfigError", "container has runAsNonRoot and image runs as root")
+            ]
+        },
+        Gravity.BLOCKED,
+        "ContainerConfig",
+        ("runs as root",),
+    ),
+    Case(
+        "too little memory",
+        {"containerStatuses": [ended(137, reason="OOMKilled")]},
+        Gravity.CRASHED,
+        "OOMKilled",
+        ("more memory than its limit", "batchSize"),
+        exit_code=137,
+    ),
+    Case(
+        "a container that was restarted tells it in lastState",
+        {"containerStatuses": [ended(137, reason="OOMKilled", key="lastState") | {"state": {"running": {}}}]},
+        Gravity.CRASHED,
+        "OOMKilled",
+        exit_code=137,
+    ),
+    Case(
+        "a failure that the stage understood and that no retry mends is final",
+        {"containerStatuses": [ended(1, said(FailureClass.DATA_MISSING))]},
+        Gravity.FINAL,
+        "DataMissing",
+        ("it was DataMissing", "do this"),
+        exit_code=1,
+    ),
+    Case(
+        "a failure that the stage understood and that a retry may mend is left to the workload",
+        {"containerStatuses": [ended(1, said(FailureClass.OOM_KILLED))]},
+        Gravity.CRASHED,
+        "OOMKilled",
+        exit_code=1,
+    ),
+    Case(
+        "a crash leaves the end of its log",
+        {"containerStatuses": [ended(2, "Traceback\nZeroDivisionError\n")]},
+        Gravity.CRASHED,
+        "Crashed",
+        ("exit code 2",),
+        exit_code=2,
+        last_log="Traceback\nZeroDivisionError",
+    ),
+    Case(
+        "JSON that is no summary is a log like any other",
+        {"containerStatuses": [ended(2, '{"stage": "train"}')]},
+        Gravity.CRASHED,
+        "Crashed",
+        exit_code=2,
+        last_log='{"stage": "train"}',
+    ),
+    Case(
+        "a long log is cut at its beginning",
+        {"containerStatuses": [ended(2, "x" * 5000 + "end")]},
+        Gravity.CRASHED,
+        "Crashed",
+        exit_code=2,
+        last_log="x" * (failures.LAST_LOG_LIMIT - 3) + "end",
+    ),
+    Case(
+        "an evicted pod",
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        Gravity.CRASHED,
+        "Preempted",
+        ("low on resource",),
+    ),
+    Case(
+        "newer clusters say it in a condition",
+        {"conditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        Gravity.CRASHED,
+        "Preempted",
+    ),
+    Case(
+        "no room is no failure yet, but worth saying",
+        {
+            "conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+            ]
+        },
+        Gravity.PENDING,
+        "Unschedulable",
+        ("0/1 nodes", "capacity"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.reason)
+def test_sighting(case: Case) -> None:
+    found = failures.worst([pod(case.status)], "train")
+    if case.gravity is None:
+        assert found is None, case.reason
+        return
+    assert found, case.reason
+    failure = found.failure
+    assert (found.gravity, failure.class_, failure.stage, failure.pod) == (
+        case.gravity,
+        case.class_,
+        "train",
+        "v-train-master-0",
+    ), case.reason
+    assert (failure.exit_code, failure.last_log) == (case.exit_code, case.last_log), case.reason
+    for part in case.contains:
+        assert part in failures.sentence(failure), case.reason
+    assert failure.next_action, "every failure names a next action"
+
+
+def test_the_gravest_of_several_pods_counts() -> None:
+    crashed = pod({"containerStatuses": [ended(1, "peer closed the connection")]}, "worker-0")
+    final = pod({"containerStatuses": [ended(1, said(FailureClass.DATA_INVALID))]}, "master-0")
+    found = failures.worst([crashed, final])
+    assert found
+    assert found.failure.pod == "master-0", "the worker only lost its peer; the master knows why"
+
+
+def test_success_needs_a_summary_without_failure_and_exit_code_0() -> None:
+    good = Summary(Stage.TRAIN, "v", metrics={"roc_auc": 0.9}).to_json()
+    cases = {
+        "a crash": ended(1, good),
+        "no summary": ended(0, "done"),
+        "an understood failure": ended(0, said(FailureClass.DATA_MISSING)),
+        "still running": {"name": "c", "state": {"running": {}}},
+    }
+    for reason, container in cases.items():
+        assert failures.succeeded([pod({"containerStatuses": [container]})]) is None, reason
+    found = failures.succeeded([pod({}), pod({"containerStatuses": [ended(0, good)]}, "second")])
+    assert found
+    assert (found.pod, found.summary.metrics) == ("second", {"roc_auc": 0.9})
+
+
+def test_a_pod_on_its_way_out_takes_no_traffic() -> None:
+    live = pod({"conditions": [{"type": "Ready", "status": "True"}]})
+    assert failures.ready(live)
+    assert not failures.ready({**live, "metadata": {**live["metadata"], "deletionTimestamp": "now"}})
+    assert not failures.ready(pod({"conditions": [{"type": "Ready", "status": "False"}]}))
