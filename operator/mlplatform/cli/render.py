@@ -71,6 +71,8 @@ _OUTCOMES: Final = {
     Outcome.PROGRESSING: "bold cyan",
     Outcome.SUSPENDED: "bold yellow",
 }
+_HEADLINE: Final = ("roc_auc", "accuracy")
+"""The metric by which candidates are compared in one column: the first that all have."""
 _BAR_WIDTH: Final = 30
 _INDENT: Final = (0, 0, 0, 2)
 
@@ -192,7 +194,7 @@ def _fairness(rows: Sequence[FairnessView], signs: Signs) -> RenderableType:
 
 
 def _candidates(rows: Sequence[CandidateView], signs: Signs) -> RenderableType:
-    metric = next((name for name in ("roc_auc", "accuracy") if all(name in row.metrics for row in rows)), "")
+    metric = next((name for name in _HEADLINE if all(name in row.metrics for row in rows)), "")
     grid = _grid("l", "l", "r", "r", "r", "r", "l+")
     grid.add_row("", "", "size", "p50 ms", "p99 ms", metric, "", style="dim")
     for row in rows:
@@ -316,10 +318,11 @@ def _stage_fact(tag: str, stage: StageView) -> str:
 
 
 def _candidate_fact(row: CandidateView) -> str:
-    metrics = "".join(f", {name} {number(value)}" for name, value in sorted(row.metrics.items()))
+    metric = next((name for name in _HEADLINE if name in row.metrics), "")
+    score = f", {metric} {number(row.metrics[metric])}" if metric else ""
     verdict = ", ships" if row.selected else f", not shipped: {row.reason}" if row.reason else ""
     latency = f"p50 {milliseconds(row.latency_p50_ms)}, p99 {milliseconds(row.latency_p99_ms)}"
-    return f"{row.name}: {size(row.size_bytes)}, {latency}{metrics}{verdict}"
+    return f"{row.name}: {size(row.size_bytes)}, {latency}{score}{verdict}"
 
 
 def _fairness_fact(row: FairnessView) -> str:

@@ -326,7 +326,8 @@ def _headline(name: contract.Stage, ran: api.StageStatus) -> str:
     details = ran.details
     parts: list[str] = []
     if name is contract.Stage.TRAIN:
-        parts += [f"{metric} {number(value)}" for metric, value in sorted(ran.metrics.items())[:2]]
+        first = sorted(ran.metrics.items(), key=lambda item: (not item[0].endswith("roc_auc"), item[0]))
+        parts += [f"{metric} {number(value)}" for metric, value in first[:1]]
         parts += [f"{details['epochs']} epochs"] if details.get("epochs") else []
         parts += [f"{details['rows']['train']:,} rows"] if details.get("rows", {}).get("train") else []
         parts += [f"{details['worldSize']} processes"] if details.get("worldSize") else []
