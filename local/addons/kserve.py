@@ -384,7 +384,10 @@ def _service(isvc: JSON, pod: JSON) -> JSON:
     ports = [{"name": first.get("name") or "http", "port": 80, "targetPort": first["containerPort"], "protocol": "TCP"}]
     for port in others:
         number = port["containerPort"]
-        ports.append({"name": port.get("name") or f"port-{number}", "port": number, "targetPort": number})
+        # Servers before Kubernetes 1.22 do not add the protocol, which is a key of the list, to an applied object.
+        protocol = port.get("protocol", "TCP")
+        name = port.get("name") or f"port-{number}"
+        ports.append({"name": name, "port": number, "targetPort": number, "protocol": protocol})
     labels = _labels(isvc)
     spec = {"type": "ClusterIP", "selector": {"app": labels["app"]}, "ports": ports}
     return {**_child(isvc, "v1", "Service", labels), "spec": spec}

@@ -161,7 +161,7 @@ def test_the_service_leads_from_80_to_the_containers_port() -> None:
     assert service["spec"]["selector"] == {"app": "isvc.m-1-predictor"}
     assert service["spec"]["ports"] == [
         {"name": "h1", "port": 80, "targetPort": 9000, "protocol": "TCP"},
-        {"name": "port-9001", "port": 9001, "targetPort": 9001},
+        {"name": "port-9001", "port": 9001, "targetPort": 9001, "protocol": "TCP"},
     ]
     assert render(isvc()).service["spec"]["ports"][0]["targetPort"] == 8080, "8080 where the container names none"
 
