@@ -40,6 +40,7 @@ ARTIFACTS: Final = f"mlplatform/{NAMESPACE}/{MODEL}"
 LEAST_ROC_AUC: Final = 0.905
 READY_WITHIN: Final = "15m"
 REQUESTS_PER_SECOND: Final = 30.0
+ROUTE_SECONDS: Final = 30.0
 REQUESTS_AFTER: Final = 60
 """Requests that still follow the promotion: all of them must be the new version's."""
 
@@ -166,6 +167,7 @@ def _watch_until_ready(demo: Demo) -> None:
 def ask(demo: Demo) -> None:
     """Predicts through the gateway."""
     target = demo.target()
+    _wait_for_route(target)
     connection = target.connect()
     for person in PEOPLE:
         answer = predict(connection, target, person)
@@ -175,6 +177,18 @@ def ask(demo: Demo) -> None:
             raise DemoError(f"the gateway answered {answer.status} {answer.body}", f"kubectl -n {NAMESPACE} get pods")
         demo.answers.append(answer)
     connection.close()
+
+
+def _wait_for_route(target: Target) -> None:
+    """A mesh hands a new route to its proxies a moment after it was applied, and nothing tells when."""
+    deadline = time.monotonic() + ROUTE_SECONDS
+    while (answer := _one(target)).status in {404, 503}:
+        if time.monotonic() > deadline:
+            raise DemoError(
+                f"{target.gateway} has no route for {target.host}: {answer.status} {answer.body}",
+                f"kubectl -n {NAMESPACE} get virtualservices,services,endpoints",
+            )
+        time.sleep(0.2)
 
 
 def _words(person: dict[str, Any]) -> str:

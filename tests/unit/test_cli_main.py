@@ -272,6 +272,15 @@ def test_status_prints_one_line_a_model(api: FakeApi, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("kubeconfig")
+def test_a_wide_table_is_whole_in_a_pipe(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("rolling")
+    assert main(["status", "-o", "wide"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[-3:] == ["ROC_AUC", "URL", "MESSAGE"]
+    assert row.rstrip().endswith(f"{objects.URL}   v2 takes 25 % of the traffic")
+
+
+@pytest.mark.usefixtures("kubeconfig")
 def test_status_of_one_model_for_programs(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     api.hold("serving")
     assert main(["status", "mlmodel/adult-income", "-o", "json"]) == 0

@@ -25,6 +25,7 @@ from typing import Any, Final, NoReturn
 import yaml
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 
 from mlplatform import __version__, api, contract
 from mlplatform.cli import predict, render
@@ -41,6 +42,9 @@ _STAGES_UNTIL: Final = {"trained": "train", "audited": "audit", "optimized": "op
 UNTIL: Final = ("ready", "failed", "accepted", *_STAGES_UNTIL, "rollout", "deleted", "never")
 _TICK_SECONDS: Final = 1.0
 """How often the live view redraws the running durations; the cluster is watched, not polled."""
+
+_PIPE_WIDTH: Final = 1000
+"""Columns of a table that goes into a pipe: more than any row has."""
 
 _EXAMPLES: Final = """\
 examples:
@@ -479,9 +483,10 @@ def _say(out: Console, text: str) -> None:
     out.print(text, markup=False, soft_wrap=True)
 
 
-def _print_table(table: Any, out: Console) -> None:
-    """Prints a table whole where nobody looks at its edge: into pipes and files."""
-    out.print(table, soft_wrap=not out.is_terminal, width=None if out.is_terminal else 400)
+def _print_table(table: Table, out: Console) -> None:
+    """Prints a table; whole where nobody looks at its edge: into pipes and files."""
+    whole = out if out.is_terminal else Console(file=out.file, width=_PIPE_WIDTH, no_color=True)
+    whole.print(table)
 
 
 if __name__ == "__main__":
