@@ -421,6 +421,8 @@ def main() -> int:
     parser.add_argument("--image", default="", help="the serving image; default: the local cluster's")
     parser.add_argument("--address", default="", help="the gateway's address; default: its Service's cluster IP")
     options = parser.parse_args()
+    # A SIGTERM, too, takes down what was put up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if shutil.which("wrk") is None:
         parser.exit(1, "the load generator wrk is missing; install it: apt-get install wrk\n")
     with tempfile.TemporaryDirectory(prefix="bench-serving-") as folder:
