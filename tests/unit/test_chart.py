@@ -76,7 +76,7 @@ def test_derived_files_are_up_to_date() -> None:
         for path, text in generator().derived(str(binary("helm"))).items()
         if not path.exists() or path.read_text() != text
     ]
-    assert stale == [], "run .venv/bin/python charts/generate.py and commit"
+    assert stale == [], "run `make manifests` and commit"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
