@@ -265,8 +265,6 @@ def _advance(facts: Facts, record: Record, plan: Plan) -> rollout.Verdict:
     outcome = _OUTCOMES.get(verdict.move)
     if outcome:
         _close(facts, replace(record, outcome=outcome, reason=verdict.reason, message=verdict.message), plan)
-        if verdict.move is Move.PROMOTE:
-            _point_apex(facts, record.version, plan)
     elif verdict.weight != facts.weights.get(record.version, 0):
         moved = replace(record, step_started_at=precise(facts.now))
         _apply_route(facts, _split(facts, record.version, verdict.weight), moved, plan)
@@ -274,6 +272,7 @@ def _advance(facts: Facts, record: Record, plan: Plan) -> rollout.Verdict:
         plan.events.append(Event(kind, "TrafficMoved" if kind == "Normal" else verdict.reason, verdict.message))
     else:
         _apply_route(facts, _split(facts, record.version, verdict.weight), record, plan)
+    _point_apex(facts, record.version if verdict.move is Move.PROMOTE else facts.stable, plan)
     plan.look(verdict.wait_until)
     return verdict
 

@@ -69,4 +69,4 @@ def _compact(value: Any) -> Any:
         return {k: small for k, v in value.items() if (small := _compact(v)) not in ("", [], {})}
     if isinstance(value, list):
         return [_compact(item) for item in value]
-    return value
+    return str(value) if isinstance(value, str) else value  # an enum's member becomes its plain value

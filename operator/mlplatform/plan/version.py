@@ -312,7 +312,7 @@ def _record(stage: Definition, progress: Progress) -> api.StageStatus | None:
         return None
     summary = progress.summary
     return api.StageStatus(
-        name=stage.name.value,
+        name=stage.name,
         outcome=progress.state,
         started_at=progress.started_at,
         finished_at=progress.finished_at,

@@ -25,9 +25,10 @@ def deadline(spec: api.ModelVersionSpec) -> timedelta:
     return spec.training.deadline
 
 
-def judge(summary: Summary, _spec: api.ModelVersionSpec) -> Verdict:
+def judge(summary: Summary, spec: api.ModelVersionSpec) -> Verdict:
     """A finished fit passes; how good it is, audit measures on rows that training has not seen."""
     epochs = summary.details.get("epochs")
     trained = f"trained {epochs} epochs" if epochs is not None else "trained"
-    numbers = headline(summary.metrics)
+    watched = spec.training.early_stopping
+    numbers = headline(summary.metrics, [watched.metric] if watched else [], limit=1)
     return Verdict(passed=True, reason="Succeeded", message=f"{trained}: {numbers}" if numbers else trained)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlplatform import api
-from mlplatform.contract import LOWER_IS_BETTER
+from mlplatform.contract import LOWER_IS_BETTER, TASK_METRICS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,15 @@ def number(value: float) -> str:
     return f"{value:.4f}".rstrip("0").rstrip(".")
 
 
-def headline(metrics: Mapping[str, float], limit: int = 4) -> str:
-    """The first few metrics by name, for a condition's message."""
-    return ", ".join(f"{name} {number(metrics[name])}" for name in sorted(metrics)[:limit])
+def headline(metrics: Mapping[str, float], first: Sequence[str] = (), limit: int = 3) -> str:
+    """A few metrics for a condition's message: those in `first`, then the task's own order, then by name."""
+    order = [*first, *(name for task in TASK_METRICS.values() for name in task)]
+
+    def place(name: str) -> tuple[int, str]:
+        plain = name.removeprefix("val_")
+        return next((order.index(n) for n in (name, plain) if n in order), len(order)), name
+
+    return ", ".join(f"{name} {number(metrics[name])}" for name in sorted(metrics, key=place)[:limit])
 
 
 def gate_misses(gates: Sequence[api.Gate], metrics: Mapping[str, float], whose: str) -> list[Miss]:

@@ -1,0 +1,357 @@
+"""One pass over one MLModel: what people, crashes and other controllers can do to it, and what it makes of that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, failing, mlmodel, play, run
+
+from mlplatform import api
+from mlplatform.actions import Apply, Delete
+from mlplatform.contract import Failure, FailureClass, Stage
+from mlplatform.plan import plan_model
+from mlplatform.resources import virtualservice
+from mlplatform.settings import Settings
+from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, name_of
+
+SECOND = {**SPEC, "gates": [{"metric": "roc_auc", "min": 0.9}]}
+THIRD = {**SPEC, "gates": [{"metric": "roc_auc", "min": 0.85}]}
+V1, V2 = (api.version_name("adult", api.decode(api.MLModelSpec, spec)) for spec in (SPEC, SECOND))
+ROLLING_AT = 400 + 60 + 3 * 20 + 15 + 5
+"""Seconds from the start: the second version's first step has been taken."""
+
+
+def applied(spec: Object = SPEC, **annotations: str) -> Callable[[Fake], None]:
+    return lambda fake: fake.apply(mlmodel(spec=spec, **annotations))
+
+
+def nothing(_fake: Fake) -> None:
+    """Time passes."""
+
+
+def serving() -> Fake:
+    """The first version serves."""
+    return play([(0, applied()), (300, nothing)])
+
+
+def rolling() -> Fake:
+    """The second version takes 5%."""
+    fake = play([(0, applied()), (400, applied(SECOND)), (ROLLING_AT, nothing)])
+    assert fake.weights() == {V1: 95, V2: 5}
+    return fake
+
+
+def settle(fake: Fake, seconds: float = 0) -> list[str]:
+    """Lets a new operator act, and time pass; returns what was written."""
+    before = len(fake.log)
+    run(fake, Operator(fake), fake.now + timedelta(seconds=seconds))
+    return fake.log[before:]
+
+
+def status(fake: Fake, kind: str) -> tuple[str, str, str]:
+    c = condition(fake.one("MLModel", "adult"), kind)
+    return c["status"], c["reason"], c["message"]
+
+
+def edited(fake: Fake, kind: str, name: str, **spec: Any) -> None:
+    """Somebody edits an object by hand."""
+    live = fake.one(kind, name)
+    fake.put({**live, "spec": {**live["spec"], **spec}})
+
+
+def with_weights(fake: Fake, weights: dict[str, int]) -> list[Object]:
+    rendered = virtualservice.render(fake.one("MLModel", "adult"), weights, sorted(weights), "", Settings())
+    routes: list[Object] = rendered["spec"]["http"]
+    return routes
+
+
+# What people do to the children.
+
+
+def test_weights_set_by_hand_between_rollouts_are_put_back() -> None:
+    fake = serving()
+    edited(fake, "VirtualService", "adult", http=[])
+    assert settle(fake) == ["apply VirtualService/adult"]
+    assert fake.weights() == {V1: 100}
+
+
+def test_weights_set_by_hand_during_a_rollout_are_where_it_goes_on() -> None:
+    fake = rolling()
+    edited(fake, "VirtualService", "adult", http=with_weights(fake, {V1: 70, V2: 30}))
+    settle(fake)
+    assert fake.weights() == {V1: 70, V2: 30}
+    assert fake.one("MLModel", "adult")["status"]["rollout"]["weight"] == 30
+    settle(fake, seconds=10)
+    assert fake.weights() == {V1: 50, V2: 50}, "the first step above 30"
+
+
+def test_a_deleted_route_comes_back_and_its_rollout_begins_anew() -> None:
+    fake = rolling()
+    fake.remove("VirtualService", "adult")
+    settle(fake)
+    assert fake.weights() == {V1: 95, V2: 5}
+    settle(fake, seconds=40)
+    assert fake.weights() == {V2: 100}
+
+
+def test_a_deleted_apex_comes_back_with_the_version_that_the_route_remembers() -> None:
+    for fake, selected in ((serving(), V1), (rolling(), V1)):
+        fake.remove("Service", "adult")
+        assert "apply Service/adult" in settle(fake)
+        assert fake.one("Service", "adult")["spec"]["selector"] == {"app": f"isvc.{selected}-predictor"}
+
+
+def test_apex_and_route_both_deleted_come_back_from_the_last_status() -> None:
+    fake = serving()
+    fake.remove("Service", "adult")
+    fake.remove("VirtualService", "adult")
+    settle(fake)
+    assert fake.weights() == {V1: 100}
+    assert fake.one("Service", "adult")["spec"]["selector"] == {"app": f"isvc.{V1}-predictor"}
+
+
+def test_a_deleted_inference_service_of_the_stable_version_comes_back() -> None:
+    fake = serving()
+    fake.remove("InferenceService", V1)
+    fake.remove("Pod", f"{V1}-predictor-0")
+    assert f"apply InferenceService/{V1}" in settle(fake)
+    assert status(fake, "Serving")[:2] == ("False", "NoReadyPods")
+    settle(fake, seconds=20)
+    assert status(fake, "Serving")[0] == "True"
+
+
+def test_a_deleted_version_that_serves_goes_on_serving_and_is_trained_again() -> None:
+    fake = serving()
+    fake.remove("ModelVersion", V1)
+    written = settle(fake)
+    assert f"create ModelVersion/{V1}" in written, "the spec asks for it"
+    assert fake.weights() == {V1: 100}
+    assert status(fake, "Serving")[0] == "True"
+    assert f"apply InferenceService/{V1}" not in written, "what serves stays as it is"
+
+
+def test_a_deleted_candidate_ends_its_rollout() -> None:
+    fake = rolling()
+    fake.remove("ModelVersion", V2)
+    settle(fake)
+    assert fake.weights() == {V1: 100}
+    assert fake.one("MLModel", "adult")["status"]["history"][0]["decision"] == "Superseded"
+
+
+def test_a_damaged_record_starts_the_rollout_again() -> None:
+    fake = rolling()
+    route = fake.one("VirtualService", "adult")
+    damaged = {**annotations_of(route), virtualservice.ROLLOUT: "{"}
+    fake.put({**route, "metadata": {**route["metadata"], "annotations": damaged}})
+    settle(fake, seconds=60)
+    assert fake.weights() == {V2: 100}
+
+
+def test_a_spec_that_brings_back_a_version_of_the_same_name_as_someone_elses_service() -> None:
+    fake = Fake()
+    fake.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "adult", "namespace": NAMESPACE}, "spec": {}})
+    fake.apply(mlmodel())
+    with pytest.raises(Exception, match="belongs to something else"):
+        run(fake, Operator(fake), START + timedelta(seconds=300))
+    assert fake.one("Service", "adult")["spec"] == {}, "it is left alone"
+    assert status(fake, "Ready")[:2] == ("False", "NameTaken")
+
+
+# What can go wrong while a rollout is under way.
+
+
+def test_no_ready_pod_takes_the_traffic_back_until_there_is_one() -> None:
+    fake = rolling()
+    fake.unready.add(V2)
+    settle(fake)
+    assert fake.weights() == {V1: 100}
+    assert status(fake, "RolloutPassed")[:2] == ("Unknown", "WaitingForPods")
+    assert ("adult", "CandidateNotReady") in [(name, event.reason) for name, event in fake.events]
+    fake.unready.clear()
+    settle(fake, seconds=1)
+    assert fake.weights() == {V1: 95, V2: 5}, "it starts over at the first step"
+
+
+def test_a_version_that_was_rolled_back_is_not_tried_again_until_asked_for_anew() -> None:
+    fake = rolling()
+    fake.unready.add(V2)
+    settle(fake, seconds=400)
+    assert fake.weights() == {V1: 100}
+    assert status(fake, "RolloutPassed")[:2] == ("False", "RolledBack")
+    fake.unready.clear()
+    settle(fake, seconds=600)
+    assert fake.weights() == {V1: 100}, "ready or not, it had its chance"
+    assert V2 not in fake.names("InferenceService"), "and its pods are gone after keepWarm"
+
+    fake.apply(mlmodel(spec=SPEC))
+    settle(fake, seconds=10)
+    fake.apply(mlmodel(spec=SECOND))
+    settle(fake, seconds=90)
+    assert fake.weights() == {V2: 100}, "going back to it is asking for it anew"
+
+
+def test_the_retrain_annotation_makes_a_new_version_of_the_same_spec() -> None:
+    fake = serving()
+    fake.apply(mlmodel(spec=SPEC, **{"mlplatform.dev/retrain": "monday"}))
+    settle(fake, seconds=300)
+    [retrained] = set(fake.names("ModelVersion")) - {V1}
+    assert fake.weights() == {retrained: 100}
+    assert fake.one("ModelVersion", retrained)["spec"]["trigger"] == "monday"
+
+
+def test_suspended_in_the_middle_of_a_rollout_the_weights_stay() -> None:
+    fake = rolling()
+    fake.apply(mlmodel(spec={**SECOND, "suspend": True}))
+    settle(fake, seconds=300)
+    assert fake.weights() == {V1: 95, V2: 5}
+    assert status(fake, "Ready")[:2] == ("Unknown", "Suspended")
+    fake.apply(mlmodel(spec=SECOND))
+    settle(fake, seconds=40)
+    assert fake.weights() == {V2: 100}
+
+
+def test_a_second_failure_says_that_the_first_version_goes_on_serving() -> None:
+    failure = Failure(FailureClass.DATA_INVALID, "no column income", "Name the label.")
+    fake = Fake(report=failing(Stage.TRAIN, failure, V2))
+    play([(0, applied()), (300, applied(SECOND)), (500, nothing)], fake)
+    assert status(fake, "VersionReady")[:2] == ("False", "TrainFailed")
+    assert status(fake, "Serving")[0] == "True"
+    _, reason, message = status(fake, "Ready")
+    assert reason == "TrainFailed"
+    assert "no column income" in message
+    assert message.endswith(f"{V1} (v1) goes on serving.")
+    assert fake.one("MLModel", "adult")["status"]["failure"]["class"] == "DataInvalid"
+
+
+@pytest.mark.parametrize(("kind", "add_on"), [("InferenceService", "KServe"), ("VirtualService", "Istio")])
+def test_a_missing_add_on_is_named_and_waited_for(kind: str, add_on: str) -> None:
+    fake = Fake()
+    fake.served.remove(kind)
+    play([(0, applied()), (300, nothing)], fake)
+    assert status(fake, "RolloutPassed")[:2] == ("False", "AddOnMissing")
+    assert add_on in status(fake, "RolloutPassed")[2]
+    fake.served.add(kind)
+    settle(fake, seconds=60)
+    assert fake.weights() == {V1: 100}
+
+
+# What is kept, and for how long.
+
+
+def test_pods_of_the_version_before_stay_for_keep_warm() -> None:
+    fake = play([(0, applied()), (400, applied(SECOND)), (620, nothing)])
+    assert fake.weights() == {V2: 100}
+    assert fake.names("InferenceService") == sorted((V1, V2)), "rolling back is a change of weights"
+    settle(fake, seconds=60)
+    assert fake.names("InferenceService") == [V2]
+    assert V1 in fake.names("ModelVersion"), "its record stays"
+
+
+def test_old_versions_beyond_the_limit_go_oldest_first() -> None:
+    def with_gate(bound: float) -> Object:
+        return {**SPEC, "revisionHistoryLimit": 1, "gates": [{"metric": "roc_auc", "min": bound}]}
+
+    specs = [with_gate(bound) for bound in (0.80, 0.81, 0.82, 0.83)]
+    names = [api.version_name("adult", api.decode(api.MLModelSpec, spec)) for spec in specs]
+    fake = play([(400 * i, applied(spec)) for i, spec in enumerate(specs)] + [(1600, nothing)])
+    assert fake.names("ModelVersion") == sorted(names[2:]), "the one that serves, and one before it"
+    assert [fake.one("ModelVersion", name)["spec"]["sequence"] for name in names[2:]] == [3, 4]
+
+
+def test_history_is_bounded_and_newest_first() -> None:
+    fake = serving()
+    old = [
+        {"version": f"adult-{i}", "decision": "Promoted", "reason": "x", "message": "y", "time": "2026-01-01T00:00:00Z"}
+        for i in range(30)
+    ]
+    model = fake.one("MLModel", "adult")
+    fake.put({**model, "status": {**model["status"], "history": old}})
+    settle(fake)
+    history = fake.one("MLModel", "adult")["status"]["history"]
+    assert len(history) == 20
+    assert history[0]["version"] == V1, "the route remembers the outcome that status had lost"
+
+
+def test_a_change_of_replica_bounds_reaches_kserve_without_a_new_digest() -> None:
+    fake = serving()
+    before = annotations_of(fake.one("InferenceService", V1))
+    fake.apply(mlmodel(spec={**SPEC, "serving": {"replicas": {"min": 1, "max": 4}}}))
+    assert f"apply InferenceService/{V1}" in settle(fake)
+    live = fake.one("InferenceService", V1)
+    assert live["spec"]["predictor"]["maxReplicas"] == 4
+    assert annotations_of(live) == before, "annotations go to the pods, and would restart them"
+
+
+# What is refused.
+
+REFUSED: list[tuple[str, str, Object, str, str]] = [
+    ("an unknown field", "adult", {**SPEC, "modle": 1}, "SpecInvalid", "spec.modle: unknown field"),
+    ("a wrong type", "adult", {**SPEC, "training": {"epochs": "5"}}, "SpecInvalid", "expected an integer"),
+    ("a missing field", "adult", {"data": {"uri": "s3://x"}}, "SpecInvalid", "spec.data.label: required"),
+    ("an empty URI", "adult", {"data": {"uri": "", "label": "y"}}, "SpecInvalid", "spec.data.uri: empty"),
+    (
+        "a gate on a metric that does not exist",
+        "adult",
+        {**SPEC, "gates": [{"metric": "roc_acu", "min": 0.5}]},
+        "SpecInvalid",
+        "did you mean roc_auc?",
+    ),
+    ("a name too long for its children", "a" * 37, SPEC, "InvalidName", "at most 36"),
+    ("steps that fall", "adult", {**SPEC, "rollout": {"steps": [50, 5]}}, "SpecInvalid", "spec.rollout.steps"),
+]
+
+
+@pytest.mark.parametrize(("reason", "name", "spec", "why", "contains"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_refused(reason: str, name: str, spec: Object, why: str, contains: str) -> None:
+    model = mlmodel(name, spec)
+    result = plan_model(ModelSnapshot(model=model), Settings(), START)
+    conditions = {c["type"]: c for c in result.status["conditions"]}
+    assert (conditions["Accepted"]["status"], conditions["Accepted"]["reason"]) == ("False", why), reason
+    assert contains in conditions["Accepted"]["message"], reason
+    assert conditions["Ready"]["status"] == "False", reason
+    assert result.status["stage"] == "Invalid", reason
+    assert result.changes_nothing, reason
+    assert [event.reason for event in result.events] == [why], reason
+
+
+def test_several_mistakes_are_all_in_the_message() -> None:
+    model = mlmodel(spec={**SPEC, "rollout": {"steps": [50, 5]}, "gates": [{"metric": "novel"}]})
+    result = plan_model(ModelSnapshot(model=model), Settings(), START)
+    message = result.status["conditions"][0]["message"]
+    for part in ("spec.rollout.steps", "spec.gates[0]: give min or max", "reports no 'novel'"):
+        assert part in message
+
+
+# Order: what a crash may leave undone.
+
+
+def test_a_promotion_writes_the_route_before_the_apex_and_history_after_both() -> None:
+    fake = rolling()
+    written = settle(fake, seconds=60)
+    promoted = written.index("apply Service/adult")
+    assert written[promoted - 1] == "apply VirtualService/adult"
+    record = json.loads(virtualservice.record(fake.one("VirtualService", "adult")))
+    assert record["outcome"] == "Promoted"
+    assert fake.one("MLModel", "adult")["status"]["history"][0]["time"] == record["finishedAt"]
+
+
+def test_a_pass_is_a_function_of_what_is_seen() -> None:
+    fake = rolling()
+    snapshot = ModelSnapshot(
+        model=fake.one("MLModel", "adult"),
+        versions={name: fake.one("ModelVersion", name) for name in fake.names("ModelVersion")},
+        services={name: fake.one("InferenceService", name) for name in fake.names("InferenceService")},
+        pods={v: (fake.one("Pod", f"{v}-predictor-0"),) for v in (V1, V2)},
+        apex=fake.one("Service", "adult"),
+        route=fake.one("VirtualService", "adult"),
+    )
+    later = fake.now + timedelta(seconds=30)
+    first, second = (plan_model(snapshot, Settings(), later) for _ in range(2))
+    assert first == second
+    assert [w.manifest["kind"] for w in first.writes if isinstance(w, Apply)] == ["VirtualService"]
+    assert not [w for w in first.cleanup if isinstance(w, Delete) and w.ref.name == V1], "never the stable version's"
+    assert name_of(snapshot.model) == "adult"
