@@ -15,7 +15,7 @@ from typing import Final
 from local import cluster, images, machine
 from local.console import Console, table
 from local.layout import Layout, default_layout
-from local.steps import RunError
+from local.steps import RunError, StepError
 
 EXIT_FAILED: Final = 1
 EXIT_MACHINE: Final = 2
@@ -146,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments, default_layout(), console))
     except RunError:
+        return EXIT_FAILED
+    except StepError as error:
+        console.problem(f"{error.cause}; {error.hint}" if error.hint else error.cause)
         return EXIT_FAILED
     except KeyboardInterrupt:
         console.problem("interrupted; run it again to go on")

@@ -22,7 +22,7 @@ from typing import Final
 from local import cache, kubernetes_build, packages, wheelhouse
 from local.layout import REPO, Layout
 from local.machine import CODENAME
-from local.steps import Shell
+from local.steps import Shell, StepError
 
 PREFIX: Final = "localhost/mlplatform"
 RECIPE: Final = 1
@@ -93,14 +93,16 @@ def source_digests(repo: Path, sources: list[str]) -> dict[str, str]:
     """Path → digest of every file below ``sources`` (globs allowed).
 
     Raises:
-        FileNotFoundError: A source matches nothing; the build would fail, too.
+        StepError: A source matches nothing; the build would fail, too.
     """
     digests: dict[str, str] = {}
     for source in sources:
         pattern = source.strip("/").removeprefix("./") or "."
         roots = [repo] if pattern == "." else sorted(repo.glob(pattern))
         if not roots:
-            raise FileNotFoundError(f"{source} is copied by a Dockerfile but is not in {repo}")
+            raise StepError(
+                f"a Dockerfile copies {source}, which is not in {repo}", "Restore it, or change the Dockerfile."
+            )
         for root in roots:
             files = sorted(root.rglob("*")) if root.is_dir() else [root]
             digests |= {

@@ -44,7 +44,7 @@ def cgroup_processes(root: Path = Path("/sys/fs/cgroup")) -> set[int]:
     for file in files:
         try:
             found.update(int(pid) for pid in file.read_text().split())
-        except (FileNotFoundError, OSError):  # it was removed meanwhile
+        except OSError:  # the cgroup was removed meanwhile
             continue
     return found
 

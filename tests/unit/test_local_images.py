@@ -120,7 +120,7 @@ def test_references_have_the_agreed_form(checkout: Path) -> None:
 
 
 def test_a_copied_path_that_is_missing_is_named(checkout: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no/such/file"):
+    with pytest.raises(StepError, match="no/such/file"):
         images.source_digests(checkout, ["no/such/file"])
 
 
