@@ -1,0 +1,73 @@
+"""The versions of a model, and the pods that serve them: what should exist, and what may go.
+
+Called by `plan.model`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from mlplatform.actions import Apply, Create, Delete, Event, Ref
+from mlplatform.plan.facts import Facts
+from mlplatform.plan.plan import Plan
+from mlplatform.resources import inferenceservice, modelversion
+from mlplatform.snapshot import moment, status_of
+
+ADD_ON_RETRY: Final = timedelta(seconds=15)
+"""How often a missing kind is looked for again."""
+
+
+def ensure_version(facts: Facts, plan: Plan) -> None:
+    """The version that the spec asks for; its name is a hash of what it is made of."""
+    if facts.latest in facts.snapshot.versions:
+        return
+    sequence = 1 + max(map(facts.sequence, facts.snapshot.versions), default=0)
+    manifest = modelversion.render(facts.snapshot.model, facts.spec, facts.latest, sequence, facts.trigger)
+    plan.writes.append(Create(manifest))
+    plan.events.append(Event("Normal", "VersionCreated", f"{facts.latest} (v{sequence}) was created"))
+
+
+def ensure_served(facts: Facts, plan: Plan) -> None:
+    """An InferenceService for the stable version and for the candidate."""
+    if "InferenceService" in facts.snapshot.missing:
+        plan.look(facts.now + ADD_ON_RETRY)
+        return
+    for version in filter(None, dict.fromkeys((facts.stable, facts.candidate))):
+        storage_uri = status_of(facts.snapshot.versions.get(version)).get("storageUri", "")
+        if not storage_uri:
+            continue  # Its ModelVersion is gone; what serves already, stays as it is.
+        wanted = inferenceservice.render(facts.snapshot.model, facts.spec, version, storage_uri, facts.settings)
+        if not inferenceservice.same(facts.snapshot.services.get(version), wanted):
+            plan.writes.append(Apply(wanted))
+
+
+def retire(facts: Facts, plan: Plan) -> None:
+    """Stops the pods of versions that take no traffic, `keepWarm` after they last did."""
+    if not facts.recorded:
+        return
+    wanted = {facts.stable, facts.candidate, facts.record.version if facts.record and facts.rolling else ""}
+    for version, served in facts.snapshot.services.items():
+        if version in wanted or facts.weights.get(version) or "deletionTimestamp" in served["metadata"]:
+            continue
+        last = next(
+            (d for d in facts.previous.get("history") or () if version in (d["version"], d.get("previous"))), None
+        )
+        until = (moment(last["time"]) or facts.now) + facts.spec.rollout.keep_warm if last else facts.now
+        if facts.now < until:
+            plan.look(until)
+            continue
+        plan.cleanup.append(Delete(Ref.to(served)))
+        plan.events.append(Event("Normal", "VersionRetired", f"the pods of {facts.label(version)} were stopped"))
+
+
+def prune(facts: Facts, plan: Plan) -> None:
+    """Deletes the oldest versions beyond `revisionHistoryLimit`; never one that serves, rolls out or is asked for."""
+    if not facts.recorded or facts.latest not in facts.snapshot.versions:
+        return
+    used = {facts.latest, facts.stable, *facts.snapshot.services, *(v for v, weight in facts.weights.items() if weight)}
+    old = sorted((v for v in facts.snapshot.versions if v not in used), key=facts.sequence, reverse=True)
+    for version in old[facts.spec.revision_history_limit :]:
+        manifest = facts.snapshot.versions[version]
+        if "deletionTimestamp" not in manifest["metadata"]:
+            plan.cleanup.append(Delete(Ref.to(manifest)))

@@ -1,0 +1,150 @@
+"""What a ModelSnapshot means, worked out once.
+
+Called by the other modules of this package that plan for an MLModel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from mlplatform import api, failures
+from mlplatform.contract import ANNOTATION_RETRAIN
+from mlplatform.resources import service, virtualservice
+from mlplatform.rollout import Record, View
+from mlplatform.settings import Settings
+from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, moment, name_of, status_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the snapshot means, worked out once.
+
+    Attributes:
+        snapshot: Where it comes from.
+        settings: The operator's settings.
+        spec: What the user wants.
+        latest: Name of the version that the spec asks for.
+        trigger: The retrain annotation's value.
+        stable: Name of the version that the apex Service selects; empty before the first promotion.
+        record: The last rollout, under way or over.
+        weights: Percentage by version, read from the mesh.
+        previous: The MLModel's status as last written.
+        now: The clock.
+    """
+
+    snapshot: ModelSnapshot
+    settings: Settings
+    spec: api.MLModelSpec
+    latest: str
+    trigger: str
+    stable: str
+    record: Record | None
+    weights: Mapping[str, int]
+    previous: Object
+    now: datetime
+
+    def label(self, version: str) -> str:
+        """``<name> (v<sequence>)``, for messages."""
+        return f"{version} (v{self.sequence(version)})" if version in self.snapshot.versions else version
+
+    def sequence(self, version: str) -> int:
+        """The version's number for people; 0 when the version is gone."""
+        return int(self.snapshot.versions.get(version, {}).get("spec", {}).get("sequence", 0))
+
+    def ready_pods(self, version: str) -> int:
+        """How many pods of the version take traffic."""
+        return sum(failures.ready(pod) for pod in self.snapshot.pods.get(version, ()))
+
+    def built(self, version: str) -> bool:
+        """Whether the version passed its pipeline, and can be served."""
+        return condition(self.snapshot.versions.get(version), "Ready").get("status") == "True"
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the last rollout's outcome is in `status.history`."""
+        return (
+            self.record is None
+            or not self.record.outcome
+            or any(
+                (d["version"], d["time"]) == (self.record.version, self.record.finished_at)
+                for d in self.previous.get("history") or ()
+            )
+        )
+
+    @property
+    def rolling(self) -> bool:
+        """Whether a rollout is under way."""
+        return self.record is not None and not self.record.outcome
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the latest version was rolled back; it is not tried again while the spec stays."""
+        r = self.record
+        return r is not None and r.outcome == "RolledBack" and r.version == self.latest
+
+    @property
+    def candidate(self) -> str:
+        """The version that traffic should move to; empty when there is none."""
+        if self.latest == self.stable or self.rejected or not self.built(self.latest):
+            return ""
+        return self.latest
+
+    def is_ready(self, version: str) -> bool:
+        """Enough pods to take over: the autoscaler's lower bound, and at least one."""
+        return version in self.snapshot.services and self.ready_pods(version) >= max(1, self.spec.serving.replicas.min)
+
+    def trouble(self, version: str) -> str:
+        """What keeps a version's pods from being Ready: the pods say it, else KServe does."""
+        sighting = failures.worst(pod for pod in self.snapshot.pods.get(version, ()) if not failures.ready(pod))
+        if sighting:
+            return failures.sentence(sighting.failure)
+        failed = (status_of(self.snapshot.services.get(version)).get("modelStatus") or {}).get("lastFailureInfo") or {}
+        return str(failed.get("message", ""))
+
+    def view(self, record: Record) -> View:
+        """What the policies look at."""
+        version, spec = record.version, self.spec.rollout
+        return View(
+            candidate=self.label(version),
+            stable=self.label(self.stable),
+            weight=self.weights.get(version, 0),
+            steps=() if spec.strategy == "recreate" else spec.steps,
+            interval=spec.interval,
+            max_duration=spec.max_duration,
+            ready=self.is_ready(version),
+            serving=self.ready_pods(version) > 0,
+            trouble=self.trouble(version),
+            started_at=moment(record.started_at) or self.now,
+            step_started_at=moment(record.step_started_at) or self.now,
+            now=self.now,
+        )
+
+
+def gather(snapshot: ModelSnapshot, settings: Settings, spec: api.MLModelSpec, now: datetime) -> Facts:
+    """Works out the facts of a snapshot whose spec has been decoded."""
+    trigger = annotations_of(snapshot.model).get(ANNOTATION_RETRAIN, "")
+    record = Record.from_json(virtualservice.record(snapshot.route))
+    return Facts(
+        snapshot=snapshot,
+        settings=settings,
+        spec=spec,
+        latest=api.version_name(name_of(snapshot.model), spec, trigger),
+        trigger=trigger,
+        stable=_stable(snapshot, record),
+        record=record,
+        weights=virtualservice.weights(snapshot.route),
+        previous=status_of(snapshot.model),
+        now=now,
+    )
+
+
+def _stable(snapshot: ModelSnapshot, record: Record | None) -> str:
+    """The apex Service says it. If somebody deleted that, the route's record does; then the last status."""
+    if snapshot.apex is not None:
+        return service.stable(snapshot.apex)
+    if record is not None:
+        return record.version if record.outcome == "Promoted" else record.previous
+    remembered = str((status_of(snapshot.model).get("stable") or {}).get("version", ""))
+    return remembered if remembered in snapshot.services else ""

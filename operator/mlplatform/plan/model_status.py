@@ -1,0 +1,209 @@
+"""What an MLModel says of itself: conditions, rollout, history, and one word.
+
+Called by `plan.model`, after the children are planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Literal, cast
+
+from mlplatform import api, failures, rollout
+from mlplatform.actions import Event
+from mlplatform.conditions import Book
+from mlplatform.plan.facts import Facts
+from mlplatform.plan.plan import Plan, known, status_json
+from mlplatform.resources import ADD_ONS, virtualservice
+from mlplatform.rollout import Move
+from mlplatform.snapshot import Object, condition, stamp, status_of
+
+HISTORY_LIMIT: Final = 20
+"""Decision records kept."""
+
+_DECISIONS: Final = {"Promoted", "RolledBack", "Superseded"}
+
+
+def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Plan) -> Object:
+    """The next status as JSON; the events of what changed go into the plan."""
+    history = _history(facts, plan)
+    _version_condition(facts, book)
+    _serving_condition(facts, book)
+    _rollout_condition(facts, verdict, book)
+    _ready_condition(facts, book)
+    plan.events += _events(book)
+    status = api.MLModelStatus(
+        observed_generation=facts.snapshot.model["metadata"].get("generation", 0),
+        stage=_word(facts, verdict, book),
+        latest_version=facts.latest,
+        latest_sequence=facts.sequence(facts.latest),
+        url=virtualservice.url(facts.snapshot.model, facts.settings),
+        conditions=book.conditions(),
+        stable=_stable_status(facts, history),
+        rollout=_rollout_status(facts, verdict),
+        history=history,
+        failure=_failure(facts, verdict),
+    )
+    return status_json(status)
+
+
+def _history(facts: Facts, plan: Plan) -> tuple[api.Decision, ...]:
+    """Decision records, newest first: what status has, and the outcome in the mesh if it is not among them."""
+    kept = tuple(known(api.Decision, {"message": "", **d}) for d in facts.previous.get("history") or ())
+    record = facts.record
+    if record is None or record.outcome not in _DECISIONS or facts.recorded:
+        return kept
+    if record.outcome == "Promoted" and facts.stable != record.version:
+        return kept  # Not before the apex Service has followed.
+    decision = api.Decision(
+        version=record.version,
+        decision=cast("Literal['Promoted', 'RolledBack', 'Superseded']", record.outcome),
+        reason=record.reason,
+        message=record.message,
+        time=record.finished_at,
+        sequence=facts.sequence(record.version),
+        previous=record.previous,
+    )
+    plan.events.append(Event("Warning" if record.outcome == "RolledBack" else "Normal", record.outcome, record.message))
+    plan.look(facts.now)
+    return (decision, *kept)[:HISTORY_LIMIT]
+
+
+def _version_condition(facts: Facts, book: Book) -> None:
+    """`VersionReady`: the latest version has passed its pipeline."""
+    if facts.latest not in facts.snapshot.versions:
+        reason, message = (
+            ("Suspended", "spec.suspend is true") if facts.spec.suspend else ("Creating", "it is being created")
+        )
+        book.set("VersionReady", "Unknown", reason, f"{facts.latest}: {message}")
+        return
+    ready = condition(facts.snapshot.versions[facts.latest], "Ready")
+    status = ready.get("status", "Unknown")
+    message = ready.get("message", "its pipeline has not begun")
+    book.set("VersionReady", status, ready.get("reason", "Pending"), f"{facts.label(facts.latest)}: {message}")
+
+
+def _serving_condition(facts: Facts, book: Book) -> None:
+    """`Serving`: the stable version has a pod that takes traffic."""
+    if not facts.stable:
+        failed = condition(facts.snapshot.versions.get(facts.latest), "Ready").get("status") == "False"
+        book.set("Serving", "False" if failed else "Unknown", "NoStableVersion", "no version has been promoted yet")
+    elif facts.ready_pods(facts.stable):
+        book.set("Serving", "True", "PodsReady", f"{facts.label(facts.stable)} serves")
+    else:
+        trouble = facts.trouble(facts.stable)
+        message = f"{facts.label(facts.stable)} has no ready pod{f': {trouble}' if trouble else ''}"
+        book.set("Serving", "False", "NoReadyPods", message)
+
+
+def _rollout_condition(facts: Facts, verdict: rollout.Verdict | None, book: Book) -> None:
+    """`RolloutPassed`: the latest version took over all the traffic."""
+    missing = sorted(facts.snapshot.missing & {"InferenceService", "VirtualService"})
+    if missing and facts.built(facts.latest):
+        add_on = f"the cluster does not serve {missing[0]}: install {ADD_ONS[missing[0]]}"
+        book.set("RolloutPassed", "False", "AddOnMissing", add_on)
+    elif facts.rejected and facts.record:
+        message = f"{facts.record.message}. It is not tried again until the spec or its retrain annotation changes"
+        book.set("RolloutPassed", "False", "RolledBack", message)
+    elif verdict is not None and verdict.move is Move.ROLLBACK:
+        book.set("RolloutPassed", "False", "RolledBack", verdict.message)
+    elif facts.latest == facts.stable:
+        book.set("RolloutPassed", "True", "Promoted", f"{facts.label(facts.stable)} takes all the traffic")
+    elif verdict is not None:
+        book.set("RolloutPassed", "Unknown", verdict.reason, verdict.message)
+    elif facts.spec.suspend:
+        book.set("RolloutPassed", "Unknown", "Suspended", "spec.suspend is true: the traffic stays as it is")
+    elif facts.built(facts.latest):
+        book.set("RolloutPassed", "Unknown", "Starting", f"the rollout of {facts.label(facts.latest)} begins")
+    else:
+        book.set(
+            "RolloutPassed", "Unknown", "WaitingForVersion", f"{facts.label(facts.latest)} is not ready to be served"
+        )
+
+
+def _ready_condition(facts: Facts, book: Book) -> None:
+    """`Ready`: what the spec asks for is what serves. The first condition that is not True says why not."""
+    parts = [c for kind in ("VersionReady", "RolloutPassed", "Serving") if (c := book.get(kind))]
+    worst = next((c for c in parts if c.status == "False"), next((c for c in parts if c.status != "True"), None))
+    if facts.spec.suspend and (worst is None or worst.status == "Unknown"):
+        book.set(
+            "Ready", "Unknown", "Suspended", "spec.suspend is true: nothing is started, what serves goes on serving"
+        )
+    elif worst is None:
+        book.set("Ready", "True", "Serving", f"{facts.label(facts.stable)} serves what the spec asks for")
+    else:
+        serves = f" {facts.label(facts.stable)} goes on serving." if facts.stable and worst.type != "Serving" else ""
+        book.set(
+            "Ready", worst.status, worst.reason, f"{worst.message.rstrip('.')}.{serves}" if serves else worst.message
+        )
+
+
+def _stable_status(facts: Facts, history: Iterable[api.Decision]) -> api.StableStatus | None:
+    if not facts.stable:
+        return None
+    promoted = next((d.time for d in history if (d.version, d.decision) == (facts.stable, "Promoted")), "")
+    return api.StableStatus(version=facts.stable, sequence=facts.sequence(facts.stable), promoted_at=promoted)
+
+
+def _rollout_status(facts: Facts, verdict: rollout.Verdict | None) -> api.RolloutStatus | None:
+    """A rollout under way, as the mesh shows it."""
+    record = facts.record
+    if record is None or not facts.rolling:
+        return None
+    view = facts.view(record)
+    ends = rollout.eta(view) if record.version == facts.latest and not facts.spec.suspend else None
+    return api.RolloutStatus(
+        version=record.version,
+        sequence=facts.sequence(record.version),
+        step=rollout.step_of(view.weight, view.steps),
+        steps=len(view.steps) + 1,
+        weight=view.weight,
+        started_at=record.started_at,
+        step_started_at=record.step_started_at,
+        eta=stamp(ends) if ends else "",
+        message=verdict.message if verdict else "",
+    )
+
+
+def _failure(facts: Facts, verdict: rollout.Verdict | None) -> api.FailureStatus | None:
+    """The cause to look at first: the latest version's, else its serving pods', else the stable version's."""
+    raw = status_of(facts.snapshot.versions.get(facts.latest)).get("failure")
+    if raw:
+        return known(api.FailureStatus, {"message": "", "nextAction": "", **raw})
+    struggling = facts.latest if verdict and verdict.move is Move.HOLD else facts.stable
+    if facts.ready_pods(struggling):
+        return None
+    sighting = failures.worst(facts.snapshot.pods.get(struggling, ()), "serving")
+    return sighting.failure if sighting else None
+
+
+def _word(facts: Facts, verdict: rollout.Verdict | None, book: Book) -> str:
+    """`status.stage`: one word for people; nothing branches on it."""
+    ready, version = book.get("Ready"), book.get("VersionReady")
+    if facts.spec.suspend:
+        return "Suspended"
+    if ready and ready.status == "True":
+        return "Serving"
+    if facts.rejected:
+        return "RolledBack"
+    if version and version.status == "False":
+        return "Failed"
+    if version and version.status == "True":
+        return "RollingOut" if facts.stable and facts.stable != facts.latest else "Deploying"
+    word = str(status_of(facts.snapshot.versions.get(facts.latest)).get("stage", "")) or "Pending"
+    return "Deploying" if verdict else word
+
+
+def _events(book: Book) -> list[Event]:
+    """What changed for the model as a whole; its version and its rollout post their own."""
+    events = []
+    for kind in ("Accepted", "Serving", "Ready"):
+        new = book.get(kind)
+        if new is None or not book.changed(kind):
+            continue
+        if kind == "Serving" and new.status == "True":
+            events.append(Event("Normal", "ServingStarted", new.message))
+        elif kind == "Serving" and new.reason == "NoReadyPods":
+            events.append(Event("Warning", "ServingStopped", new.message))
+        elif kind == "Ready" and new.status == "False" and new.reason != "NoReadyPods":
+            events.append(Event("Warning", new.reason, new.message))
+    return events

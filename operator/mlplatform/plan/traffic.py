@@ -1,0 +1,141 @@
+"""How traffic moves from the stable version to the candidate: one link of the chain a pass.
+
+Called by `plan.model`. The decisions are in `mlplatform.rollout`; here they
+become a VirtualService and an apex Service. Nothing rests on what an earlier
+pass meant to do, only on what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final, Literal
+
+from mlplatform import rollout
+from mlplatform.actions import Apply, Event
+from mlplatform.plan.children import ADD_ON_RETRY
+from mlplatform.plan.facts import Facts
+from mlplatform.plan.plan import Plan
+from mlplatform.resources import service, virtualservice
+from mlplatform.resources.metadata import same
+from mlplatform.rollout import FULL, Move, Record
+from mlplatform.snapshot import precise, stamp
+
+_OUTCOMES: Final = {Move.PROMOTE: "Promoted", Move.ROLLBACK: "RolledBack"}
+
+
+def move(  # noqa: PLR0911  one link of the chain each, in order
+    facts: Facts, plan: Plan
+) -> rollout.Verdict | None:
+    """Moves the rollout on by one step; returns the verdict about a candidate, if there is one."""
+    record = facts.record
+    if "VirtualService" in facts.snapshot.missing:
+        plan.look(facts.now + ADD_ON_RETRY)
+        return None
+    if record and record.outcome == "Promoted" and facts.stable != record.version and not facts.recorded:
+        _point_apex(facts, record.version, plan)  # The promotion was cut short between its two writes.
+        return rollout.Verdict(Move.PROMOTE, FULL, record.reason, record.message)
+    if record and not facts.recorded:
+        return None  # Its outcome goes into status first; the next pass goes on.
+    candidate = facts.candidate
+    if record and facts.rolling and record.version != candidate:
+        message = f"{facts.latest} was asked for while {facts.label(record.version)} rolled out"
+        _close(facts, replace(record, outcome="Superseded", reason="OtherVersionAsked", message=message), plan)
+        return None
+    if candidate and not facts.stable:
+        return _first(facts, candidate, plan)
+    if candidate and not facts.rolling:
+        now = precise(facts.now)
+        record = Record(version=candidate, previous=facts.stable, started_at=now, step_started_at=now)
+        _apply_route(facts, {facts.stable: FULL}, record, plan)
+        return rollout.decide(replace(facts.view(record), ready=False, serving=True, weight=0))
+    if candidate and record:
+        return _advance(facts, record, plan)
+    if facts.stable:
+        _keep_route(facts, plan)
+    return None
+
+
+def _first(facts: Facts, candidate: str, plan: Plan) -> rollout.Verdict:
+    """A model's first version has nothing to be compared with: it is stable as soon as it is ready."""
+    if not facts.is_ready(candidate):
+        trouble = facts.trouble(candidate)
+        message = f"waiting for the pods of {facts.label(candidate)}{f': {trouble}' if trouble else ''}"
+        return rollout.Verdict(Move.HOLD, 0, "WaitingForPods", message)
+    now = precise(facts.now)
+    message = f"{facts.label(candidate)} is the first version, and its pods are ready"
+    record = Record(
+        version=candidate,
+        previous="",
+        started_at=now,
+        step_started_at=now,
+        outcome="Promoted",
+        reason="FirstVersion",
+        message=message,
+        finished_at=stamp(facts.now),
+    )
+    _apply_route(facts, {candidate: FULL}, record, plan)
+    _point_apex(facts, candidate, plan)
+    return rollout.Verdict(Move.PROMOTE, FULL, "FirstVersion", message)
+
+
+def _advance(facts: Facts, record: Record, plan: Plan) -> rollout.Verdict:
+    """Lets the policies decide, and writes what they say."""
+    verdict = rollout.decide(facts.view(record))
+    outcome = _OUTCOMES.get(verdict.move)
+    if outcome:
+        _close(facts, replace(record, outcome=outcome, reason=verdict.reason, message=verdict.message), plan)
+    elif verdict.weight != facts.weights.get(record.version, 0):
+        moved = replace(record, step_started_at=precise(facts.now))
+        _apply_route(facts, _split(facts, record.version, verdict.weight), moved, plan)
+        kind: Literal["Normal", "Warning"] = "Normal" if verdict.move is Move.ADVANCE else "Warning"
+        plan.events.append(Event(kind, "TrafficMoved" if kind == "Normal" else verdict.reason, verdict.message))
+    else:
+        _apply_route(facts, _split(facts, record.version, verdict.weight), record, plan)
+    _point_apex(facts, record.version if verdict.move is Move.PROMOTE else facts.stable, plan)
+    plan.look(verdict.wait_until)
+    return verdict
+
+
+def _close(facts: Facts, record: Record, plan: Plan) -> None:
+    """Ends a rollout: all traffic to one version, and the outcome beside the weights, in one write."""
+    winner = record.version if record.outcome == "Promoted" else facts.stable
+    _apply_route(facts, {winner: FULL}, replace(record, finished_at=stamp(facts.now)), plan)
+
+
+def _keep_route(facts: Facts, plan: Plan) -> None:
+    """Between rollouts: the stable version has everything, and the apex and the route say so.
+
+    A rollback is forgotten once another version is asked for, so that coming
+    back to the version that failed counts as asking for it anew.
+    """
+    record = facts.record
+    if record and record.outcome != "Promoted" and record.version != facts.latest:
+        record = None
+    if facts.ready_pods(facts.stable) or facts.snapshot.route is not None:
+        _apply_route(facts, {facts.stable: FULL}, record, plan)
+    _point_apex(facts, facts.stable, plan)
+
+
+def _apply_route(facts: Facts, weights: Mapping[str, int], record: Record | None, plan: Plan) -> None:
+    """Applies the VirtualService unless it is just so already.
+
+    Weights that a person set by hand are a fact like any other: during a
+    rollout it goes on from them, between rollouts they are put back.
+    """
+    model, live = facts.snapshot.model, facts.snapshot.route
+    forced = sorted(facts.snapshot.services.keys() | {v for v, weight in weights.items() if weight})
+    wanted = virtualservice.render(model, weights, forced, record.to_json() if record else "", facts.settings)
+    if live is None or not same(live, wanted) or virtualservice.drifted(live, wanted):
+        plan.writes.append(Apply(wanted))
+
+
+def _point_apex(facts: Facts, version: str, plan: Plan) -> None:
+    wanted = service.render(facts.snapshot.model, version)
+    live = facts.snapshot.apex
+    if not same(live, wanted) or service.stable(live) != version:
+        plan.writes.append(Apply(wanted))
+
+
+def _split(facts: Facts, candidate: str, weight: int) -> dict[str, int]:
+    return {facts.stable: FULL - weight, candidate: weight}
