@@ -90,7 +90,7 @@ def frame(view: ModelView, signs: Signs = UNICODE) -> RenderableType:
         parts += _measurements(view.version, signs)
     if view.traffic is not None:
         parts += [_title("Traffic"), Padding(_traffic(view.traffic, signs), _INDENT, expand=False)]
-    if view.url:
+    if view.url and view.traffic is not None:
         parts += [_title("URL"), Padding(Text(view.url, no_wrap=True, overflow="fold"), _INDENT, expand=False)]
     if view.failure is not None:
         parts += [Text(), _failure(view, view.failure, signs)]
