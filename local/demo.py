@@ -40,6 +40,8 @@ ARTIFACTS: Final = f"mlplatform/{NAMESPACE}/{MODEL}"
 LEAST_ROC_AUC: Final = 0.905
 READY_WITHIN: Final = "15m"
 REQUESTS_PER_SECOND: Final = 30.0
+LOG_WIDTH: Final = 160
+"""Columns where the output is no terminal."""
 ROUTE_SECONDS: Final = 30.0
 REQUESTS_AFTER: Final = 60
 """Requests that still follow the promotion: all of them must be the new version's."""
@@ -438,7 +440,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m local.demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=("install", "data"), help="do this one step and stop")
     options = parser.parse_args(argv)
-    out = Console(highlight=False, emoji=False)
+    out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     try:
         cluster = Cluster.connect()
     except AccessError as error:
