@@ -201,14 +201,14 @@ async def _rest(ringing: asyncio.Event, stopped: kopf.DaemonStopped, seconds: fl
 
 def main() -> None:
     """Runs until a signal."""
-    kopf.configure(log_format=kopf.LogFormat.JSON)
-    for chatty in ("kopf.objects", "aiohttp.access"):  # Every wake-up's success, every health check.
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         settings = Settings.from_env(os.environ)
         cluster = Cluster(connect())
     except (SettingsError, ConnectError) as error:
         sys.exit(str(error))
+    kopf.configure(log_format=kopf.LogFormat.JSON)
+    for chatty in ("kopf.objects", "aiohttp.access"):  # Every wake-up's success, every health check.
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     registry = kopf.OperatorRegistry()
     wire(registry, settings, cluster)
     prometheus_client.start_http_server(settings.metrics_port)

@@ -1,0 +1,331 @@
+"""The operator's process and its writer against a real API server.
+
+The server is this module's own: the operator must find it without the add-ons' kinds, and alone when it is idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, free_port, started
+from kubernetes import client, config
+
+from mlplatform.actions import Delete, Event, Patch, Ref
+from mlplatform.cluster import Cluster, Forbidden, NameTaken, Rejected
+from mlplatform.snapshot import Object, annotations_of, condition
+
+pytestmark = pytest.mark.apiserver
+
+PATIENCE = 30.0
+"""Seconds for the operator to do its part; it needs one, under load more."""
+MLMODEL = (REPOSITORY / "examples/adult-income/mlmodel.yaml").read_text()
+ADD_ONS = REPOSITORY / "local/addons/manifests/00-crds.yaml"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    with started(tmp_path_factory.mktemp("operator-apiserver")) as found:
+        found.install_crds(*sorted(CRD_FOLDER.glob("mlplatform.dev_*.yaml")))
+        yield found
+
+
+@dataclass
+class Program:
+    """A running operator."""
+
+    server: ApiServer
+    log: Path
+    health: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        env = {
+            **os.environ,
+            "KUBECONFIG": str(self.server.kubeconfig),
+            "PYTHONPATH": str(REPOSITORY / "operator"),
+            "MLPLATFORM_HEALTH_PORT": str(self.health),
+            "MLPLATFORM_METRICS_PORT": str(free_port()),
+        }
+        with self.log.open("ab") as out:
+            command = [sys.executable, "-m", "mlplatform.main"]
+            self.process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+        eventually(self.healthy, lambda: self.log.read_text()[-3000:])
+
+    def healthy(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.health}/healthz") as answer:
+            return bool(answer.status == 200)
+        return False
+
+    def stop(self, *, kill: bool = False) -> int:
+        """Ends it; returns its exit status."""
+        assert self.process
+        if kill:
+            self.process.kill()
+        else:
+            self.process.terminate()
+        return self.process.wait(timeout=20)
+
+    def memory(self) -> int:
+        """Resident memory in MiB."""
+        assert self.process
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        assert found
+        return int(found[1]) // 1024
+
+
+@pytest.fixture
+def operator(server: ApiServer, tmp_path: Path) -> Iterator[Program]:
+    program = Program(server, tmp_path / "operator.log")
+    program.start()
+    yield program
+    assert program.process
+    if program.process.poll() is None:
+        program.stop(kill=True)
+
+
+@pytest.fixture
+def namespace(server: ApiServer, request: pytest.FixtureRequest) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
+    server.kubectl("create", "namespace", name)
+    return name
+
+
+def eventually(check: Callable[[], Any], explain: Callable[[], Any] = lambda: "") -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not (found := check()):
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.1)  # what is waited for is the effect of another process
+    return found
+
+
+def get(server: ApiServer, namespace: str, what: str) -> Any:
+    return json.loads(server.kubectl("-n", namespace, "get", what, "-o", "json"))
+
+
+def apply(server: ApiServer, namespace: str, text: str = MLMODEL) -> None:
+    server.kubectl("-n", namespace, "apply", "--server-side", "-f", "-", given=text)
+
+
+def model_condition(server: ApiServer, namespace: str, kind: str) -> tuple[str, str]:
+    found = condition(get(server, namespace, "mlmodel/adult-income"), kind)
+    return found.get("status", ""), found.get("reason", "")
+
+
+def writes(server: ApiServer) -> dict[str, float]:
+    """Requests so far that change something, by verb and resource; leases and the server's own apart."""
+    pattern = re.compile(
+        r'apiserver_request_total\{.*resource="([a-z]+)".*verb="(POST|PUT|PATCH|APPLY|DELETE)".*\} (\S+)'
+    )
+    found: dict[str, float] = {}
+    for line in server.kubectl("get", "--raw", "/metrics").splitlines():
+        if (match := pattern.match(line)) and match[1] not in {"leases", "endpoints", "services", "namespaces"}:
+            found[f"{match[2]} {match[1]}"] = found.get(f"{match[2]} {match[1]}", 0) + float(match[3])
+    return found
+
+
+def test_life_of_a_model_on_a_real_api_server(server: ApiServer, operator: Program, namespace: str) -> None:
+    """One story, in order: a missing add-on, its installation, training begun, idleness, restarts, deletion."""
+    apply(server, namespace)
+    missing = ("False", "AddOnMissing")
+    eventually(
+        lambda: model_condition(server, namespace, "VersionReady") == missing, lambda: operator.log.read_text()[-3000:]
+    )
+
+    server.install_crds(ADD_ONS)
+    eventually(lambda: model_condition(server, namespace, "VersionReady") == ("Unknown", "Training"))
+    [version] = get(server, namespace, "modelversions")["items"]
+    job = get(server, namespace, f"pytorchjob/{version['metadata']['name']}-train")
+    assert job["metadata"]["ownerReferences"][0]["uid"] == version["metadata"]["uid"]
+    events = {(e["involvedObject"]["kind"], e["reason"]) for e in get(server, namespace, "events")["items"]}
+    assert {("MLModel", "VersionCreated"), ("ModelVersion", "TrainingStarted")} <= events
+
+    eventually(lambda: version_settled(server, namespace))
+    before = writes(server)
+    time.sleep(10)  # idleness is the absence of something: there is no event to wait for
+    assert writes(server) == before, "an idle operator writes nothing"
+
+    for kill in (True, False):
+        operator.stop(kill=kill)
+        operator.start()
+    time.sleep(3)  # likewise
+    assert writes(server) == before, "and neither does one that has just started"
+    assert operator.memory() < 250
+
+    server.kubectl("-n", namespace, "delete", "mlmodel", "adult-income", "--timeout=10s")
+    server.kubectl("-n", namespace, "delete", "modelversion", version["metadata"]["name"], "--timeout=10s")
+    assert operator.stop() == 0
+
+
+def version_settled(server: ApiServer, namespace: str) -> bool:
+    [version] = get(server, namespace, "modelversions")["items"]
+    return bool(condition(version, "Trained").get("reason") == "Running")
+
+
+BAD = [
+    ("an unknown field", MLMODEL.replace("epochs: 12", "epochz: 12"), "did you mean"),
+    (
+        "a gate on a metric that does not exist",
+        MLMODEL.replace("metric: roc_auc, min", "metric: roc_acu, min"),
+        "did you mean roc_auc",
+    ),
+    ("steps that fall", MLMODEL.replace("steps: [5, 25, 50]", "steps: [50, 25, 5]"), "spec.rollout.steps"),
+]
+
+
+@pytest.mark.parametrize(("reason", "text", "contains"), BAD, ids=[row[0] for row in BAD])
+def test_bad_input_is_refused_at_apply_or_in_accepted(
+    server: ApiServer, operator: Program, namespace: str, reason: str, text: str, contains: str
+) -> None:
+    assert text != MLMODEL, "the row changes something"
+    applied = server.run("-n", namespace, "apply", "--server-side", "--validate=false", "-f", "-", given=text)
+    if applied.returncode == 0:
+        live = get(server, namespace, "mlmodel/adult-income")
+        if "epochz" not in json.dumps(live["spec"]) and "epochz" in text:
+            return  # an unknown field is pruned by a server that was told not to validate
+        eventually(lambda: model_condition(server, namespace, "Accepted")[0] == "False", lambda: reason)
+        accepted = condition(get(server, namespace, "mlmodel/adult-income"), "Accepted")
+        assert contains in accepted["message"], reason
+    assert operator.process
+    assert operator.process.poll() is None, "nothing that people write ends the operator"
+
+
+# The writer.
+
+
+@pytest.fixture(scope="module")
+def api(server: ApiServer) -> client.ApiClient:
+    settings = client.Configuration()
+    config.load_kube_config(str(server.kubeconfig), client_configuration=settings)
+    return client.ApiClient(settings)
+
+
+@pytest.fixture
+def cluster(api: client.ApiClient) -> Cluster:
+    return Cluster(api)
+
+
+def service(namespace: str, owner: str = "uid-1", **spec: Any) -> Object:
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner, "controller": True}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "apex",
+            "namespace": namespace,
+            "ownerReferences": [reference],
+            "annotations": {"mine": "1"},
+        },
+        "spec": {"selector": {"app": "a"}, "ports": [{"name": "http", "port": 80, "protocol": "TCP"}], **spec},
+    }
+
+
+def test_create_makes_once_and_then_returns_what_is_there(cluster: Cluster, namespace: str) -> None:
+    made = cluster.create(service(namespace))
+    again = cluster.create(service(namespace, selector={"app": "b"}))
+    assert made
+    assert again
+    assert again["metadata"]["resourceVersion"] == made["metadata"]["resourceVersion"]
+    assert again["spec"]["selector"] == {"app": "a"}
+
+
+def test_apply_takes_over_what_it_names_and_leaves_the_rest(
+    server: ApiServer, cluster: Cluster, namespace: str
+) -> None:
+    cluster.apply(service(namespace))
+    server.kubectl("-n", namespace, "annotate", "service", "apex", "theirs=1")
+    server.kubectl("-n", namespace, "patch", "service", "apex", "-p", '{"spec":{"selector":{"app":"edited"}}}')
+    applied = cluster.apply(service(namespace))
+    assert applied
+    assert applied["spec"]["selector"] == {"app": "a"}, "what it names is put back"
+    assert annotations_of(applied)["theirs"] == "1", "what it does not name stays"
+    unchanged = cluster.apply(service(namespace))
+    assert unchanged
+    assert unchanged["metadata"]["resourceVersion"] == applied["metadata"]["resourceVersion"]
+
+
+def test_an_object_of_somebody_else_is_left_alone(server: ApiServer, cluster: Cluster, namespace: str) -> None:
+    server.kubectl("-n", namespace, "create", "service", "clusterip", "apex", "--tcp=80:80")
+    before = get(server, namespace, "service/apex")
+    for write in (cluster.create, cluster.apply):
+        with pytest.raises(NameTaken, match=f"Service {namespace}/apex exists and belongs to something else"):
+            write(service(namespace))
+    assert get(server, namespace, "service/apex") == before
+
+
+def test_what_is_gone_can_be_patched_deleted_and_reported_on_without_harm(cluster: Cluster, namespace: str) -> None:
+    ref = Ref("v1", "Service", namespace, "absent")
+    assert cluster.patch(ref, {"spec": {}}) is None
+    cluster.delete(Delete(ref))
+    assert cluster.get(ref) is None
+    gone = {
+        "apiVersion": "mlplatform.dev/v1alpha1",
+        "kind": "MLModel",
+        "metadata": {"name": "x", "namespace": namespace, "uid": "u"},
+    }
+    assert cluster.write_status(gone, {"stage": "x"}) is None
+
+
+def test_a_merge_patch_changes_only_what_it_names(cluster: Cluster, namespace: str) -> None:
+    cluster.create(service(namespace))
+    patched = cluster.do(Patch(Ref("v1", "Service", namespace, "apex"), {"metadata": {"annotations": {"mine": "2"}}}))
+    assert patched
+    assert annotations_of(patched) == {"mine": "2"}
+    assert patched["spec"]["selector"] == {"app": "a"}
+
+
+def test_status_is_replaced_as_a_whole_and_only_on_the_same_object(
+    server: ApiServer, cluster: Cluster, namespace: str
+) -> None:
+    apply(server, namespace)
+    model = get(server, namespace, "mlmodel/adult-income")
+    cluster.write_status(model, {"stage": "Training", "latestVersion": "v"})
+    written = cluster.write_status(model, {"stage": "Serving"})
+    assert written
+    assert written["status"] == {"stage": "Serving"}
+    namesake = {**model, "metadata": {**model["metadata"], "uid": "another"}}
+    with pytest.raises(Rejected):
+        cluster.write_status(namesake, {"stage": "Wrong"})
+    assert get(server, namespace, "mlmodel/adult-income")["status"] == {"stage": "Serving"}
+    server.kubectl("-n", namespace, "delete", "mlmodel", "adult-income")
+
+
+def test_the_api_servers_words_reach_the_message(cluster: Cluster, namespace: str) -> None:
+    with pytest.raises(Rejected, match="422.*Invalid value.*no-port"):
+        cluster.create(service(namespace, ports=[{"name": "no-port", "port": 0, "protocol": "no-port"}]))
+
+
+def test_missing_rights_are_named(api: client.ApiClient, namespace: str) -> None:
+    stranger = client.ApiClient(api.configuration)
+    stranger.set_default_header("Impersonate-User", "nobody")
+    with pytest.raises(Forbidden, match=f'"nobody" cannot create resource "services".*"{namespace}"'):
+        Cluster(stranger).create(service(namespace))
+
+
+def test_kinds_that_are_not_served_are_missing(cluster: Cluster) -> None:
+    kinds = {"Pod": "v1", "MLModel": "mlplatform.dev/v1alpha1", "Novel": "novel.example.com/v1", "NoSuch": "batch/v1"}
+    assert cluster.missing(kinds) == {"Novel", "NoSuch"}
+
+
+def test_an_event_that_cannot_be_posted_is_only_logged(
+    cluster: Cluster, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    obj = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "apex", "namespace": f"{namespace}-gone", "uid": "u"},
+    }
+    cluster.post(obj, Event("Normal", "Happened", "something"), datetime.now(UTC))
+    assert "event Happened" in caplog.text

@@ -1,0 +1,275 @@
+"""The small parts: settings, conditions, times, weights, digests, metrics."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import prometheus_client
+import pytest
+from unit.operator_world import NAMESPACE, SPEC, START, mlmodel
+
+from mlplatform import api, metrics
+from mlplatform.conditions import Book
+from mlplatform.plan.plan import Plan, status_json
+from mlplatform.resources import inferenceservice, job, pod, pytorchjob, service, virtualservice
+from mlplatform.resources.metadata import hashed, same
+from mlplatform.resources.workload import Phase
+from mlplatform.settings import Settings, SettingsError
+from mlplatform.snapshot import Object, moment, precise, stamp
+
+# Settings
+
+
+def test_settings_come_from_the_environment() -> None:
+    env = {
+        "MLPLATFORM_JOBS_IMAGE": "x:1",
+        "MLPLATFORM_METRICS_PORT": "9999",
+        "MLPLATFORM_WATCH_NAMESPACES": "a, b,",
+        "PATH": "/",
+    }
+    found = Settings.from_env(env)
+    assert (found.jobs_image, found.metrics_port, found.namespaces) == ("x:1", 9999, ("a", "b"))
+    assert found.artifact_root == "s3://mlplatform", "what is not set keeps its default"
+    assert Settings().namespaces == (), "no list means all namespaces"
+
+
+def test_a_service_of_that_name_sets_a_variable_that_is_no_port() -> None:
+    with pytest.raises(SettingsError, match=r"MLPLATFORM_HEALTH_PORT='tcp://10\.96\.0\.1:8080'.*enableServiceLinks"):
+        Settings.from_env({"MLPLATFORM_HEALTH_PORT": "tcp://10.96.0.1:8080"})
+
+
+# Times
+
+
+def test_times_are_written_in_utc_and_read_back() -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
+    assert stamp(when) == "2026-01-02T03:04:05Z"
+    assert precise(when) == "2026-01-02T03:04:05.678Z"
+    assert moment(stamp(when)) == when.replace(microsecond=0)
+    assert moment("") is None
+    assert moment(None) is None
+
+
+# Conditions
+
+
+def held(status: str, reason: str = "R") -> Object:
+    return {
+        "type": "T",
+        "status": status,
+        "reason": reason,
+        "message": "m",
+        "lastTransitionTime": "2020-01-01T00:00:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "previous", "status", "why", "since", "changed"),
+    [
+        ("a new condition begins now", [], "True", "R", stamp(START), True),
+        ("the same status keeps its time", [held("True")], "True", "R", "2020-01-01T00:00:00Z", False),
+        ("another reason keeps the time but is news", [held("True")], "True", "S", "2020-01-01T00:00:00Z", True),
+        ("another status begins now", [held("True")], "False", "R", stamp(START), True),
+    ],
+)
+def test_condition(reason: str, previous: list[Object], status: Any, why: str, since: str, *, changed: bool) -> None:
+    book = Book(previous, 7, START)
+    book.set("T", status, why, "a new message is no news")
+    [found] = book.conditions()
+    assert found.last_transition_time == since, reason
+    assert found.observed_generation == 7, reason
+    assert book.changed("T") is changed, reason
+
+
+def test_a_condition_can_be_carried_over_as_it_was() -> None:
+    book = Book([held("False")], 7, START)
+    book.keep("T")
+    book.keep("absent")
+    assert [(c.type, c.status, c.observed_generation) for c in book.conditions()] == [("T", "False", 0)]
+    assert not book.changed("T")
+
+
+def test_status_json_leaves_out_what_is_empty_but_keeps_zeros() -> None:
+    status = api.MLModelStatus(observed_generation=0, rollout=api.RolloutStatus(version="v", weight=0))
+    assert status_json(status) == {
+        "observedGeneration": 0,
+        "latestSequence": 0,
+        "rollout": {"version": "v", "sequence": 0, "step": 0, "steps": 0, "weight": 0},
+    }
+
+
+def test_a_plan_looks_again_at_the_earliest_moment_asked_for() -> None:
+    plan = Plan()
+    for minutes in (None, 5, 3, 9):
+        plan.look(None if minutes is None else START + timedelta(minutes=minutes))
+    assert plan.look_again == START + timedelta(minutes=3)
+
+
+# Reading children
+
+
+def route(weights: dict[str, int], **changes: Any) -> Object:
+    rendered = virtualservice.render(mlmodel(), weights, (), "", Settings())
+    return {**rendered, "spec": {**rendered["spec"], **changes}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "live", "expected"),
+    [
+        ("no route", None, {}),
+        ("a route of somebody else's making", {"metadata": {}, "spec": {"tcp": []}}, {}),
+        ("everything to one", route({"adult-1": 100}), {"adult-1": 100}),
+        ("a version without weight is not in the mesh", route({"adult-1": 100, "adult-2": 0}), {"adult-1": 100}),
+        ("a split", route({"adult-1": 75, "adult-2": 25}), {"adult-1": 75, "adult-2": 25}),
+        ("weights are proportions", route({"adult-1": 3, "adult-2": 1}), {"adult-1": 75, "adult-2": 25}),
+    ],
+)
+def test_weights_are_read_from_the_mesh(reason: str, live: Object | None, expected: dict[str, int]) -> None:
+    assert virtualservice.weights(live) == expected, reason
+
+
+def test_a_single_destination_without_weight_has_everything() -> None:
+    live = route({"adult-1": 100})
+    for entry in live["spec"]["http"]:
+        entry["route"] = [{"destination": entry["route"][0]["destination"]}]
+    assert virtualservice.weights(live) == {"adult-1": 100}
+
+
+def test_a_route_has_drifted_when_somebody_changed_where_traffic_goes() -> None:
+    wanted = route({"adult-1": 100})
+    assert not virtualservice.drifted(wanted, wanted)
+    assert not virtualservice.drifted(route({"adult-1": 100}, exportTo=["*"]), wanted), "what we do not set is not ours"
+    assert virtualservice.drifted(route({"adult-1": 100}, hosts=["elsewhere"]), wanted)
+    assert virtualservice.drifted(route({"adult-2": 100}), wanted)
+
+
+def test_the_apex_says_which_version_is_stable() -> None:
+    assert service.stable(service.render(mlmodel(), "adult-1")) == "adult-1"
+    assert service.stable(None) == ""
+    assert service.stable({"spec": {"selector": {"app": "something-else"}}}) == ""
+    assert inferenceservice.version_of(inferenceservice.pod_label("adult-1")) == "adult-1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "job_status", "suspend", "phase", "started"),
+    [
+        ("just created", {}, False, Phase.ACTIVE, stamp(START)),
+        ("running", {"startTime": "t1"}, False, Phase.ACTIVE, "t1"),
+        ("suspended from the beginning: no time is counted", {}, True, Phase.SUSPENDED, ""),
+        (
+            "resumed, not started again: its creation says nothing",
+            {"conditions": [{"type": "Suspended", "status": "False"}]},
+            False,
+            Phase.ACTIVE,
+            "",
+        ),
+        (
+            "failed is for good, though it was restarting",
+            {
+                "startTime": "t1",
+                "conditions": [
+                    {"type": "Restarting", "status": "True"},
+                    {"type": "Failed", "status": "True", "lastTransitionTime": "t2"},
+                ],
+            },
+            False,
+            Phase.FAILED,
+            "t1",
+        ),
+        (
+            "a condition that no longer holds does not count",
+            {"startTime": "t1", "conditions": [{"type": "Succeeded", "status": "False"}]},
+            False,
+            Phase.ACTIVE,
+            "t1",
+        ),
+    ],
+)
+def test_pytorchjob_is_read(reason: str, job_status: Object, phase: Phase, started: str, *, suspend: bool) -> None:
+    live = {
+        "metadata": {"creationTimestamp": stamp(START)},
+        "spec": {"runPolicy": {"suspend": suspend}},
+        "status": job_status,
+    }
+    found = pytorchjob.read(live)
+    assert (found.phase, found.started_at) == (phase, started), reason
+
+
+def test_job_is_read() -> None:
+    done = {"type": "Complete", "status": "True", "lastTransitionTime": "t2"}
+    live = {"metadata": {}, "spec": {}, "status": {"startTime": "t1", "completionTime": "t2", "conditions": [done]}}
+    found = job.read(live)
+    assert (found.phase, found.started_at, found.finished_at, found.finished) == (Phase.SUCCEEDED, "t1", "t2", True)
+    assert job.read({**live, "spec": {"parallelism": 0}, "status": {}}).phase is Phase.SUSPENDED
+
+
+@pytest.mark.parametrize(
+    ("reason", "cpu", "cap", "asked"),
+    [
+        ("no cap: requests equal limits", "2", "", "2"),
+        ("a smaller request stays", "50m", "100m", "50m"),
+        ("a greater one is cut", "2", "100m", "100m"),
+        ("fractions are compared as numbers", "0.5", "600m", "0.5"),
+        ("and so are whole cores", "10", "9", "9"),
+    ],
+)
+def test_cpu_requests_can_be_capped(reason: str, cpu: str, cap: str, asked: str) -> None:
+    found = pod.resources(cpu, "1Gi", Settings(max_cpu_request=cap))
+    assert found["requests"] == {"cpu": asked, "memory": "1Gi"}, reason
+    assert found["limits"]["cpu"] == cpu, "limits stay as the model says"
+
+
+# Digests
+
+
+def test_a_digest_says_whether_an_object_is_what_would_be_made_now() -> None:
+    manifest = {"kind": "Service", "metadata": {"name": "x", "annotations": {"a": "b"}}, "spec": {"x": 1}}
+    wanted = hashed(manifest)
+    assert wanted["metadata"]["annotations"]["a"] == "b"
+    assert same({**wanted, "status": {"novel": 1}}, wanted)
+    assert not same(hashed({**manifest, "spec": {"x": 2}}), wanted)
+    assert not same(None, wanted)
+
+
+def test_names_and_labels_fit_kubernetes() -> None:
+    longest = mlmodel("m" * 36)
+    spec = api.decode(api.MLModelSpec, {**SPEC, "training": {"workers": 64}})
+    name = api.version_name("m" * 36, spec)
+    rendered = service.render(longest, name)
+    assert len(f"{name}-train-worker-63") <= 63
+    assert all(len(value) <= 63 for value in rendered["metadata"]["labels"].values())
+    assert len(inferenceservice.pod_label(name)) <= 63, "it is a label's value"
+
+
+# Metrics
+
+
+def test_metrics_show_a_model_and_forget_it() -> None:
+    conditions = [{"type": "Ready", "status": "True", "reason": "R", "message": ""}]
+    model = {**mlmodel("measured"), "status": {"rollout": {"weight": 25}, "conditions": conditions}}
+    metrics.record_model(model, {"status": {"metrics": {"roc_auc": 0.9}}})
+    where = {"namespace": NAMESPACE, "model": "measured"}
+    registry = prometheus_client.REGISTRY
+    value = registry.get_sample_value
+    assert value("mlplatform_rollout_weight", where) == 25
+    assert value("mlplatform_model_condition", {**where, "type": "Ready", "status": "True"}) == 1
+    assert value("mlplatform_model_condition", {**where, "type": "Serving", "status": "Unknown"}) == 1
+    assert value("mlplatform_version_metric", {**where, "metric": "roc_auc"}) == 0.9
+    metrics.forget_model(NAMESPACE, "measured")
+    assert value("mlplatform_rollout_weight", where) is None
+    assert value("mlplatform_version_metric", {**where, "metric": "roc_auc"}) is None
+
+
+def test_a_stage_is_counted_once_when_it_ends() -> None:
+    def count() -> float:
+        labels = {"stage": "package", "outcome": "Succeeded"}
+        return prometheus_client.REGISTRY.get_sample_value("mlplatform_stage_seconds_count", labels) or 0.0
+
+    times = {"startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:07Z"}
+    running = {"stages": [{"name": "package", "outcome": "Running", "startedAt": times["startedAt"]}]}
+    ended = {"stages": [{"name": "package", "outcome": "Succeeded", **times}]}
+    before = count()
+    for old, new in (({}, running), (running, ended), (ended, ended)):
+        metrics.record_version(old, new)
+    assert count() == before + 1

@@ -1,0 +1,225 @@
+"""Observe → plan → apply: lag of the watch, errors, and the loop around a pass."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from unit.operator_world import NAMESPACE, START, Fake, Operator, mlmodel, play, run
+
+from mlplatform import reconciler
+from mlplatform.actions import Write
+from mlplatform.cluster import Cluster, ClusterError, Conflict, Forbidden, Rejected
+from mlplatform.plan.plan import Plan
+from mlplatform.reconciler import Recent, Reconciler, World
+from mlplatform.settings import Settings
+from mlplatform.snapshot import Object, condition
+
+
+def obj(name: str = "x", revision: int = 1, **fields: Any) -> Object:
+    return {"kind": "Job", "metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": str(revision)}, **fields}
+
+
+def nothing(_fake: Fake) -> None:
+    """Time passes."""
+
+
+class TestRecent:
+    def test_what_was_written_counts_until_the_watch_has_caught_up(self) -> None:
+        recent = Recent()
+        recent.remember(obj(revision=5, spec="new"))
+        assert recent.view("Job", [obj(revision=4, spec="old")])["x"]["spec"] == "new"
+        assert recent.view("Job", [])["x"]["spec"] == "new", "it was created; the watch has not said so yet"
+        assert recent.view("Job", [obj(revision=6, spec="newest")])["x"]["spec"] == "newest"
+        assert recent.view("Job", []) == {}, "from then on the watch counts: it is gone"
+
+    def test_it_is_by_kind_and_name(self) -> None:
+        recent = Recent()
+        recent.remember(obj(revision=5))
+        assert recent.view("Pod", []) == {}
+        assert set(recent.view("Job", [obj("y")])) == {"x", "y"}
+
+    def test_a_watch_that_never_catches_up_counts_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        recent = Recent()
+        recent.remember(obj(revision=5))
+        later = reconciler.time.monotonic() + reconciler.LAG + 1
+        monkeypatch.setattr(reconciler.time, "monotonic", lambda: later)
+        assert recent.view("Job", []) == {}, "somebody deleted it before the watch had shown it"
+
+    def test_a_lost_object_stays_lost_but_its_namesake_does_not(self) -> None:
+        recent = Recent()
+        recent.lost(obj())
+        assert recent.view("Job", [obj()]) == {}
+        namesake = obj()
+        namesake["metadata"]["uid"] = "another"
+        assert recent.view("Job", [namesake]) == {"x": namesake}
+
+    def test_answers_that_are_no_objects_are_not_remembered(self) -> None:
+        recent = Recent()
+        recent.remember(None)
+        recent.remember({"kind": "Status"})
+        assert recent.view("Status", []) == {}
+
+
+class Refusing(Fake):
+    """An API server that answers some writes with an error."""
+
+    error: ClusterError | None = None
+    on: str = ""
+
+    def do(self, write: Write) -> Object | None:
+        if self.error and self.on in repr(write):
+            raise self.error
+        return super().do(write)
+
+
+def passing(fake: Fake) -> Reconciler:
+    world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
+    return Reconciler(world, "MLModel", NAMESPACE, "adult", "adult")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Forbidden("cannot create resource modelversions"), True),
+        (Rejected("admission webhook denied the request"), True),
+        (Conflict("the object has been modified"), False),
+        (ClusterError("no answer"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_that_lasts_is_told_in_ready_and_one_that_passes_is_not(error: ClusterError, *, told: bool) -> None:
+    fake = Refusing()
+    fake.apply(mlmodel())
+    fake.error, fake.on = error, "ModelVersion"
+    with pytest.raises(ClusterError):
+        asyncio.run(passing(fake).once())
+    ready = condition(fake.one("MLModel", "adult"), "Ready")
+    assert ready.get("reason") == (type(error).__name__ if told else None)
+    if told:
+        assert str(error) in ready["message"]
+
+
+def test_the_same_error_again_writes_nothing_new() -> None:
+    fake = Refusing()
+    fake.apply(mlmodel())
+    fake.error, fake.on = Forbidden("no"), "ModelVersion"
+    subject = passing(fake)
+    for _ in range(3):
+        with pytest.raises(Forbidden):
+            asyncio.run(subject.once())
+    assert [entry for entry in fake.log if entry.startswith("status")] == ["status MLModel/adult"]
+
+
+def test_nothing_is_stopped_before_status_has_recorded_why() -> None:
+    fake = Refusing()
+    play([(0, lambda f: f.apply(mlmodel())), (300, nothing)], fake)
+    before = len(fake.log)
+    fake.error, fake.on = ClusterError("no answer"), "VirtualService"
+    fake.put({**fake.one("VirtualService", "adult"), "spec": {}})
+    with pytest.raises(ClusterError):
+        asyncio.run(passing(fake).once())
+    assert fake.log[before:] == [], "no status and no cleanup after a write that failed"
+
+
+def test_an_object_that_is_gone_or_going_is_left_alone() -> None:
+    fake = Fake()
+    assert asyncio.run(passing(fake).once()) is None
+    going = mlmodel()
+    going["metadata"]["deletionTimestamp"] = "now"
+    fake.put(going)
+    assert asyncio.run(passing(fake).once()) is None
+    assert fake.log == []
+
+
+class Loop:
+    """Drives `Reconciler.run` for a number of passes, and keeps the pauses it asked for."""
+
+    def __init__(self, fake: Fake, passes: int) -> None:
+        self.fake, self.left, self.pauses = fake, passes, list[float]()
+
+    async def sleep(self, seconds: float) -> bool:
+        self.pauses.append(seconds)
+        self.fake.now += timedelta(seconds=seconds)
+        self.left -= 1
+        return self.left > 0
+
+
+def test_errors_back_off_with_jitter_and_success_forgets_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reconciler.random, "uniform", lambda low, high: (low + high) / 2)
+    fake, subject = Fake(), None
+    outcomes: list[ClusterError | None] = [ClusterError("no answer")] * 8 + [None, ClusterError("no answer")]
+
+    async def once() -> None:
+        outcome = outcomes.pop(0)
+        if outcome:
+            raise outcome
+
+    subject = passing(fake)
+    monkeypatch.setattr(subject, "once", once)
+    loop = Loop(fake, 10)
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(subject.run(loop.sleep))
+    assert loop.pauses[:8] == [1, 2, 5, 10, 30, 60, 60, 60]
+    assert loop.pauses[9] == 1, "after a success it starts at the beginning"
+    assert "MLModel default/adult: trying again in 1.0 s: no answer" in caplog.text
+
+
+def test_a_first_conflict_is_quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    subject = passing(Fake())
+
+    async def once() -> None:
+        raise Conflict("somebody was faster")
+
+    monkeypatch.setattr(subject, "once", once)
+    with caplog.at_level(logging.INFO):
+        asyncio.run(subject.run(Loop(Fake(), 1).sleep))
+    assert not caplog.records
+
+
+def test_it_sleeps_until_time_alone_may_change_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+    subject = passing(fake)
+
+    async def once() -> Any:
+        return START + timedelta(seconds=7)
+
+    monkeypatch.setattr(subject, "once", once)
+    loop = Loop(fake, 2)
+    asyncio.run(subject.run(loop.sleep))
+    assert loop.pauses == [7, 0], "and not at all when that is over"
+
+
+def test_a_deletion_that_the_watch_has_missed_is_found_in_time() -> None:
+    class Blind(Fake):
+        """Its watch goes on showing a PyTorchJob that is gone."""
+
+        ghost: Object | None = None
+
+        def objects(self, kind: str, namespace: str, model: str) -> list[Object]:
+            found = super().objects(kind, namespace, model)
+            return [*found, self.ghost] if kind == "PyTorchJob" and self.ghost and not found else found
+
+    fake = Blind(train_seconds=1e6)
+    fake.apply(mlmodel())
+    run(fake, Operator(fake), START + timedelta(seconds=5))
+    [name] = fake.names("PyTorchJob")
+    fake.ghost = fake.one("PyTorchJob", name)
+    fake.remove("PyTorchJob", name)
+    [version] = fake.names("ModelVersion")
+    world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
+    subject = Reconciler(world, "ModelVersion", NAMESPACE, version, "adult")
+    asyncio.run(subject.once())
+    assert fake.names("PyTorchJob") == [], "it believes the watch"
+    asyncio.run(subject.run(Loop(fake, 3).sleep))
+    assert fake.names("PyTorchJob") == [name], "until it looks past it, and trains anew"
+
+
+def test_plans_are_carried_out_in_the_order_that_survives_a_crash() -> None:
+    fields = list(Plan.__dataclass_fields__)
+    assert fields == ["writes", "status", "cleanup", "events", "look_again"]
