@@ -72,7 +72,7 @@ install: $(CLI_READY) ## Installs or upgrades the chart on the cluster
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 .PHONY: lint format
-lint: $(DEV_READY) ## ruff (all rules), formatting, mypy strict, import-linter, helm lint
+lint: $(DEV_READY) ## ruff (all rules), formatting, mypy strict, import-linter
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
@@ -89,7 +89,8 @@ manifests: $(DEV_READY) ## Writes what is derived: the chart's copies of the CRD
 .PHONY: test test-unit test-apiserver test-e2e
 test: test-unit test-apiserver test-e2e ## All tests, fast ones first
 
-test-unit: $(DEV_READY) ## Pure tables, golden scenarios, jobs and handlers on small data
+test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
+	@python3 -m local binaries >/dev/null
 	@$(PY) -m pytest tests/unit tests/golden
 
 test-apiserver: $(DEV_READY) ## Semantics and contracts against a real kube-apiserver
