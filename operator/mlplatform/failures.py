@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -69,6 +69,20 @@ def worst(pods: Iterable[Object], stage: str = "") -> Sighting | None:
     return max(found, key=lambda s: s.gravity, default=None)
 
 
+def steady(found: Sighting | None, recorded: Object | None) -> Sighting | None:
+    """The same sighting in the words that status has for it, if those say all of it and more.
+
+    The kubelet's words alternate between a cause and "back-off"; what is told must not.
+    """
+    if found is None or not recorded:
+        return found
+    now = found.failure
+    same = (recorded.get("class"), recorded.get("pod", "")) == (now.class_, now.pod)
+    if same and str(recorded.get("message", "")).startswith(now.message):
+        return Sighting(found.gravity, replace(now, message=str(recorded["message"])))
+    return found
+
+
 def succeeded(pods: Iterable[Object]) -> Finished | None:
     """The summary of the container that did the stage's work, if one did."""
     for pod in pods:
@@ -85,9 +99,9 @@ def sightings(pod: Object, stage: str = "") -> Iterator[Sighting]:
     for container in _containers(pod):
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in _IMAGE:
-            message = (
-                f"image {container.get('image', '')!r} cannot be pulled: {waiting.get('message') or waiting['reason']}"
-            )
+            # Between two tries the kubelet says "Back-off pulling image", which tells nothing that is new.
+            said = "" if waiting["reason"] == "ImagePullBackOff" else waiting.get("message", "")
+            message = f"image {container.get('image', '')!r} cannot be pulled{f': {said}' if said else ''}"
             yield _sight(Gravity.BLOCKED, FailureClass.IMAGE_PULL, message, pod, stage)
         elif waiting.get("reason") in _CONFIG:
             yield _config(waiting, pod, stage)

@@ -303,14 +303,14 @@ def test_status_is_replaced_as_a_whole_and_only_on_the_same_object(
 
 
 def test_the_api_servers_words_reach_the_message(cluster: Cluster, namespace: str) -> None:
-    with pytest.raises(Rejected, match="422.*Invalid value.*no-port"):
+    with pytest.raises(Rejected, match=r"422.*Invalid value.*no-port"):
         cluster.create(service(namespace, ports=[{"name": "no-port", "port": 0, "protocol": "no-port"}]))
 
 
 def test_missing_rights_are_named(api: client.ApiClient, namespace: str) -> None:
     stranger = client.ApiClient(api.configuration)
     stranger.set_default_header("Impersonate-User", "nobody")
-    with pytest.raises(Forbidden, match=f'"nobody" cannot create resource "services".*"{namespace}"'):
+    with pytest.raises(Forbidden, match=rf'"nobody" cannot create resource "services".*"{namespace}"'):
         Cluster(stranger).create(service(namespace))
 
 

@@ -95,9 +95,14 @@ class Facts:
         """Enough pods to take over: the autoscaler's lower bound, and at least one."""
         return version in self.snapshot.services and self.ready_pods(version) >= max(1, self.spec.serving.replicas.min)
 
+    def sighting(self, version: str) -> failures.Sighting | None:
+        """The gravest thing wrong with a version's serving pods that take no traffic."""
+        pods = (pod for pod in self.snapshot.pods.get(version, ()) if not failures.ready(pod))
+        return failures.steady(failures.worst(pods, "serving"), self.previous.get("failure"))
+
     def trouble(self, version: str) -> str:
         """What keeps a version's pods from being Ready: the pods say it, else KServe does."""
-        sighting = failures.worst(pod for pod in self.snapshot.pods.get(version, ()) if not failures.ready(pod))
+        sighting = self.sighting(version)
         if sighting:
             return failures.sentence(sighting.failure)
         failed = (status_of(self.snapshot.services.get(version)).get("modelStatus") or {}).get("lastFailureInfo") or {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal, cast
 
-from mlplatform import api, failures, rollout
+from mlplatform import api, rollout
 from mlplatform.actions import Event
 from mlplatform.conditions import Book
 from mlplatform.plan.facts import Facts
@@ -172,7 +172,7 @@ def _failure(facts: Facts, verdict: rollout.Verdict | None) -> api.FailureStatus
     struggling = facts.latest if verdict and verdict.move is Move.HOLD else facts.stable
     if facts.ready_pods(struggling):
         return None
-    sighting = failures.worst(facts.snapshot.pods.get(struggling, ()), "serving")
+    sighting = facts.sighting(struggling)
     return sighting.failure if sighting else None
 
 

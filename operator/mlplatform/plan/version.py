@@ -150,7 +150,7 @@ def _observe(stage: Definition, look: Pass) -> Progress:
         return _absent(stage, look)
     pods = [pod for pod in look.snapshot.pods.get(stage.name, ()) if controlled_by(pod, child)]
     workload = stage.read(child)
-    trouble = failures.worst(pods, stage.name)
+    trouble = failures.steady(failures.worst(pods, stage.name), status_of(look.snapshot.version).get("failure"))
     if trouble and trouble.gravity is Gravity.FINAL:
         return _failed(trouble.failure, workload, look)
     if workload.phase is Phase.SUCCEEDED:

@@ -134,5 +134,5 @@ def test_no_cluster_ends_the_program_with_where_it_was_looked_for(
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
-    with pytest.raises(SystemExit, match="neither a ServiceAccount .* nor a kubeconfig"):
+    with pytest.raises(SystemExit, match=r"neither a ServiceAccount .* nor a kubeconfig"):
         main.main()

@@ -393,6 +393,18 @@ def test_what_has_passed_is_never_judged_again() -> None:
     assert [name_of(w.manifest) for w in later.writes if isinstance(w, Create)] == [f"{NAME}-audit"]
 
 
+def test_what_is_told_does_not_alternate_with_the_kubelets_words() -> None:
+    cause, back_off = waiting("ErrImagePull", "manifest unknown"), waiting("ImagePullBackOff", "Back-off pulling image")
+    status: Object = {}
+    for container in (back_off, cause, back_off, cause, back_off):
+        before = status
+        status = plan(gathered(workload(), pod(**container), version=version(status))).status
+        told = next(c for c in status["conditions"] if c["type"] == "Trained")["message"]
+        assert before in ({}, status) or "manifest unknown" in told
+    assert "manifest unknown" in told
+    assert before == status, "since the cause is known, nothing has changed"
+
+
 def test_later_stages_say_what_they_wait_for() -> None:
     result = plan(gathered(workload("Running")))
     for kind in ("Audited", "Optimized", "Packaged"):
