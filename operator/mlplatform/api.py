@@ -29,6 +29,9 @@ class SpecError(ValueError):
     """An object does not fit the schema; the message names the path, the cause and the fix."""
 
 
+_DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+"""RFC 1035, which Services and PyTorchJobs ask for."""
+
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
@@ -481,6 +484,11 @@ def problems(spec: MLModelSpec, name: str) -> list[str]:
     The CRD's CEL rules say the same where the API server evaluates them (Kubernetes ≥ 1.25).
     """
     found = _name_problems(name) + _training_problems(spec.training)
+    if not _DNS_LABEL.fullmatch(name):
+        found.append(
+            f"metadata.name: {name!r} cannot name its Services: use lower-case letters, digits and -, "
+            f"beginning with a letter and not ending with -",
+        )
     if not spec.data.uri.strip():
         found.append("spec.data.uri: empty; give the folder or file that holds the rows, e.g. s3://datasets/adult/")
     if spec.data.split.validation + spec.data.split.test >= 1:

@@ -16,7 +16,6 @@ from datetime import datetime
 from mlplatform import api, rollout
 from mlplatform.actions import Event
 from mlplatform.conditions import Book
-from mlplatform.contract import MODEL_NAME_LIMIT
 from mlplatform.plan import children, traffic
 from mlplatform.plan.facts import gather
 from mlplatform.plan.model_status import describe
@@ -35,7 +34,7 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
         return _refuse(snapshot, book, "SpecInvalid", str(error))
     found = api.problems(spec, name_of(model))
     if found:
-        reason = "InvalidName" if len(name_of(model)) > MODEL_NAME_LIMIT else "SpecInvalid"
+        reason = "InvalidName" if found[0].startswith("metadata.name") else "SpecInvalid"
         return _refuse(snapshot, book, reason, "; ".join(found))
     book.set("Accepted", "True", "SpecValid", "the spec is sound")
 
