@@ -128,7 +128,7 @@ def plan_version(snapshot: VersionSnapshot, settings: Settings, now: datetime) -
 def _held(snapshot: VersionSnapshot) -> tuple[str, str] | None:
     """Why no stage of this version may run now: a condition's reason and message; None when they may."""
     model = snapshot.model
-    if model is None:
+    if model is None or "deletionTimestamp" in model["metadata"]:
         wanted = snapshot.version["spec"]["model"]
         return "ModelMissing", f"there is no MLModel {wanted} that this version belongs to"
     if model["spec"].get("suspend"):
@@ -156,7 +156,8 @@ def _observe(stage: Definition, look: Pass) -> Progress:
     if workload.phase is Phase.SUCCEEDED:
         return _judge(stage, pods, workload, look)
     if workload.phase is Phase.FAILED:
-        return _failed(_cause(stage, trouble, workload, look), workload, look)
+        cause = _cause(stage, trouble, workload, look)
+        return _failed(cause, workload, look) if cause else _reading(workload)
     if workload.phase is Phase.SUSPENDED:
         reason, message = look.held or ("Resuming", "its pods may run again")
         return Progress(
@@ -209,16 +210,8 @@ def _judge(stage: Definition, pods: list[Object], workload: Workload, look: Pass
     """A workload that succeeded: its summary is in its pod, and the verdict is ours."""
     found = failures.succeeded(pods)
     if found is None:
-        patience = (moment(workload.finished_at) or look.now) + REPORT_GRACE
-        if look.now < patience:
-            look.plan.look(patience)
-            return Progress(
-                state="Running",
-                status="Unknown",
-                reason="ReadingReport",
-                message="the workload has ended; its summary is being read",
-                started_at=workload.started_at,
-            )
+        if _patient(workload, look):
+            return _reading(workload)
         message = "the workload succeeded, but no pod of it is left to read the summary from"
         action = f"Annotate the MLModel with {ANNOTATION_RETRAIN}=<any new value> to make a new version."
         return _failed(failures.failure(FailureClass.REPORT_LOST, message, stage.name, action), workload, look)
@@ -251,8 +244,11 @@ def _failed(failure: api.FailureStatus, workload: Workload, look: Pass) -> Progr
     )
 
 
-def _cause(stage: Definition, trouble: Sighting | None, workload: Workload, look: Pass) -> api.FailureStatus:
-    """Why a workload gave up: what its pods say, else what they last said, else what its controller says."""
+def _cause(stage: Definition, trouble: Sighting | None, workload: Workload, look: Pass) -> api.FailureStatus | None:
+    """Why a workload gave up: what its pods say, else what they last said, else what its controller says.
+
+    None while the pods may not have been seen yet: what is recorded is recorded for good.
+    """
     if workload.reason == "DeadlineExceeded":
         return _late(stage, f"the {stage.kind} did not end within its activeDeadlineSeconds", trouble)
     if trouble and trouble.gravity is not Gravity.PENDING:
@@ -260,7 +256,27 @@ def _cause(stage: Definition, trouble: Sighting | None, workload: Workload, look
     seen = _recorded_failure(status_of(look.snapshot.version))
     if seen and seen.stage == stage.name:
         return seen
+    if _patient(workload, look):
+        return None
     return failures.failure(FailureClass.CRASHED, workload.message or f"the {stage.kind} failed", stage.name)
+
+
+def _patient(workload: Workload, look: Pass) -> bool:
+    """Whether the workload ended so recently that its pods' end may not have been seen yet."""
+    until = (moment(workload.finished_at) or look.now) + REPORT_GRACE
+    if look.now < until:
+        look.plan.look(until)
+    return look.now < until
+
+
+def _reading(workload: Workload) -> Progress:
+    return Progress(
+        state="Running",
+        status="Unknown",
+        reason="ReadingReport",
+        message="the workload has ended; what its pods say is being read",
+        started_at=workload.started_at,
+    )
 
 
 def _late(stage: Definition, message: str, trouble: Sighting | None) -> api.FailureStatus:

@@ -266,6 +266,21 @@ CASES = [
         events=["TrainingFailed"],
     ),
     Case(
+        "retries are used up, and its pods have not been seen yet: their cause must not be lost",
+        gathered(workload("Failed", message="backoff limit")),
+        "Unknown",
+        "ReadingReport",
+        look=10.25,
+    ),
+    Case(
+        "the MLModel is being deleted: nothing is made that would have to go as well",
+        gathered(model={**MODEL, "metadata": {**MODEL["metadata"], "deletionTimestamp": stamp(NOW)}}),
+        "Unknown",
+        "ModelMissing",
+        outcome=None,
+        look=None,
+    ),
+    Case(
         "retries are used up and nobody knows why: the controller's words",
         gathered(workload("Failed", message="PyTorchJob has failed because 1 Master replica(s) failed.")),
         "False",
@@ -275,6 +290,7 @@ CASES = [
         outcome="Failed",
         failure="Crashed",
         look=None,
+        minutes=10.26,
         events=["TrainingFailed"],
     ),
     Case(
