@@ -91,11 +91,11 @@ test: test-unit test-apiserver test-e2e ## All tests, fast ones first
 
 test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
 	@python3 -m local binaries >/dev/null
-	@$(PY) -m pytest tests/unit tests/golden
+	@$(PY) -m pytest -n auto --dist loadfile tests/unit tests/golden
 
 test-apiserver: $(DEV_READY) ## Semantics and contracts against a real kube-apiserver
 	@python3 -m local binaries >/dev/null
-	@$(PY) -m pytest tests/apiserver tests/contract
+	@$(PY) -m pytest -n auto --dist loadfile tests/apiserver tests/contract
 
 test-e2e: $(DEV_READY) ## Given/When/Then on the cluster
 	@local/up
