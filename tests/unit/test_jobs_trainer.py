@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from jobs_kit import Torchrun, job_environment, people_spec, read_summary, write_people
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from mljobs import train
 from mljobs.checkpoint import MANIFEST, METADATA, Checkpoints, SafeReader
@@ -331,6 +332,35 @@ def test_a_damaged_checkpoint_is_not_loaded(tmp_path: Path, capsys: pytest.Captu
 class Forged:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("this ran",))
+
+
+class ByGetattr:
+    """Pickles as ``getattr(owner, name)``, like a member of an enumeration on Python 3.11.0 to 3.11.3."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._read = (owner, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (getattr, self._read)
+
+
+def test_a_member_of_an_enumeration_is_read_however_python_pickled_it(tmp_path: Path) -> None:
+    member = next(iter(_MEM_FORMAT_ENCODING))
+    (tmp_path / METADATA).write_bytes(pickle.dumps(ByGetattr(_MEM_FORMAT_ENCODING, member.name)))
+    assert SafeReader(tmp_path).read_metadata() is member  # type: ignore[comparison-overlap]  # a member alone
+
+
+@pytest.mark.parametrize(
+    ("reason", "owner", "name"),
+    [
+        ("an attribute of an enumeration that is no member", _MEM_FORMAT_ENCODING, "__class__"),
+        ("an attribute of a class that is no enumeration", Metadata, "__init__"),
+    ],
+)
+def test_getattr_reads_nothing_else(reason: str, owner: Any, name: str, tmp_path: Path) -> None:
+    (tmp_path / METADATA).write_bytes(pickle.dumps(ByGetattr(owner, name)))
+    with pytest.raises(pickle.UnpicklingError, match="which is not admitted"):
+        pytest.fail(f"{reason}: {SafeReader(tmp_path).read_metadata()}")
 
 
 def test_forged_metadata_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
