@@ -43,12 +43,20 @@ def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> O
             "runPolicy": {
                 # Pods that ended keep their reports; pods that still run when the job has ended hold GPUs.
                 "cleanPodPolicy": "Running",
-                "backoffLimit": spec.training.max_restarts,
+                "backoffLimit": _backoff_limit(spec.training),
                 "suspend": False,
             },
             "pytorchReplicaSpecs": replicas,
         },
     }
+
+
+def _backoff_limit(training: api.Training) -> int:
+    """Container restarts over all pods, at which the Training Operator gives up.
+
+    One pod's death restarts the training in every pod, so each restart of the training counts once a pod.
+    """
+    return training.max_restarts * training.workers + 1
 
 
 def read(job: Object) -> workload.Workload:
