@@ -62,6 +62,7 @@ binaries: system ## Builds or finds the Kubernetes binaries and prints their fol
 	@python3 -m local binaries
 
 .PHONY: demo install
+demo: export DEMO_STARTED := $(shell date +%s)
 demo: system $(CLI_READY) ## From nothing to a served, replaced model: the whole path, live
 	@local/up
 	@$(PY) -m local.demo
@@ -103,7 +104,10 @@ test-e2e: $(DEV_READY) ## Given/When/Then on the cluster
 
 # --- measurements ----------------------------------------------------------------------------------------------------
 
-.PHONY: bench-serving bench-operator
+.PHONY: bench-demo bench-serving bench-operator
+bench-demo: demo ## `make demo`, and its table in docs/benchmarks.md
+	@$(PY) -m benchmarks.demo
+
 bench-serving: $(DEV_READY) ## Requests/s and latency of the gateway path, against TorchServe's BaseHandler
 	@command -v wrk >/dev/null || apt-get install -y --no-install-recommends wrk
 	@local/up

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -36,6 +37,9 @@ EXAMPLE: Final = REPO / "examples" / "adult-income"
 RESULTS: Final = REPO / ".demo"
 ARTIFACTS: Final = f"mlplatform/{NAMESPACE}/{MODEL}"
 """Bucket and prefix of the model's artifacts, as chart and operator lay them out."""
+
+STARTED: Final = "DEMO_STARTED"
+"""Variable with the time (Unix seconds) at which make began: what it did before this program counts, too."""
 
 LEAST_ROC_AUC: Final = 0.905
 READY_WITHIN: Final = "15m"
@@ -87,6 +91,7 @@ class Demo:
         weights: Weights of the second version as the status told them, in order.
         outcome: What became of the requests during the replacement.
         times: Seconds of each step.
+        results: Promises and what was seen.
     """
 
     cluster: Cluster
@@ -96,6 +101,7 @@ class Demo:
     weights: list[int] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
     times: dict[str, float] = field(default_factory=dict)
+    results: list[Check] = field(default_factory=list)
 
     def say(self, text: str) -> None:
         """One line to the reader."""
@@ -352,7 +358,7 @@ def summary(demo: Demo) -> None:
         f"requests while v2 took over: {outcome.total:,}, failed: {outcome.failed}, "
         f"p50 {outcome.quantile(0.5) * 1000:.1f} ms, p99 {outcome.quantile(0.99) * 1000:.1f} ms"
     )
-    results = checks(demo)
+    results = demo.results = checks(demo)
     table = Table(box=None, pad_edge=False)
     for column in ("", "promise", "seen"):
         table.add_column(column, overflow="fold")
@@ -360,7 +366,7 @@ def summary(demo: Demo) -> None:
         mark = ("ok", "green") if check.kept else ("NO", "bold red")
         table.add_row(f"[{mark[1]}]{mark[0]}[/]", check.promise, check.seen)
     demo.out.print(table)
-    _keep(demo, results)
+    _keep(demo)
     broken = [check.promise for check in results if not check.kept]
     if broken:
         raise DemoError(f"not as promised: {'; '.join(broken)}", f"the whole story is in {RESULTS / 'summary.json'}")
@@ -384,7 +390,7 @@ def _candidates(versions: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _keep(demo: Demo, results: Sequence[Check]) -> None:
+def _keep(demo: Demo) -> None:
     RESULTS.mkdir(exist_ok=True)
     outcome = demo.outcome
     story = {
@@ -398,7 +404,7 @@ def _keep(demo: Demo, results: Sequence[Check]) -> None:
             "p50Seconds": outcome.quantile(0.5),
             "p99Seconds": outcome.quantile(0.99),
         },
-        "checks": [{"promise": c.promise, "kept": c.kept, "seen": c.seen} for c in results],
+        "checks": [{"promise": c.promise, "kept": c.kept, "seen": c.seen} for c in demo.results],
         "seconds": demo.times,
     }
     (RESULTS / "summary.json").write_text(json.dumps(story, indent=2), encoding="utf-8")
@@ -447,6 +453,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.print(f"error: {error}\nnext:  {error.hint}", style="red", markup=False, soft_wrap=True)
         return 1
     demo = Demo(cluster, out)
+    if STARTED in os.environ and not options.only:
+        demo.times["packages and cluster"] = time.time() - float(os.environ[STARTED])
     steps = {options.only: STEPS[options.only]} if options.only else STEPS
     try:
         for name, step in steps.items():
@@ -465,6 +473,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         cluster.close()
     out.print("\n" + _times(demo.times), markup=False)
+    if not options.only:
+        _keep(demo)
     return 0
 
 
