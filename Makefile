@@ -77,6 +77,7 @@ lint: $(DEV_READY) ## ruff (all rules), formatting, mypy strict, import-linter
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/mypy local benchmarks examples/adult-income
 	@$(VENV)/bin/lint-imports
 
 format: $(DEV_READY) ## Formats the code

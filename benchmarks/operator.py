@@ -133,7 +133,7 @@ def main() -> int:
     log = args.audit_log or Path("/var/lib/mlplatform-local/logs/audit.log")
     writes = writes_by_user(log, idle_from) if log.exists() else Counter({"(no audit log)": 0})
 
-    rows = [
+    rows: list[list[object]] = [
         ["apply to Ready", f"{total:.1f} s"],
         ["… of it pods being scheduled, started, run", f"{busy:.1f} s"],
         ["… of it rollout steps at their interval", f"{rollout:.1f} s"],
