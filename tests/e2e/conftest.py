@@ -1,8 +1,8 @@
 """Fixtures of the end-to-end scenarios: the platform, a small data set, a model that serves.
 
-Loaded by pytest for this folder. They need a cluster with the add-ons (`make
-up`); the chart is installed when it is not there. What they share is costly
-(a version takes a minute on two cores), so one model serves all scenarios.
+Loaded by pytest for this folder. They need a cluster with the add-ons (`make up`).
+What they share is costly (a version takes a minute on two cores), so one model
+serves all scenarios.
 """
 
 from __future__ import annotations
@@ -61,11 +61,8 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def platform(cluster: Cluster) -> Iterator[Platform]:
-    """The platform on the cluster; the chart is installed if it is not there."""
-    try:
-        cluster.kubectl("wait", "-n", SYSTEM, f"deployment/{OPERATOR}", "--for=condition=Available", "--timeout=60s")
-    except AccessError:
-        cluster.install()
+    """The platform on the cluster, as this checkout has it: installed, or upgraded where anything differs."""
+    cluster.install()
     api = config.new_client_from_config(cluster.env.get("KUBECONFIG"))
     yield Platform(cluster, api, cluster.gateway())
     api.close()

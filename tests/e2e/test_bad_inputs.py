@@ -86,9 +86,9 @@ BAD = [
         "a name that leaves no room for its children's",
         "e2e-a-name-that-is-too-long-for-its-pods-and-services",
         {},
-        "Accepted",
-        ("metadata.name", "52 characters"),
-        "Choose a shorter name",
+        "",
+        ("metadata.name",),
+        "at most 36 chars",
     ),
     Bad(
         "a data URI under which nothing lies",
@@ -127,8 +127,8 @@ BAD = [
         "e2e-no-access",
         {},
         "VersionReady",
-        ("StoreAccess",),
-        STORE,
+        ("StoreAccess", "the store refused"),
+        "keys in the store's Secret",
         namespace=LOCKED,
     ),
 ]
