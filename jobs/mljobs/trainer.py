@@ -332,10 +332,13 @@ class Trainer:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Every tensor that a checkpoint holds, and the optimiser's whole state to merge loaded tensors into."""
+        # First the weights, which shards them: the evaluation of an epoch leaves them whole, and then the optimiser's
+        # state, which belongs to the shards, would find no names.
+        weights = self._model.weights()
         optimizer: dict[str, Any] = {}
         optimizer.update(get_optimizer_state_dict(self._model.module, self._optimizer, options=_FLAT))
         tensors = {f"optimizer.{name}": value for name, value in optimizer.items() if isinstance(value, Tensor)}
-        tensors |= {f"model.{name}": weight for name, weight in self._model.weights().items()}
+        tensors |= {f"model.{name}": weight for name, weight in weights.items()}
         tensors |= {f"best.{name}": weight for name, weight in self._best.items()}
         return tensors, optimizer
 

@@ -186,10 +186,10 @@ class Alone:
         self.folder = folder
         self.people = people
 
-    def train(self, spec: dict[str, Any]) -> tuple[int, Summary]:
-        """Without checkpoints, which the runs over two processes try."""
+    def train(self, spec: dict[str, Any], every_steps: int = 1000) -> tuple[int, Summary]:
+        """Without checkpoints unless asked for: most of them the runs over two processes try."""
         message = self.folder / "message"
-        spec["training"]["checkpoint"] = {"everySteps": 1000}
+        spec["training"]["checkpoint"] = {"everySteps": every_steps}
         for name, value in job_environment(spec, self.folder / "artifacts", Stage.TRAIN, message).items():
             self._monkeypatch.setenv(name, value)
         threads = torch.get_num_threads()
@@ -223,6 +223,15 @@ def test_recomputed_activations_change_no_weight(alone: Alone) -> None:
         assert alone.train(spec)[0] == 0
         found.append(weights(alone.folder / "artifacts"))
     assert all(torch.allclose(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_checkpoint_right_after_an_epoch_that_was_no_better(alone: Alone) -> None:
+    stopping = {"metric": "val_log_loss", "mode": "max", "patience": 3}
+    code, summary = alone.train(people_spec(alone.people, earlyStopping=stopping), every_steps=1)
+    assert (code, summary.failure) == (0, None)
+    assert (
+        history(alone.folder / "artifacts")[-1]["val_log_loss"] < history(alone.folder / "artifacts")[0]["val_log_loss"]
+    )
 
 
 def test_early_stopping_ends_the_training_and_ships_the_best_weights(alone: Alone) -> None:
