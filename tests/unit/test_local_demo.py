@@ -70,7 +70,7 @@ def good() -> Demo:
     )
 
 
-Change = Callable[[Demo], None]
+Change = Callable[[Demo], object]
 
 
 def split(cluster: Cluster, weights: dict[str, int]) -> None:
