@@ -11,6 +11,7 @@ import os
 import pty
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -215,6 +216,26 @@ def test_a_cluster_that_is_not_there(
     told = capsys.readouterr().err
     assert "cannot reach the cluster at http://127.0.0.1:1" in told
     assert "kubectl cluster-info" in told
+
+
+def test_a_cluster_that_speaks_no_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        write_kubeconfig(tmp_path, url, monkeypatch)
+        assert main(["status"]) == 1
+        thread.join()
+    assert f"cannot reach the cluster at {url}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ INSTALL: Final = "helm upgrade --install mlplatform charts/mlplatform -n mlplatf
 
 _WATCH_SECONDS: Final = 300
 """The server ends a watch after this long; the stream resumes where it stopped."""
+_CONNECT_SECONDS: Final = 10
+_ANSWER_SECONDS: Final = 30
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
 """Pauses between attempts to reconnect; then the error is the user's to read."""
 
@@ -137,6 +139,7 @@ class Cluster:
                 name,
                 {"metadata": {"annotations": {key: value}}},
                 field_manager="kubectl-mlmodel",
+                _request_timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
             )
         return patched
 
@@ -197,6 +200,7 @@ class Cluster:
                 plural,
                 resource_version=version,
                 timeout_seconds=_WATCH_SECONDS,
+                _request_timeout=(_CONNECT_SECONDS, _WATCH_SECONDS + _ANSWER_SECONDS),
                 allow_watch_bookmarks=True,
                 **selection,
             )
@@ -216,13 +220,16 @@ class Cluster:
         return found
 
     def _list(self, plural: str, selection: dict[str, str], *, everywhere: bool = False) -> Object:
+        limits = {"_request_timeout": (_CONNECT_SECONDS, _ANSWER_SECONDS)}
         where = "every namespace" if everywhere else f"namespace {self.namespace!r}"
         with self._explained(f"list {plural} in {where}"):
             if everywhere:
-                found: Object = self.objects.list_cluster_custom_object(contract.GROUP, VERSION, plural, **selection)
+                found: Object = self.objects.list_cluster_custom_object(
+                    contract.GROUP, VERSION, plural, **selection, **limits
+                )
             else:
                 found = self.objects.list_namespaced_custom_object(
-                    contract.GROUP, VERSION, self.namespace, plural, **selection
+                    contract.GROUP, VERSION, self.namespace, plural, **selection, **limits
                 )
         return found
 
@@ -243,13 +250,16 @@ class Cluster:
         try:
             yield
         except client.ApiException as error:
-            raise explain(error, doing) from None
+            # The client reports a failed TLS handshake as an answer without a status.
+            raise explain(error, doing) if error.status else self._unreachable(error.reason) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise CliError(
-                f"cannot reach the cluster at {self.host}: {error}",
-                "is it running, and is this the right context? `kubectl cluster-info` tells; "
-                "`make up` starts the local one",
-            ) from None
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, cause: object) -> CliError:
+        return CliError(
+            f"cannot reach the cluster at {self.host}: {' '.join(str(cause).split())}",
+            "is it running, and is this the right context? `kubectl cluster-info` tells; `make up` starts the local one",
+        )
 
 
 def explain(error: client.ApiException, doing: str) -> CliError:
