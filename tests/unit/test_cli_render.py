@@ -60,11 +60,17 @@ def test_frame(case: Frame, request: pytest.FixtureRequest) -> None:
     found = "\n".join(
         line.rstrip() for line in drawn(render.frame(view(case.moment), case.signs), case.width).split("\n")
     )
-    path = GOLDEN / f"{case.moment}-{case.width}{'' if case.signs is render.UNICODE else '-ascii'}.txt"
-    if request.config.getoption("--update-golden", default=False):
+    name = f"{case.moment}-{case.width}{'' if case.signs is render.UNICODE else '-ascii'}.txt"
+    assert found == golden(request, name, found), case.reason
+
+
+def golden(request: pytest.FixtureRequest, name: str, found: str) -> str:
+    """What is kept under that name; `--update-golden` keeps what was found."""
+    path = GOLDEN / name
+    if request.config.getoption("--update-golden"):
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(found, encoding="utf-8")
-    assert found == path.read_text(encoding="utf-8"), case.reason
+    return path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("moment", objects.LIFE)
@@ -80,14 +86,15 @@ def test_ascii_signs_are_ascii() -> None:
         drawn(render.frame(view(moment), render.PLAIN), 100).encode("ascii")
 
 
-def test_changes_tell_the_life_of_a_model_once() -> None:
+def test_changes_tell_the_life_of_a_model_once(request: pytest.FixtureRequest) -> None:
     told: list[str] = []
     before: dict[str, str] = {}
     for moment in ("applied", "training", "training", "optimizing", "serving", "rolling", "failed"):
         after = render.facts(view(moment))
         told += render.changes(before, after)
         before = after
-    assert told == (GOLDEN / "life.txt").read_text(encoding="utf-8").splitlines()
+    found = "\n".join(told) + "\n"
+    assert found == golden(request, "life.txt", found)
 
 
 def test_time_alone_changes_no_fact() -> None:
