@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rich.console import Console
@@ -26,7 +27,7 @@ def view(moment: str) -> ModelView:
 
 def drawn(renderable: object, width: int, *, color: bool = False) -> str:
     file = io.StringIO()
-    kind = "truecolor" if color else None
+    kind: Literal["truecolor"] | None = "truecolor" if color else None
     Console(file=file, width=width, force_terminal=color, color_system=kind, highlight=False).print(renderable)
     return file.getvalue()
 
