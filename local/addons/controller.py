@@ -47,6 +47,7 @@ class Store:
     def __init__(self, client: Client, resource: Resource, notify: Callable[[JSON], None], selector: str = "") -> None:
         self.resource = resource
         self.synced = threading.Event()
+        self.stopped = threading.Event()
         self._client = client
         self._notify = notify
         self._selector = selector
@@ -64,9 +65,9 @@ class Store:
             return [self._objects[key] for key in sorted(self._objects)]
 
     def run(self) -> None:
-        """Lists and watches for ever."""
+        """Lists and watches until `stopped` is set."""
         delay = 0.0
-        while True:
+        while not self.stopped.is_set():
             try:
                 version = self._list()
                 delay = 0.0
@@ -77,7 +78,7 @@ class Store:
                 delay = 0.0 if isinstance(error, ApiError) and error.status == http.HTTPStatus.GONE else 1.0
                 if delay:
                     LOG.warning("watching %s: %s; listing again", self.resource.plural, error)
-            time.sleep(delay)
+            self.stopped.wait(delay)
 
     def _list(self) -> str:
         query = f"?labelSelector={self._selector}" if self._selector else ""

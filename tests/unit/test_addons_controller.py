@@ -94,19 +94,20 @@ class Cache:
 
 @pytest.fixture
 def start() -> Iterator[Any]:
-    running: list[Script] = []
+    running: list[Cache] = []
 
     def scripted(lists: list[list[JSON] | int], watches: list[list[JSON]]) -> Cache:
         script = Script(lists, watches)
-        running.append(script)
         threading.Thread(target=script.serve_forever, args=(0.02,), daemon=True).start()
-        return Cache(script)
+        running.append(Cache(script))
+        return running[-1]
 
     yield scripted
-    for script in running:
-        script.ended.set()
-        script.shutdown()
-        script.server_close()
+    for cache in running:
+        cache.store.stopped.set()
+        cache.script.ended.set()
+        cache.script.shutdown()
+        cache.script.server_close()
 
 
 def event(kind: str, item: JSON) -> JSON:

@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -437,6 +438,14 @@ TERMINALS = [
 ]
 
 
+AS_IN_A_TERMINAL = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits it ignored
+from mlplatform.cli.main import main
+sys.exit(main())
+"""
+
+
 @pytest.mark.parametrize("case", TERMINALS, ids=lambda case: case.reason)
 def test_interrupted_terminal_is_left_clean(case: Terminal, api: FakeApi, kubeconfig: Path) -> None:
     api.hold("training")
@@ -445,7 +454,7 @@ def test_interrupted_terminal_is_left_clean(case: Terminal, api: FakeApi, kubeco
     if not case.environment:
         environment.pop("NO_COLOR", None)
     program = subprocess.Popen(
-        [sys.executable, "-m", "mlplatform.cli.main", "watch", "adult-income"],
+        [sys.executable, "-c", AS_IN_A_TERMINAL, "watch", "adult-income"],
         stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
     )  # fmt: skip
     os.close(theirs)
@@ -466,10 +475,14 @@ def test_interrupted_terminal_is_left_clean(case: Terminal, api: FakeApi, kubeco
     assert "Traceback" not in screen
 
 
+READ_SECONDS = 30.0
+
+
 def read_until(descriptor: int, enough: Callable[[str], bool]) -> str:
     """Reads a terminal until `enough` or until its other side is closed."""
     text = ""
     while not enough(text):
+        assert select.select([descriptor], [], [], READ_SECONDS)[0], f"nothing new on the terminal after {text!r}"
         try:
             data = os.read(descriptor, 65536)
         except OSError:  # Linux reports the closed other side of a pty as EIO
