@@ -92,6 +92,7 @@ manifests: $(DEV_READY) ## Writes what is derived: the chart's copies of the CRD
 test: test-unit test-apiserver test-e2e ## All tests, fast ones first
 
 test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
+	@local/bootstrap java:openjdk-17-jre-headless
 	@python3 -m local binaries >/dev/null
 	@$(PY) -m pytest -n auto --dist loadfile tests/unit tests/golden
 
@@ -110,7 +111,7 @@ bench-demo: demo ## `make demo`, and its table in docs/benchmarks.md
 	@$(PY) -m benchmarks.demo
 
 bench-serving: $(DEV_READY) ## Requests/s and latency of the gateway path, against TorchServe's BaseHandler
-	@command -v wrk >/dev/null || apt-get install -y --no-install-recommends wrk
+	@local/bootstrap wrk:wrk
 	@local/up
 	@$(PY) -m benchmarks.serving
 
