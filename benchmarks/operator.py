@@ -88,6 +88,22 @@ def wait_ready(
     raise TimeoutError(msg)
 
 
+def wait_retired(api: client.CustomObjectsApi, model: str, namespace: str, timeout: int) -> None:
+    """Watches the model's InferenceServices until one is left: `keepWarm` is over, and nothing is due any more."""
+    where = ("serving.kserve.io", "v1beta1", namespace, "inferenceservices")
+    listed = api.list_namespaced_custom_object(*where, label_selector=f"mlplatform.dev/model={model}")
+    names = {item["metadata"]["name"] for item in listed["items"]}
+    stream = watch.Watch()
+    for event in stream.stream(
+        api.list_namespaced_custom_object, *where,
+        label_selector=f"mlplatform.dev/model={model}", timeout_seconds=timeout,
+    ):  # fmt: skip
+        if event["type"] == "DELETED":
+            names.discard(event["object"]["metadata"]["name"])
+        if len(names) <= 1:
+            stream.stop()
+
+
 def operator_rss(core: client.CoreV1Api, namespace: str) -> int:
     """Bytes resident, as the operator's own /metrics reports them."""
     pods = core.list_namespaced_pod(namespace, label_selector="app.kubernetes.io/component=operator").items
@@ -106,9 +122,10 @@ def main() -> int:
     parser.add_argument("--idle", type=int, default=60, help="seconds to watch for writes (default 60)")
     parser.add_argument("--timeout", type=int, default=600)
     args = parser.parse_args()
-    if "KUBECONFIG" not in os.environ and os.environ.get("CLUSTER", "local") == "local":
-        os.environ["KUBECONFIG"] = subprocess.check_output(["python3", "-m", "local", "kubeconfig"], text=True).strip()
-    config.load_kube_config()
+    found = os.environ.get("KUBECONFIG")
+    if not found and os.environ.get("CLUSTER", "local") == "local":
+        found = subprocess.check_output(["python3", "-m", "local", "kubeconfig"], text=True).strip()
+    config.load_kube_config(found)
     api, core = client.CustomObjectsApi(), client.CoreV1Api()
 
     print("Asking for a new version …", flush=True)
@@ -127,6 +144,8 @@ def main() -> int:
     rollout = rollout_seconds(model, version)
     total = (ended - started).total_seconds()
 
+    print("Waiting for the previous version to be retired …", flush=True)
+    wait_retired(api, args.model, args.namespace, args.timeout)
     print(f"Watching {args.idle} s for writes …", flush=True)
     idle_from = datetime.now(UTC)
     time.sleep(args.idle)  # the measurement itself: how much happens in that time
@@ -140,7 +159,7 @@ def main() -> int:
         ["operator's own share", f"{total - busy - rollout:.1f} s"],
         ["operator's resident memory", f"{operator_rss(core, args.operator_namespace) / 2**20:.0f} MiB"],
         [f"writes in {args.idle} s of idling, operator", operator_writes(writes)],
-        [f"writes in {args.idle} s of idling, everybody", f"{sum(writes.values())} {dict(writes) or ''}".strip()],
+        [f"writes in {args.idle} s of idling, everybody", sum(writes.values())],
     ]
     text = markdown(["figure", "value"], rows)
     print(text)
