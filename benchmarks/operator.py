@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,8 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kubernetes import client, config, watch
+from kubernetes import client, watch
 
+from benchmarks.cluster import connect
 from benchmarks.table import markdown, publish
 from mlplatform.api import MLModelSpec, MLModelStatus, decode
 
@@ -122,10 +121,7 @@ def main() -> int:
     parser.add_argument("--idle", type=int, default=60, help="seconds to watch for writes (default 60)")
     parser.add_argument("--timeout", type=int, default=600)
     args = parser.parse_args()
-    found = os.environ.get("KUBECONFIG")
-    if not found and os.environ.get("CLUSTER", "local") == "local":
-        found = subprocess.check_output(["python3", "-m", "local", "kubeconfig"], text=True).strip()
-    config.load_kube_config(found)
+    connect()
     api, core = client.CustomObjectsApi(), client.CoreV1Api()
 
     print("Asking for a new version …", flush=True)

@@ -33,10 +33,11 @@ from typing import Any, Final
 
 import torch
 import yaml
-from kubernetes import client, config, dynamic
+from kubernetes import client, dynamic
 from kubernetes.client.exceptions import ApiException
 from torch import Tensor, nn
 
+from benchmarks.cluster import connect
 from benchmarks.table import markdown, publish
 from mlhandlers.tabular import sample_record
 from mljobs import export, package
@@ -266,7 +267,7 @@ def start(target: Target, port: int) -> subprocess.Popen[bytes]:
 @contextmanager
 def on_cluster(built: Sequence[Target], image: str, address: str) -> Iterator[dict[str, tuple[Target, str, str]]]:
     """InferenceServices and routes as the operator renders them, in a namespace of their own that goes afterwards."""
-    config.load_kube_config()
+    connect()
     cluster = dynamic.DynamicClient(client.ApiClient())
     core = client.CoreV1Api()
     settings = Settings(gateway=f"{NAMESPACE}/bench")
