@@ -26,9 +26,9 @@ from sklearn.metrics import accuracy_score
 
 from mljobs import audit_page, data, fairness, trained
 from mljobs.cpu import cpu_limit
-from mljobs.job_spec import Fairness
 from mljobs.report import Job, run, say
 from mljobs.tasks.tabular import THRESHOLD
+from mlplatform.api import Fairness
 from mlplatform.contract import Stage, Summary
 
 PAGE: Final = "audit/report.html"

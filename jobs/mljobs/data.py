@@ -18,9 +18,9 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from mljobs.failure import JobFailure, did_you_mean
-from mljobs.job_spec import Data, Split
 from mljobs.store import Store
 from mljobs.tasks.tabular_model import MISSING_WORDS, category
+from mlplatform.api import Data, Split
 from mlplatform.contract import FailureClass
 
 Indices = npt.NDArray[np.int64]

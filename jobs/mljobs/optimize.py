@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from mljobs import data, export, fairness, trained
 from mljobs.cpu import cpu_limit
 from mljobs.failure import JobFailure
-from mljobs.job_spec import JobSpec
 from mljobs.report import Job, run, say
 from mljobs.tasks.tabular import THRESHOLD
 from mljobs.trained import Trained
+from mlplatform.api import ModelVersionSpec
 from mlplatform.contract import LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
 
 REFERENCE: Final = "fp32"
@@ -76,7 +76,7 @@ class Measured:
     difference: float
 
 
-def objections(candidate: Measured, reference: Measured, spec: JobSpec, first_metric: str) -> list[str]:
+def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec, first_metric: str) -> list[str]:
     """Why `candidate` may not ship; empty if it may.
 
     Args:
@@ -170,7 +170,9 @@ def session_runner(content: bytes, threads: int, inputs: Sequence[Tensor]) -> Ca
     return lambda i: export.run_onnx(session, records[i % len(records)])
 
 
-def group_differences(found: Trained, scores: npt.NDArray[np.float64], spec: JobSpec) -> dict[str, dict[str, float]]:
+def group_differences(
+    found: Trained, scores: npt.NDArray[np.float64], spec: ModelVersionSpec
+) -> dict[str, dict[str, float]]:
     """``{<metric>: {<attribute>: value}}`` of a candidate's scores."""
     differences: dict[str, dict[str, float]] = {}
     for attribute in spec.data.sensitive_attributes:
@@ -212,7 +214,7 @@ def main(job: Job) -> Summary:
     threads = cpu_limit()
     torch.set_num_threads(threads)
     found, asked = trained.load(job), job.spec.optimization
-    modules = {name: MAKE[name](found.model) for name in asked.candidates}
+    modules: dict[str, nn.Module] = {name: MAKE[name](found.model) for name in asked.candidates}
     files = {name: export.torchscript(module, found.inputs) for name, module in modules.items()}
     loaded = {name: export.load_torchscript(content) for name, content in files.items()}
     latencies = measure_latency({name: module_runner(module, found.inputs) for name, module in loaded.items()})

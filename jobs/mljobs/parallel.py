@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mljobs.cpu import cpu_limit
-from mljobs.job_spec import Training
+from mlplatform.api import Training
 
 TIMEOUT: Final = timedelta(minutes=10)
 """Longest that a collective waits: longer than loading the data takes one rank more than another."""

@@ -18,11 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from mljobs import job_spec
 from mljobs.failure import JobFailure
-from mljobs.job_spec import JobSpec
 from mljobs.store import Store, redact
-from mlplatform import contract
+from mlplatform import api, contract
 from mlplatform.contract import Artifacts, Failure, FailureClass, Stage, Summary
 
 ENV_TERMINATION_LOG: Final = "MLPLATFORM_TERMINATION_LOG"
@@ -48,7 +46,7 @@ class Job:
     stage: Stage
     model: str
     version: str
-    spec: JobSpec
+    spec: api.ModelVersionSpec
     store: Store
     started: float = field(default_factory=time.monotonic)
 
@@ -70,7 +68,7 @@ class Job:
             stage,
             environment[contract.ENV_MODEL],
             environment[contract.ENV_VERSION],
-            job_spec.parse(environment[contract.ENV_SPEC]),
+            read_spec(environment[contract.ENV_SPEC]),
             Store(environment[contract.ENV_ARTIFACTS]),
         )
 
@@ -107,6 +105,25 @@ class Job:
             raise JobFailure(
                 FailureClass.DATA_INVALID, f"{self.store.uri(name)} is no JSON: {error}", "Retrain the model"
             ) from error
+
+
+def read_spec(text: str) -> api.ModelVersionSpec:
+    """Reads the JSON of ``ModelVersion.spec``.
+
+    The operator leaves defaults out, so a field that this release lacks is one that somebody has set: to pass over it
+    would report a model that is not the one asked for.
+
+    Raises:
+        JobFailure: It is no JSON, or a field is unknown, missing or of the wrong type.
+    """
+    try:
+        return api.decode(api.ModelVersionSpec, json.loads(text))
+    except ValueError as error:
+        raise JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"{contract.ENV_SPEC} cannot be read: {error}",
+            "Use a training image built from the operator's release",
+        ) from error
 
 
 def run(stage: Stage, work: Callable[[Job], Summary | None]) -> int:

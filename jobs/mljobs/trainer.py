@@ -29,10 +29,10 @@ from torch.distributed.checkpoint.state_dict import (
 from mljobs import parallel
 from mljobs.checkpoint import Checkpoints
 from mljobs.failure import JobFailure, did_you_mean
-from mljobs.job_spec import EarlyStopping, Training
 from mljobs.parallel import Parallel
 from mljobs.report import say
 from mljobs.tasks import Task
+from mlplatform.api import EarlyStopping, Training
 from mlplatform.contract import FailureClass
 
 WARM_UP: Final = 0.05

@@ -1,6 +1,6 @@
 """The API's types: what `manifests/crd/` says, as frozen dataclasses.
 
-Called by the reconcilers, the stages, the renderers and `kubectl mlmodel`.
+Called by the reconcilers, the stages, the renderers, the jobs and `kubectl mlmodel`.
 `decode` turns an object's JSON into these types and names every mistake by its
 path; `tests/unit/test_api.py` holds the classes and the CRDs together.
 
@@ -23,6 +23,8 @@ from typing import Any, Final, Literal, TypeVar
 from mlplatform import contract
 
 T = TypeVar("T")
+Unknown = Literal["reject", "skip"]
+"""What `decode` does with a field that it does not know."""
 
 
 class SpecError(ValueError):
@@ -33,7 +35,6 @@ _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 """RFC 1035, which Services and PyTorchJobs ask for."""
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def parse_duration(text: str) -> timedelta:
@@ -361,21 +362,28 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def decode(cls: type[T], raw: object, path: str = "spec") -> T:
+def decode(cls: type[T], raw: object, path: str = "spec", *, unknown: Unknown = "reject") -> T:
     """Reads the JSON value `raw` as `cls`.
+
+    Args:
+        cls: A dataclass of this module.
+        raw: What `json.loads` gives.
+        path: Where `raw` stands, for the messages.
+        unknown: Of a field that `cls` lacks. In what a person wrote it is a mistake: reject. What another program
+            of the platform wrote may come from a newer release: skip.
 
     Raises:
         SpecError: A field is unknown, missing or of the wrong type.
     """
-    return typing.cast("T", _decode(cls, raw, path))
+    return typing.cast("T", _decode(cls, raw, path, unknown))
 
 
-def _decode(hint: Any, raw: Any, path: str) -> Any:  # noqa: C901, PLR0911  one branch for each kind of type
+def _decode(hint: Any, raw: Any, path: str, unknown: Unknown) -> Any:  # noqa: C901, PLR0911  a branch a kind of type
     if dataclasses.is_dataclass(hint):
-        return _decode_dataclass(typing.cast("type", hint), raw, path)
+        return _decode_dataclass(typing.cast("type", hint), raw, path, unknown)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return None if raw is None else _decode(next(a for a in args if a is not type(None)), raw, path)
+        return None if raw is None else _decode(next(a for a in args if a is not type(None)), raw, path, unknown)
     if origin is Literal:
         if raw not in args:
             msg = f"{path}: {raw!r} is not one of {', '.join(map(str, args))}{_suggest(raw, args)}"
@@ -383,9 +391,10 @@ def _decode(hint: Any, raw: Any, path: str) -> Any:  # noqa: C901, PLR0911  one 
         return raw
     if origin is tuple:
         items = _expect(list, raw, path)
-        return tuple(_decode(args[0], item, f"{path}[{i}]") for i, item in enumerate(items))
+        return tuple(_decode(args[0], item, f"{path}[{i}]", unknown) for i, item in enumerate(items))
     if origin is dict:
-        return {key: _decode(args[1], value, f"{path}.{key}") for key, value in _expect(dict, raw, path).items()}
+        members = _expect(dict, raw, path)
+        return {key: _decode(args[1], value, f"{path}.{key}", unknown) for key, value in members.items()}
     if hint is Any:
         return raw
     if hint is timedelta:
@@ -398,23 +407,30 @@ def _decode(hint: Any, raw: Any, path: str) -> Any:  # noqa: C901, PLR0911  one 
     return _expect(hint, raw, path)
 
 
-def _decode_dataclass(cls: type, raw: Any, path: str) -> Any:
+def _decode_dataclass(cls: type, raw: Any, path: str, unknown: Unknown) -> Any:
     mapping = _expect(dict, raw, path)
     hints = _hints(cls)
     names = {json_name(f.name): f for f in dataclasses.fields(cls)}
     for key in mapping:
-        if key not in names:
+        if key not in names and unknown == "reject":
             msg = f"{path}.{key}: unknown field{_suggest(key, names)}; known: {', '.join(names)}"
             raise SpecError(msg)
-    values = {
-        f.name: _decode(hints[f.name], mapping[key], f"{path}.{key}") for key, f in names.items() if key in mapping
-    }
     for key, f in names.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and key not in mapping:
+        if is_required(f) and key not in mapping:
             msg = f"{path}.{key}: required"
             raise SpecError(msg)
-    return cls(**values)
+    return cls(
+        **{
+            f.name: _decode(hints[f.name], mapping[key], f"{path}.{key}", unknown)
+            for key, f in names.items()
+            if key in mapping
+        }
+    )
+
+
+def is_required(f: dataclasses.Field[Any]) -> bool:
+    """Whether the field has no default, so that the JSON must name it."""
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _expect(kind: type[T], raw: Any, path: str) -> T:
@@ -484,11 +500,6 @@ def problems(spec: MLModelSpec, name: str) -> list[str]:
     The CRD's CEL rules say the same where the API server evaluates them (Kubernetes ≥ 1.25).
     """
     found = _name_problems(name) + _training_problems(spec.training)
-    if not _DNS_LABEL.fullmatch(name):
-        found.append(
-            f"metadata.name: {name!r} cannot name its Services: use lower-case letters, digits and -, "
-            f"beginning with a letter and not ending with -",
-        )
     if not spec.data.uri.strip():
         found.append("spec.data.uri: empty; give the folder or file that holds the rows, e.g. s3://datasets/adult/")
     if spec.data.split.validation + spec.data.split.test >= 1:

@@ -114,7 +114,7 @@ class Record:
     def from_json(cls, text: str) -> Self | None:
         """Reads the annotation; None when it is absent or somebody has damaged it."""
         try:
-            return api.decode(cls, json.loads(text))
+            return api.decode(cls, json.loads(text), unknown="skip")
         except ValueError:
             return None
 

@@ -11,7 +11,7 @@ import pytest
 
 from mljobs import data
 from mljobs.failure import JobFailure
-from mljobs.job_spec import Data, Split
+from mlplatform.api import Data, Split
 from mlplatform.contract import FailureClass
 
 HEADER = "age,income\n"

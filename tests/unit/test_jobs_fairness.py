@@ -8,7 +8,7 @@ from fairlearn.metrics import demographic_parity_difference, equalized_odds_diff
 
 from mljobs import fairness
 from mljobs.audit import audit_attribute, by_metric
-from mljobs.job_spec import Fairness
+from mlplatform.api import Fairness
 
 FAIRLEARN = {
     "demographic_parity_difference": demographic_parity_difference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from mljobs import export
 from mljobs.failure import JobFailure
-from mljobs.job_spec import Data, Fairness, Gate, JobSpec, Optimization
 from mljobs.optimize import Latency, Measured, measure_latency, objections, select
 from mljobs.tasks.tabular_model import TabularModel
+from mlplatform.api import Data, Fairness, Gate, ModelVersionSpec, Optimization
 from mlplatform.contract import FailureClass
 
 
@@ -46,8 +47,10 @@ def test_select(other: Measured, passed: set[str], objective: str, wanted: str, 
     assert select([other, FP32], passed, objective) == wanted, f"{reason}; the order does not matter"
 
 
-def spec(*gates: Gate, on_failure: str = "block") -> JobSpec:
-    return JobSpec(
+def spec(*gates: Gate, on_failure: Literal["block", "warn"] = "block") -> ModelVersionSpec:
+    return ModelVersionSpec(
+        model="m",
+        sequence=1,
         data=Data(uri="x", label="y"),
         gates=gates,
         fairness=Fairness(metrics={"demographic_parity_difference": 0.2}, on_failure=on_failure),
@@ -90,7 +93,7 @@ OBJECTIONS = [
 
 
 @pytest.mark.parametrize(("judged", "asked", "wanted", "reason"), OBJECTIONS, ids=[case[-1] for case in OBJECTIONS])
-def test_objections(judged: Measured, asked: JobSpec, wanted: list[str], reason: str) -> None:
+def test_objections(judged: Measured, asked: ModelVersionSpec, wanted: list[str], reason: str) -> None:
     assert objections(judged, FP32, asked, "roc_auc") == wanted, reason
 
 

@@ -19,10 +19,10 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from mljobs import train
 from mljobs.checkpoint import MANIFEST, METADATA, Checkpoints, SafeReader
 from mljobs.failure import JobFailure
-from mljobs.job_spec import EarlyStopping, Training
 from mljobs.report import run
 from mljobs.store import Store
 from mljobs.trainer import Plan, watched_metric
+from mlplatform.api import EarlyStopping, Training
 from mlplatform.contract import TASK_METRICS, Artifacts, FailureClass, Stage, Summary
 
 

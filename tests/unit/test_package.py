@@ -15,9 +15,9 @@ import pytest
 import torch
 from unit import serving_model as small
 
-from mljobs import data, job_spec, package
+from mljobs import data, package
 from mljobs.failure import JobFailure
-from mljobs.report import Job
+from mljobs.report import Job, read_spec
 from mljobs.store import Store
 from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import Preprocessor
@@ -31,7 +31,9 @@ pytestmark = [
 ]
 
 ROWS = 200
-SPEC = {
+SPEC: dict[str, Any] = {
+    "model": small.MODEL,
+    "sequence": 1,
     "data": {"uri": "", "label": "income"},
     "training": {"task": "tabular", "hyperparameters": {"hidden": [8], "dropout": 0.0, "bins": 4}},
 }
@@ -47,7 +49,7 @@ def job(tmp_path: Path) -> Job:
     (source / "rows.csv").write_text("\n".join(["age,job,hours,income", *lines]))
     spec = {**SPEC, "data": {**SPEC["data"], "uri": str(source)}}
     job = Job(
-        Stage.PACKAGE, small.MODEL, small.VERSION, job_spec.parse(json.dumps(spec)), Store(str(tmp_path / "artifacts"))
+        Stage.PACKAGE, small.MODEL, small.VERSION, read_spec(json.dumps(spec)), Store(str(tmp_path / "artifacts"))
     )
     rows = data.load(job.spec.data)
     positive, classes = data.labels(rows.table, job.spec.data)

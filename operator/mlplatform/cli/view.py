@@ -8,9 +8,6 @@ a table, without a cluster and without a terminal.
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -157,7 +154,7 @@ def model_view(model: Object, versions: list[Object], now: datetime) -> ModelVie
         mlplatform.api.SpecError: A status holds a value that this release does not know.
     """
     meta = model["metadata"]
-    status = known(api.MLModelStatus, model.get("status") or {}, "status")
+    status = api.decode(api.MLModelStatus, model.get("status") or {}, "status", unknown="skip")
     latest = next((v for v in versions if v["metadata"]["name"] == status.latest_version), None)
     sequences = {v["metadata"]["name"]: v.get("spec", {}).get("sequence", 0) for v in versions}
     current = _current(model, status, latest)
@@ -187,29 +184,6 @@ def model_view(model: Object, versions: list[Object], now: datetime) -> ModelVie
         accepted=_is_true(status.conditions, "Accepted"),
         failure=failure,
     )
-
-
-def known(cls: type[api.T], raw: Object, path: str) -> api.T:
-    """Reads `raw` as `cls`, passes over fields of a newer operator and fills in texts left out as empty.
-
-    A plugin is rarely as new as the cluster's operator, so an unknown field is
-    no mistake here as it is in a spec that a user wrote.
-    """
-    return api.decode(cls, _prune(cls, raw), path)
-
-
-def _prune(hint: Any, raw: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(raw, dict):
-        hints = typing.get_type_hints(hint)
-        names = {api.json_name(f.name): f.name for f in dataclasses.fields(hint)}
-        texts = {key: "" for key, name in names.items() if hints[name] is str}
-        return texts | {key: _prune(hints[names[key]], value) for key, value in raw.items() if key in names}
-    args = typing.get_args(hint)
-    if isinstance(raw, list) and args:
-        return [_prune(args[0], item) for item in raw]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return _prune(args[0], raw)
-    return raw
 
 
 def _current(model: Object, status: api.MLModelStatus, latest: Object | None) -> bool:
@@ -252,7 +226,9 @@ def _blamed(status: api.MLModelStatus) -> api.Condition | None:
 
 def _failure(status: api.MLModelStatus, latest: Object | None, blamed: api.Condition | None) -> FailureView | None:
     """The cause as the operator found it; while nothing is blamed, what only holds the pipeline up."""
-    version = known(api.ModelVersionStatus, latest.get("status") or {}, "status") if latest else None
+    version = (
+        api.decode(api.ModelVersionStatus, latest.get("status") or {}, "status", unknown="skip") if latest else None
+    )
     found = status.failure or (version.failure if version else None)
     if found is not None and (blamed is None or blamed.type != "Accepted"):
         return FailureView(
@@ -291,8 +267,8 @@ def _message(status: api.MLModelStatus, outcome: Outcome, failure: FailureView |
 
 
 def _version(raw: Object, model: api.MLModelStatus, now: datetime) -> VersionView:
-    spec = known(api.ModelVersionSpec, raw["spec"], "spec")
-    status = known(api.ModelVersionStatus, raw.get("status") or {}, "status")
+    spec = api.decode(api.ModelVersionSpec, raw["spec"], "spec", unknown="skip")
+    status = api.decode(api.ModelVersionStatus, raw.get("status") or {}, "status", unknown="skip")
     ran = {stage.name: stage for stage in status.stages}
     audit, optimize = ran.get(contract.Stage.AUDIT), ran.get(contract.Stage.OPTIMIZE)
     metrics = status.metrics or (audit.metrics if audit else {})

@@ -12,7 +12,7 @@ from mlplatform import api, rollout
 from mlplatform.actions import Event
 from mlplatform.conditions import Book
 from mlplatform.plan.facts import Facts
-from mlplatform.plan.plan import Plan, known, status_json
+from mlplatform.plan.plan import Plan, status_json
 from mlplatform.resources import ADD_ONS, virtualservice
 from mlplatform.rollout import Move
 from mlplatform.snapshot import Object, condition, stamp, status_of
@@ -48,7 +48,8 @@ def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Pl
 
 def _history(facts: Facts, plan: Plan) -> tuple[api.Decision, ...]:
     """Decision records, newest first: what status has, and the outcome in the mesh if it is not among them."""
-    kept = tuple(known(api.Decision, {"message": "", **d}) for d in facts.previous.get("history") or ())
+    recorded = facts.previous.get("history") or ()
+    kept = tuple(api.decode(api.Decision, d, "status.history", unknown="skip") for d in recorded)
     record = facts.record
     if record is None or record.outcome not in _DECISIONS or facts.recorded:
         return kept
@@ -168,7 +169,7 @@ def _failure(facts: Facts, verdict: rollout.Verdict | None) -> api.FailureStatus
     """The cause to look at first: the latest version's, else its serving pods', else the stable version's."""
     raw = status_of(facts.snapshot.versions.get(facts.latest)).get("failure")
     if raw:
-        return known(api.FailureStatus, {"message": "", "nextAction": "", **raw})
+        return api.decode(api.FailureStatus, raw, "status.failure", unknown="skip")
     struggling = facts.latest if verdict and verdict.move is Move.HOLD else facts.stable
     if facts.ready_pods(struggling):
         return None

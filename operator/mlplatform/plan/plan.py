@@ -7,15 +7,13 @@ what `cleanup` destroys, `status` has recorded before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final
 
 from mlplatform import api
 from mlplatform.actions import Event, Write
 from mlplatform.snapshot import Object
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -48,25 +46,26 @@ class Plan:
 
 
 def status_json(status: api.ModelVersionStatus | api.MLModelStatus) -> Object:
-    """The status as it is written: no empty strings, lists or objects, but zeros stay."""
-    compact: Object = _compact(api.encode(status))
+    """The status as it is written: zeros and required fields stay, other fields only with something in them."""
+    compact: Object = _compact(status)
     return compact
 
 
 def conditions_json(conditions: tuple[api.Condition, ...]) -> list[Object]:
     """Conditions as a status holds them."""
-    return [_compact(api.encode(c)) for c in conditions]
-
-
-def known(cls: type[T], raw: Object) -> T:
-    """Reads a part of a status, less what this release does not know (a newer one may have written it)."""
-    names = {api.json_name(f.name) for f in fields(cls)}  # type: ignore[arg-type]  # only dataclasses come here
-    return api.decode(cls, {key: value for key, value in raw.items() if key in names}, "status")
+    return [_compact(c) for c in conditions]
 
 
 def _compact(value: Any) -> Any:
+    if is_dataclass(value):
+        members = {f: _compact(getattr(value, f.name)) for f in fields(value)}
+        kept = {f: small for f, small in members.items() if api.is_required(f) or small not in _EMPTY}
+        return {api.json_name(f.name): small for f, small in kept.items()}
     if isinstance(value, dict):
-        return {k: small for k, v in value.items() if (small := _compact(v)) not in ("", [], {})}
-    if isinstance(value, list):
+        return {k: small for k, v in value.items() if (small := _compact(v)) not in _EMPTY}
+    if isinstance(value, (list, tuple)):
         return [_compact(item) for item in value]
     return str(value) if isinstance(value, str) else value  # an enum's member becomes its plain value
+
+
+_EMPTY: Final[tuple[object, ...]] = (None, "", [], {})

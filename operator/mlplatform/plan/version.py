@@ -14,7 +14,7 @@ from mlplatform.actions import Create, Event, Patch, Ref
 from mlplatform.conditions import Book, Status
 from mlplatform.contract import ANNOTATION_RETRAIN, FailureClass, Summary
 from mlplatform.failures import Gravity, Sighting
-from mlplatform.plan.plan import Plan, known, status_json
+from mlplatform.plan.plan import Plan, status_json
 from mlplatform.resources import ADD_ONS
 from mlplatform.resources.workload import Phase, Workload
 from mlplatform.settings import Settings
@@ -301,12 +301,12 @@ def _halt_or_resume(stage: Definition, progress: Progress, look: Pass) -> None:
 
 def _recorded(previous: Object, stage: Definition) -> api.StageStatus | None:
     raw = next((s for s in previous.get("stages") or () if s["name"] == stage.name), None)
-    return known(api.StageStatus, raw) if raw else None
+    return api.decode(api.StageStatus, raw, "status.stages", unknown="skip") if raw else None
 
 
 def _recorded_failure(previous: Object) -> api.FailureStatus | None:
     raw = previous.get("failure")
-    return known(api.FailureStatus, {"message": "", "nextAction": "", **raw}) if raw else None
+    return api.decode(api.FailureStatus, raw, "status.failure", unknown="skip") if raw else None
 
 
 def _on_record(previous: Object, recorded: api.StageStatus) -> Progress:

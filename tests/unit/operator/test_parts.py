@@ -90,12 +90,17 @@ def test_a_condition_can_be_carried_over_as_it_was() -> None:
     assert not book.changed("T")
 
 
-def test_status_json_leaves_out_what_is_empty_but_keeps_zeros() -> None:
-    status = api.MLModelStatus(observed_generation=0, rollout=api.RolloutStatus(version="v", weight=0))
+def test_status_json_leaves_out_what_is_empty_but_keeps_zeros_and_what_the_schema_requires() -> None:
+    status = api.MLModelStatus(
+        observed_generation=0,
+        rollout=api.RolloutStatus(version="v", weight=0),
+        failure=api.FailureStatus(class_="Crashed", message="", next_action=""),
+    )
     assert status_json(status) == {
         "observedGeneration": 0,
         "latestSequence": 0,
         "rollout": {"version": "v", "sequence": 0, "step": 0, "steps": 0, "weight": 0},
+        "failure": {"class": "Crashed", "message": "", "nextAction": ""},
     }
 
 

@@ -301,8 +301,8 @@ REFUSED: list[tuple[str, str, Object, str, str]] = [
         "did you mean roc_auc?",
     ),
     ("a name too long for its children", "a" * 37, SPEC, "InvalidName", "at most 36"),
-    ("a name that no Service can have", "7-adults", SPEC, "InvalidName", "beginning with a letter"),
-    ("a name with dots", "adult.v2", SPEC, "InvalidName", "lower-case letters, digits and -"),
+    ("a name that no Service can have", "7-adults", SPEC, "InvalidName", "start with a letter"),
+    ("a name with dots", "adult.v2", SPEC, "InvalidName", "lower-case letters, digits and hyphens"),
     ("steps that fall", "adult", {**SPEC, "rollout": {"steps": [50, 5]}}, "SpecInvalid", "spec.rollout.steps"),
 ]
 
