@@ -393,7 +393,7 @@ def wait_for_answer(
         headers = {"Host": host, "Content-Type": "application/json"}
         request = urllib.request.Request(url, body.encode(), headers)  # noqa: S310  our own http URL
         try:
-            with urllib.request.urlopen(request, timeout=10):  # noqa: S310
+            with urllib.request.urlopen(request, timeout=10):  # noqa: S310  the gateway's http:// address
                 return
         except (OSError, urllib.error.URLError) as error:
             cause = str(error)

@@ -289,7 +289,7 @@ def checks(demo: Demo) -> list[Check]:
         Check("all traffic now goes to v2", _traffic_of(demo) == {second["name"]: 100}, str(_traffic_of(demo))),
         Check(
             "a request after the promotion is answered by v2",
-            demo.answers[-1].status == 200 and demo.answers[-1].body.get("model_version") == second["name"],  # noqa: PLR2004
+            demo.answers[-1].status == 200 and demo.answers[-1].body.get("model_version") == second["name"],  # noqa: PLR2004  HTTP 200
             str(demo.answers[-1].body),
         ),
         Check(

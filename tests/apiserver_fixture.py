@@ -145,7 +145,7 @@ def answers(url: str, authority: Path | None = None, token: str = "") -> bool:
     context = ssl.create_default_context(cafile=str(authority)) if authority else None
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310  a loopback address
     try:
-        with urllib.request.urlopen(request, timeout=2, context=context) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=2, context=context) as response:  # noqa: S310  our own server on loopback
             return int(response.status) == 200
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False

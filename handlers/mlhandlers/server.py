@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.write_text(merged)
         # A thread too many stalls the others at the CPU limit; the handler sets torch's own count.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        metrics = f"{property_of(merged, 'metrics_address').replace('0.0.0.0', '127.0.0.1')}/metrics"  # noqa: S104
+        metrics = f"{property_of(merged, 'metrics_address').replace('0.0.0.0', '127.0.0.1')}/metrics"  # noqa: S104  replaced, not bound
         return run(command(config, options.log_config, Path(folder)), metrics, Drain())
 
 

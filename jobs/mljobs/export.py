@@ -74,7 +74,7 @@ def int8(model: nn.Module) -> nn.Module:
     from torch.ao.quantization import quantize_dynamic as quantize  # noqa: PLC0415  its import warns too
 
     with quiet():
-        quantized: nn.Module = quantize(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
+        quantized: nn.Module = quantize(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]  # untyped in torch
     return quantized
 
 
@@ -92,7 +92,7 @@ def torchscript(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
     buffer = io.BytesIO()
     try:
         with quiet(), torch.inference_mode():
-            traced = torch.jit.trace(model, example)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(model, example)  # type: ignore[no-untyped-call]  # untyped in torch
             torch.jit.save(torch.jit.freeze(traced.eval()), buffer)
     except RuntimeError as error:
         raise _refused("TorchScript", error) from error
@@ -102,7 +102,7 @@ def torchscript(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
 def load_torchscript(content: bytes) -> nn.Module:
     """The module of `torchscript`'s bytes, as the serving pod loads it."""
     with quiet():
-        module: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+        module: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]  # untyped in torch
     return module.eval()
 
 

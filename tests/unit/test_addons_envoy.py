@@ -46,7 +46,7 @@ class Backend(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class's name
         """Quiet."""
 
 
@@ -196,10 +196,10 @@ def test_weights_and_services_change_without_a_failed_request(mesh: Mesh) -> Non
             before = load.answers["green"]
             # The destination's Service appears and the route names it in the same breath.
             mesh.publish(split(blue=50, green=50), ("blue", "green"))
-            until(lambda: load.answers["green"] > before + 100, "green answers")  # noqa: B023
+            until(lambda: load.answers["green"] > before + 100, "green answers")  # noqa: B023  called before the next turn
             mesh.publish(split(blue=0, green=100), ("green",))
             marker = load.answers["blue"]
-            until(lambda: load.answers["green"] > before + 300, "green answers alone")  # noqa: B023
+            until(lambda: load.answers["green"] > before + 300, "green answers alone")  # noqa: B023  called before the next turn
             assert load.answers["blue"] - marker < 10, "blue is out as soon as its weight is 0"
             mesh.publish(split(blue=100), ("blue",))
     assert load.failures == [], "neither a weight nor a Service that goes fails a request"

@@ -216,7 +216,7 @@ BACKOFF = [
 
 
 @pytest.mark.parametrize(("reason", "limit", "phases", "fails"), BACKOFF, ids=[case[0] for case in BACKOFF])
-def test_backoff_limit(reason: str, limit: int | None, phases: dict[str, str], fails: bool) -> None:  # noqa: FBT001
+def test_backoff_limit(reason: str, limit: int | None, phases: dict[str, str], fails: bool) -> None:  # noqa: FBT001  a table
     plan = look(job(runPolicy={"backoffLimit": limit, "cleanPodPolicy": "Running"}), **phases)
     assert (conditions(plan.status).get("Failed") == "True") == fails, reason
     assert bool(plan.delete) == fails, f"{reason}; at the limit cleanPodPolicy applies at once"

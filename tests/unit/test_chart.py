@@ -116,7 +116,7 @@ def test_istio_api_follows_the_server(apis: tuple[str, ...], expected: str) -> N
 
 @pytest.mark.parametrize(("version", "ruled"), [("1.24", False), ("1.25", True)])
 @pytest.mark.parametrize("plural", ["mlmodels", "modelversions"])
-def test_crds_are_the_manifests(plural: str, version: str, ruled: bool) -> None:  # noqa: FBT001
+def test_crds_are_the_manifests(plural: str, version: str, ruled: bool) -> None:  # noqa: FBT001  a table
     """Whole from 1.25 on; before, less the rules and nothing else. Never deleted with the release."""
     crd = objects("CustomResourceDefinition", rendered(version=version))[f"/{plural}.mlplatform.dev"]
     expected = json.loads(json.dumps(crds.crd(plural)["spec"]))
