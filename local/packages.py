@@ -1,8 +1,8 @@
 """Debian's packages: what is installed, what is only unpacked, and sources.
 
 Called by `cluster.py`, `binaries.py` and `kubernetes_build.py`. Build tools are installed.
-Daemons (containerd, runc, etcd, CNI plugins) are never installed: their packages are
-unpacked into the cache, so no service of theirs starts and a Docker or containerd that is
+Daemons (containerd, runc, etcd, CNI plugins, Prometheus) are never installed: their packages
+are unpacked into the cache, so no service of theirs starts and a Docker or containerd that is
 already on the machine stays as it is. The machine's apt configuration is read, not changed.
 """
 
@@ -75,6 +75,24 @@ def install(shell: Shell, names: tuple[str, ...]) -> str:
     return f"installed {', '.join(wanted)}"
 
 
+def extract(shell: Shell, names: tuple[str, ...], folder: Path) -> list[str]:
+    """Fetches packages and unpacks them into ``folder``, which stands for ``/``; returns their files' names.
+
+    Raises:
+        StepError: apt could not.
+    """
+    debs = folder / "debs"
+    debs.mkdir()
+    if shell.run(["apt-get", "--print-uris", "download", *names], capture=True, check=False) == "":
+        shell.run(["apt-get", "update"], env=NONINTERACTIVE, must_finish=True)
+    shell.run(["apt-get", "download", *names], cwd=debs)
+    found = sorted(debs.glob("*.deb"))
+    for deb in found:
+        shell.run(["dpkg-deb", "--extract", deb, folder])
+    shutil.rmtree(debs)
+    return [deb.name for deb in found]
+
+
 def unpacked_key() -> str:
     """The cache key of `unpack`."""
     return cache.key(CODENAME, UNPACKED)
@@ -93,15 +111,8 @@ def unpack(shell: Shell, root: Path) -> tuple[Path, bool]:
     """
 
     def build(folder: Path) -> None:
-        debs = folder / "debs"
-        debs.mkdir()
-        if shell.run(["apt-get", "--print-uris", "download", *UNPACKED], capture=True, check=False) == "":
-            shell.run(["apt-get", "update"], env=NONINTERACTIVE, must_finish=True)
-        shell.run(["apt-get", "download", *UNPACKED], cwd=debs)
-        for deb in sorted(debs.glob("*.deb")):
-            shell.run(["dpkg-deb", "--extract", deb, folder])
-        (folder / "packages.txt").write_text("".join(f"{deb.name}\n" for deb in sorted(debs.glob("*.deb"))))
-        shutil.rmtree(debs)
+        names = extract(shell, UNPACKED, folder)
+        (folder / "packages.txt").write_text("".join(f"{name}\n" for name in names))
 
     return cache.entry(root, "debs", unpacked_key(), build)
 

@@ -27,6 +27,7 @@ CHART = REPOSITORY / "charts/mlplatform"
 VERSIONS = ["1.20", "1.24", "1.25", "1.28", "1.36"]
 EVERYTHING = (
     "podDisruptionBudget.enabled=true", "networkPolicy.enabled=true", "serviceMonitor.enabled=true",
+    "prometheusRule.enabled=true", "dashboards.enabled=true",
     "gateway.tlsSecret=certificate", "images.pullSecrets={registry}", "modelNamespaces={team-a,team-b}",
 )  # fmt: skip
 """--set arguments that switch on what is off by default."""
@@ -255,6 +256,43 @@ def test_network_policies_let_models_reach_the_store() -> None:
     assert rule["ports"] == [{"port": "s3", "protocol": "TCP"}]
 
 
+def test_the_alerts_are_the_file() -> None:
+    (rule,) = objects("PrometheusRule", rendered(*EVERYTHING, "prometheusRule.labels.release=prometheus")).values()
+    assert (rule["apiVersion"], rule["metadata"]["labels"]["release"]) == ("monitoring.coreos.com/v1", "prometheus")
+    assert rule["spec"] == yaml.safe_load((REPOSITORY / "alerts/mlplatform.rules.yaml").read_text())
+
+
+def test_the_alerts_link_to_their_runbooks_once_it_is_said_where_those_are() -> None:
+    base = "https://git.example.com/docs/runbooks"
+    (rule,) = objects(
+        "PrometheusRule", rendered("prometheusRule.enabled=true", f"prometheusRule.runbookBase={base}/")
+    ).values()
+    for alert in (alert for group in rule["spec"]["groups"] for alert in group["rules"]):
+        assert alert["annotations"].pop("runbook_url") == f"{base}/{alert['alert']}.md"
+    assert rule["spec"] == yaml.safe_load((REPOSITORY / "alerts/mlplatform.rules.yaml").read_text())
+
+
+def test_the_dashboards_are_the_files() -> None:
+    (config,) = objects("ConfigMap", rendered("dashboards.enabled=true")).values()
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert config["data"] == {"models.json": (REPOSITORY / "dashboards/models.json").read_text()}
+
+
+def test_the_models_namespace_is_kept_when_metrics_are_scraped() -> None:
+    (monitor,) = objects("ServiceMonitor", rendered(*EVERYTHING)).values()
+    assert [endpoint["honorLabels"] for endpoint in monitor["spec"]["endpoints"]] == [True]
+
+
+def test_alerts_know_the_operators_job() -> None:
+    """The Prometheus Operator names a job after the Service; the rule about an operator that is down goes by that."""
+    text = (REPOSITORY / "alerts/mlplatform.rules.yaml").read_text()
+    (pattern,) = set(re.findall(r'up\{job=~"([^"]+)"\}', text))
+    for release in ("mlplatform", "prod"):
+        done = helm("template", release, str(CHART), "--show-only", "templates/operator.yaml")
+        services = objects("Service", tuple(yaml.safe_load_all(done.stdout)))
+        assert [re.fullmatch(pattern, s["metadata"]["name"]) is not None for s in services.values()] == [True]
+
+
 REJECTED = [
     ("foo=1", "additional properties 'foo' not allowed"),
     ("images.operater=x", "additional properties 'operater' not allowed"),
@@ -269,6 +307,8 @@ REJECTED = [
     ("store.embedded.buckets={}", "/store/embedded/buckets"),
     ("operator.resources.limits.memory=lots", "/operator/resources/limits/memory"),
     ("serviceMonitor.enabled=perhaps", "/serviceMonitor/enabled"),
+    ("prometheusRule.runbookBase=docs/runbooks", "/prometheusRule/runbookBase"),
+    ("dashboards.labels=grafana", "/dashboards/labels"),
 ]
 
 
@@ -281,7 +321,7 @@ def test_bad_values_are_refused_with_their_path(value: str, message: str) -> Non
 
 def leaves(value: Any, path: str = "") -> Iterator[str]:
     """Dotted paths of the values; an empty map or a list is a leaf."""
-    if isinstance(value, dict) and value and not path.endswith((".resources", ".selector")):
+    if isinstance(value, dict) and value and not path.endswith((".resources", ".selector", ".labels")):
         for key, item in value.items():
             yield from leaves(item, f"{path}.{key}" if path else key)
     else:
@@ -314,7 +354,7 @@ HELM_ALONE = {("Pod", "mlplatform-system", "mlplatform-test")}
 @pytest.mark.parametrize(
     ("overlay", "values"),
     [
-        ("kind", ()),
+        ("kind", ("kserve.deploymentMode=RawDeployment",)),
         ("eks", ("store.embedded.enabled=false", "store.region=eu-central-1", "store.artifactRoot=s3://example-mlplatform-artifacts",
                  "images.registry=123456789012.dkr.ecr.eu-central-1.amazonaws.com/mlplatform",
                  r"serviceAccounts.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::123456789012:role/mlplatform-artifacts")),
