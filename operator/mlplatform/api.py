@@ -2,7 +2,7 @@
 
 Called by the reconcilers, the stages, the renderers, the jobs and `kubectl mlmodel`.
 `decode` turns an object's JSON into these types and names every mistake by its
-path; `tests/unit/test_api.py` holds the classes and the CRDs together.
+path; `tests/unit/test_crds.py` holds the classes and the CRDs together.
 
 JSON uses camelCase, attributes snake_case; a trailing underscore (`from_`)
 avoids a keyword.
@@ -34,7 +34,9 @@ class SpecError(ValueError):
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 """RFC 1035, which Services and PyTorchJobs ask for."""
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
+LONGEST: Final = timedelta(days=3650)
+"""Of a duration: what is added to a date must stay one."""
 
 
 def parse_duration(text: str) -> timedelta:
@@ -48,7 +50,11 @@ def parse_duration(text: str) -> timedelta:
         msg = f"{text!r} is not a duration; write it like 90s, 10m or 1h30m"
         raise SpecError(msg)
     hours, minutes, seconds = (int(group or 0) for group in match.groups())
-    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    found = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    if found > LONGEST:
+        msg = f"{text!r} is longer than {format_duration(LONGEST)}"
+        raise SpecError(msg)
+    return found
 
 
 def format_duration(value: timedelta) -> str:
@@ -101,10 +107,10 @@ class Optimizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyStopping:
-    """Stops when the metric has not improved for `patience` epochs."""
+    """Stops when the metric has not improved for `patience` epochs; no `mode` means the metric's own direction."""
 
     metric: str = "val_roc_auc"
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] | None = None
     patience: int = 3
 
 
@@ -494,12 +500,17 @@ def version_name(model: str, spec: MLModelSpec, trigger: str = "") -> str:
     return f"{model}-{contract.digest({**sections, 'trigger': trigger})}"
 
 
-def problems(spec: MLModelSpec, name: str) -> list[str]:
+def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:
     """Cross-field mistakes, each a sentence with its fix; empty when the spec is sound.
 
-    The CRD's CEL rules say the same where the API server evaluates them (Kubernetes ≥ 1.25).
+    The CRD's CEL rules say the same of the spec where the API server evaluates them (Kubernetes ≥ 1.25).
     """
     found = _name_problems(name) + _training_problems(spec.training)
+    if len(trigger) > contract.TRIGGER_LIMIT:
+        found.append(
+            f"metadata.annotations: {contract.ANNOTATION_RETRAIN} has {len(trigger)} characters, "
+            f"at most {contract.TRIGGER_LIMIT} are kept; any short value that is new will do"
+        )
     if not spec.data.uri.strip():
         found.append("spec.data.uri: empty; give the folder or file that holds the rows, e.g. s3://datasets/adult/")
     if spec.data.split.validation + spec.data.split.test >= 1:
@@ -520,6 +531,8 @@ def problems(spec: MLModelSpec, name: str) -> list[str]:
         for metric in spec.fairness.metrics
         if metric not in contract.FAIRNESS_METRICS
     ]
+    if not spec.rollout.max_duration:
+        found.append("spec.rollout.maxDuration: must be longer than 0s; write it like 90s, 10m or 1h30m")
     steps = spec.rollout.steps
     if list(steps) != sorted(set(steps)) or any(not 0 < step < FULL_WEIGHT for step in steps):
         found.append("spec.rollout.steps: must rise, each between 1 and 99; 100 follows by itself")

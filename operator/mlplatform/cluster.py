@@ -122,6 +122,7 @@ class Cluster:
 
         Raises:
             NameTaken: One of that name exists and has another owner.
+            Conflict: One of that name is on its way out.
             ClusterError: See its kinds.
         """
         try:
@@ -153,13 +154,24 @@ class Cluster:
         self._request("DELETE", _path(deletion.ref), options, absent_ok=True)
 
     def write_status(self, obj: Object, status: Object) -> Object | None:
-        """Replaces the object's status; None when it is gone, or is another object of that name."""
+        """Replaces the object's status; None when it is gone.
+
+        Raises:
+            Conflict: An object of that name has taken its place.
+            ClusterError: See its kinds.
+        """
         body = [
             {"op": "test", "path": "/metadata/uid", "value": uid_of(obj)},
             {"op": "add", "path": "/status", "value": status},
         ]
         path = f"{_path(Ref.to(obj))}/status"
-        return self._request("PATCH", path, body, _JSON_PATCH, absent_ok=True, fieldManager=contract.MANAGER)
+        try:
+            return self._request("PATCH", path, body, _JSON_PATCH, absent_ok=True, fieldManager=contract.MANAGER)
+        except Rejected as error:
+            live = self.get(Ref.to(obj))
+            if live is not None and uid_of(live) != uid_of(obj):
+                raise Conflict(f"{path}: another object of that name has taken its place") from error
+            raise
 
     def post(self, obj: Object, event: Event, when: Any) -> None:
         """Posts an Event about the object. Events inform; one that cannot be posted is logged, and that is all."""
@@ -211,14 +223,16 @@ class Cluster:
         """The live object of that name, which must not belong to anybody else."""
         ref = Ref.to(manifest)
         live = self.get(ref)
-        mine = {r["uid"] for r in manifest["metadata"].get("ownerReferences") or ()}
-        theirs = {r["uid"] for r in (live or {}).get("metadata", {}).get("ownerReferences") or ()}
-        if live is not None and mine and not mine & theirs:
-            raise NameTaken(
-                f"{ref.kind} {ref.namespace}/{ref.name} exists and belongs to something else; "
-                "it is left alone. Rename the MLModel, or delete that object"
-            )
-        return live
+        mine, theirs = _owners(manifest), _owners(live or {})
+        if live is None or not mine or mine.keys() & theirs.keys():
+            return live
+        if "deletionTimestamp" in live["metadata"] or set(mine.values()) & set(theirs.values()):
+            # Its owner was deleted, and perhaps made anew under the same name: the garbage collector takes it away.
+            raise Conflict(f"{ref.kind} {ref.namespace}/{ref.name} is left from an object that was deleted")
+        raise NameTaken(
+            f"{ref.kind} {ref.namespace}/{ref.name} exists and belongs to something else; "
+            "it is left alone. Rename the MLModel, or delete that object"
+        )
 
     def _kinds(self, version: str, kind: str) -> frozenset[str]:
         now = time.monotonic()
@@ -253,14 +267,21 @@ class Cluster:
                 _return_http_data_only=True,
                 _request_timeout=TIMEOUT,
             )
+            found: Object = json.loads(response.data)
         except ApiException as error:
             if error.status == 404 and absent_ok:  # noqa: PLR2004  HTTP
                 return None
             raise _explain(error, f"{method} {path}") from error
         except urllib3.exceptions.HTTPError as error:
             raise ClusterError(f"{method} {path}: the API server did not answer: {error}") from error
-        found: Object = json.loads(response.data)
+        except ValueError as error:
+            raise ClusterError(f"{method} {path}: the answer is no JSON; is a proxy in between? {error}") from error
         return found
+
+
+def _owners(obj: Object) -> dict[str, tuple[str, str]]:
+    """Kind and name of an object's owners, by uid."""
+    return {r["uid"]: (r["kind"], r["name"]) for r in obj.get("metadata", {}).get("ownerReferences") or ()}
 
 
 def _path(ref: Ref, *, collection: bool = False) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Self
@@ -22,6 +23,9 @@ LABEL_STAGE: Final = f"{GROUP}/stage"
 
 ANNOTATION_RETRAIN: Final = f"{GROUP}/retrain"
 """On an MLModel: any new value asks for a new version of an unchanged spec."""
+
+TRIGGER_LIMIT: Final = 256
+"""Characters of that value: the version keeps it."""
 
 HEADER_VERSION: Final = "x-mlplatform-version"
 """Request header that forces one version, past the weighted split."""
@@ -161,11 +165,12 @@ class Summary:
         """Compact JSON.
 
         Raises:
-            ValueError: It is longer than ``TERMINATION_LIMIT`` bytes; put less into ``details``.
+            ValueError: It is longer than ``TERMINATION_LIMIT`` bytes (put less into ``details``), or holds a number that
+                JSON has no word for.
         """
         raw = asdict(self)
         raw["failure"] = self.failure.to_dict() if self.failure else None
-        text = json.dumps(raw, separators=(",", ":"), sort_keys=True)
+        text = json.dumps(raw, separators=(",", ":"), sort_keys=True, allow_nan=False)
         if len(text.encode()) > TERMINATION_LIMIT:
             msg = f"summary of stage {self.stage} is {len(text.encode())} bytes, over {TERMINATION_LIMIT}"
             raise ValueError(msg)
@@ -183,6 +188,13 @@ class Summary:
             msg = "termination message is not a stage summary"
             raise ValueError(msg)
         raw = {key: raw[key] for key in cls.__dataclass_fields__ if key in raw}
+        metrics, details = raw.get("metrics", {}), raw.get("details", {})
+        numbers = isinstance(metrics, dict) and all(
+            type(value) in {int, float} and math.isfinite(value) for value in metrics.values()
+        )
+        if not numbers or not isinstance(details, dict):
+            msg = "metrics of a stage summary must be finite numbers by name, and details an object"
+            raise ValueError(msg)
         raw["stage"] = Stage(raw["stage"])
         failure = raw.get("failure")
         raw["failure"] = Failure.from_dict(failure) if failure else None

@@ -14,8 +14,11 @@ from enum import IntEnum
 from typing import Final
 
 from mlplatform import api
-from mlplatform.contract import PERMANENT, FailureClass, Summary
+from mlplatform.contract import PERMANENT, FailureClass, Stage, Summary
 from mlplatform.snapshot import Object, name_of, namespace_of, status_of
+
+SERVING: Final = "serving"
+"""In place of a stage's name, for the pods that serve."""
 
 LAST_LOG_LIMIT: Final = 600
 """Characters of a crashed container's last output that go into status."""
@@ -25,12 +28,28 @@ _CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError"}
 
 _NEXT: Final = {
     FailureClass.UNSCHEDULABLE: "Free or add capacity, or lower the resources asked for.",
-    FailureClass.OOM_KILLED: "Raise the memory in resources, or lower spec.training.batchSize.",
+    FailureClass.OOM_KILLED: "Raise spec.training.resources.memory, or lower spec.training.batchSize.",
     FailureClass.IMAGE_PULL: "Correct the image's name, or give the ServiceAccount the registry's pull secret.",
     FailureClass.PREEMPTED: "Nothing if it happened once: it is retried. Else give the nodes more room or the pods a priority.",
     FailureClass.DEADLINE_EXCEEDED: "Raise spec.training.deadline, or give the training more resources.",
     FailureClass.CRASHED: "Read the container's log; correct the spec or the task, which starts a new version.",
 }
+_NEXT_OF_JOBS: Final = {
+    **_NEXT,
+    FailureClass.OOM_KILLED: "Raise spec.training.resources.memory, which the pods of every stage get.",
+    FailureClass.DEADLINE_EXCEEDED: "Raise spec.training.resources.cpu, which the pods of every stage get; else read the pod's log.",
+}
+_NEXT_OF_SERVING: Final = {
+    **_NEXT,
+    FailureClass.OOM_KILLED: "Raise spec.serving.resources.memory.",
+    FailureClass.CRASHED: "Read the container's log; a version that cannot run is replaced by applying another spec.",
+}
+
+
+def _next(reason: FailureClass, stage: str) -> str:
+    """What a person does about it, where it happened."""
+    table = _NEXT if stage in {Stage.TRAIN, ""} else _NEXT_OF_SERVING if stage == SERVING else _NEXT_OF_JOBS
+    return table.get(reason, "")
 
 
 class Gravity(IntEnum):
@@ -56,11 +75,10 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A container that wrote a summary: which, and when it ended (RFC 3339)."""
+    """The summary that a container wrote, and when it ended (RFC 3339)."""
 
     summary: Summary
     finished_at: str
-    pod: str
 
 
 def worst(pods: Iterable[Object], stage: str = "") -> Sighting | None:
@@ -89,7 +107,7 @@ def succeeded(pods: Iterable[Object]) -> Finished | None:
         for _, terminated in _ended(pod):
             summary = _summary(terminated)
             if summary and not summary.failure and terminated.get("exitCode") == 0:
-                return Finished(summary, terminated.get("finishedAt", ""), name_of(pod))
+                return Finished(summary, terminated.get("finishedAt", ""))
     return None
 
 
@@ -132,7 +150,7 @@ def sentence(failure: api.FailureStatus) -> str:
 def failure(reason: FailureClass, message: str, stage: str = "", next_action: str = "") -> api.FailureStatus:
     """A failure that no pod tells about, e.g. a deadline."""
     return api.FailureStatus(
-        class_=reason.value, message=message, next_action=next_action or _NEXT.get(reason, ""), stage=stage
+        class_=reason.value, message=message, next_action=next_action or _next(reason, stage), stage=stage
     )
 
 
@@ -180,7 +198,7 @@ def _sight(  # noqa: PLR0913  the fields of one record
         api.FailureStatus(
             class_=reason.value,
             message=message,
-            next_action=next_action or _NEXT.get(reason, ""),
+            next_action=next_action or _next(reason, stage),
             stage=stage,
             pod=name_of(pod),
             exit_code=exit_code,

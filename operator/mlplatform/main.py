@@ -138,7 +138,7 @@ def tune(settings: kopf.OperatorSettings, kinds: Mapping[str, Where]) -> None:
     settings.background.instant_exit_timeout = STOP_SECONDS
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
-    settings.watching.server_timeout = 300  # A watch that a dead peer has left hanging is noticed by then.
+    settings.watching.server_timeout = 300  # The server ends a watch by then; kopf notices a dead peer in 70 s.
     for kind, where in kinds.items():
         if kind not in {"MLModel", "ModelVersion"}:
             settings.watching.label_selectors[where] = contract.LABEL_MODEL

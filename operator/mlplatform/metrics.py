@@ -9,6 +9,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from mlplatform.contract import Stage
 from mlplatform.snapshot import Object, condition, moment, name_of, namespace_of, status_of
 
 RECONCILE_SECONDS: Final = Histogram(
@@ -42,6 +43,9 @@ ROLLOUT_WEIGHT: Final = Gauge(
     "Percentage of traffic that the candidate takes; 0 when no rollout is under way.",
     ["namespace", "model"],
 )
+for _stage in Stage:  # A counter that begins with its first event hides that event from `increase`.
+    for _outcome in ("Succeeded", "Failed"):
+        STAGE_SECONDS.labels(_stage.value, _outcome)
 _CONDITIONS: Final = ("Accepted", "VersionReady", "Serving", "RolloutPassed", "Ready")
 _STATUSES: Final = ("True", "False", "Unknown")
 

@@ -25,7 +25,17 @@ from mlplatform.plan import Plan, plan_model, plan_version
 from mlplatform.plan.plan import conditions_json
 from mlplatform.resources import inferenceservice
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, Object, VersionSnapshot, labels_of, name_of, status_of, uid_of
+from mlplatform.snapshot import (
+    ModelSnapshot,
+    Object,
+    VersionSnapshot,
+    condition,
+    controlled_by,
+    labels_of,
+    name_of,
+    status_of,
+    uid_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +86,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._written: dict[tuple[str, str], tuple[float, Object]] = {}
-        self._gone: set[str] = set()
+        self._gone: dict[str, set[str]] = {}
 
     def remember(self, obj: Object | None) -> None:
         """Takes note of an object as the API server returned it from a write."""
@@ -85,11 +95,19 @@ class Recent:
 
     def lost(self, obj: Object) -> None:
         """Takes note that an object is gone though the watch still shows it."""
-        self._gone.add(uid_of(obj))
+        self._gone.setdefault(obj["kind"], set()).add(uid_of(obj))
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds until the oldest write that the watch has not shown yet stops counting; None when there is none."""
+        oldest = min((when for when, _ in self._written.values()), default=None)
+        return None if oldest is None else max(oldest + LAG - time.monotonic(), 0)
 
     def view(self, kind: str, seen: Iterable[Object]) -> dict[str, Object]:
         """Objects of a kind by name: as watched, or as written if that is newer."""
-        found = {name_of(obj): obj for obj in seen if uid_of(obj) not in self._gone}
+        seen, gone = tuple(seen), self._gone.get(kind, set())
+        gone.intersection_update(map(uid_of, seen))  # What the watch no longer shows need not be remembered.
+        found = {name_of(obj): obj for obj in seen if uid_of(obj) not in gone}
         for (written_kind, name), (when, obj) in list(self._written.items()):
             if written_kind != kind:
                 continue
@@ -122,22 +140,32 @@ class Reconciler:
             now = self._world.clock()
             try:
                 if now >= resync:
-                    await self._check_deletions()
                     resync = now + RESYNC * random.uniform(0.8, 1.2)  # noqa: S311  spreads load; no secret
+                    await self._check_deletions()
                 with metrics.RECONCILE_SECONDS.labels(self._kind).time():
                     look_again = await self.once()
                 errors = 0
                 until = min(resync, look_again or resync)
                 pause = max((until - self._world.clock()).total_seconds(), 0)
-            except ClusterError as error:
+                if self._recent.lag is not None:
+                    # A deletion right after the write went unseen; nothing else would wake us when the write is forgotten.
+                    pause = min(pause, self._recent.lag)
+            except Exception as error:  # noqa: BLE001  one object's mistake must not end its daemon, nor go unseen
                 pause = BACKOFF[min(errors, len(BACKOFF) - 1)] * random.uniform(0.5, 1.5)  # noqa: S311  likewise
                 errors += 1
-                metrics.RECONCILE_ERRORS.labels(self._kind, type(error).__name__).inc()
-                level = logging.DEBUG if isinstance(error, Conflict) and errors == 1 else logging.WARNING
-                log.log(level, "%s: trying again in %.1f s: %s", self, pause, error)
+                self._report(error, pause, errors)
             awake = await sleep(pause)
         if self._kind == "MLModel":
             metrics.forget_model(self._namespace, self._name)
+
+    def _report(self, error: Exception, pause: float, errors: int) -> None:
+        """Counts and logs what ended a pass; what the API server cannot have said is a mistake of ours, with its trace."""
+        metrics.RECONCILE_ERRORS.labels(self._kind, type(error).__name__).inc()
+        if not isinstance(error, ClusterError):
+            log.error("%s: trying again in %.1f s after an internal error", self, pause, exc_info=error)
+            return
+        level = logging.DEBUG if isinstance(error, Conflict) and errors == 1 else logging.WARNING
+        log.log(level, "%s: trying again in %.1f s: %s", self, pause, error)
 
     async def once(self) -> datetime | None:
         """One pass.
@@ -151,21 +179,38 @@ class Reconciler:
         me = self._all(self._kind).get(self._name)
         if me is None or "deletionTimestamp" in me["metadata"]:
             return None
-        plan = await self._plan(me)
+        try:
+            plan = await self._plan(me)
+        except ClusterError:
+            raise
+        except Exception as error:
+            await self._write_status(me, self._confession(me, "InternalError", _apology(error)))
+            raise
         failed: ClusterError | None = None
         try:
             await self._write(plan.writes)
         except ClusterError as error:
             failed = error
             if error.lasting:
-                self._confess(me, plan, error)
+                plan.status = self._confession(me, type(error).__name__, str(error))
         if not failed or failed.lasting:
+            self._measure(me, plan.status)
             await self._write_status(me, plan.status)
         if failed:
             raise failed
-        await self._write(plan.cleanup)
-        await self._post(me, plan)
+        try:
+            await self._write(plan.cleanup)
+        finally:
+            await self._post(me, plan)
         return plan.look_again
+
+    def _measure(self, me: Object, status: Object) -> None:
+        """Shows Prometheus what the status says."""
+        if self._kind == "ModelVersion":
+            metrics.record_version(status_of(me), status)
+        else:
+            stable = (status.get("stable") or {}).get("version", "")
+            metrics.record_model({**me, "status": status}, self._all("ModelVersion").get(stable))
 
     async def _plan(self, me: Object) -> Plan:
         world = self._world
@@ -173,14 +218,10 @@ class Reconciler:
             missing = await self._missing({"PyTorchJob": "kubeflow.org/v1"})
             return plan_version(self._version_snapshot(me, missing), world.settings, world.clock())
         kinds = {"InferenceService": "serving.kserve.io/v1beta1", "VirtualService": world.settings.istio_api_version}
-        snapshot = self._model_snapshot(me, await self._missing(kinds))
-        plan = plan_model(snapshot, world.settings, world.clock())
-        stable = (plan.status.get("stable") or {}).get("version", "")
-        metrics.record_model({**me, "status": plan.status}, snapshot.versions.get(stable))
-        return plan
+        return plan_model(self._model_snapshot(me, await self._missing(kinds)), world.settings, world.clock())
 
     def _version_snapshot(self, me: Object, missing: frozenset[str]) -> VersionSnapshot:
-        jobs = {**self._all("Job"), **self._all("PyTorchJob")}
+        jobs = {**self._own("Job", me), **self._own("PyTorchJob", me)}
         children = {stage: jobs[f"{self._name}-{stage}"] for stage in Stage if f"{self._name}-{stage}" in jobs}
         pods: dict[Stage, list[Object]] = {stage: [] for stage in Stage}
         for pod in self._all("Pod").values():
@@ -203,13 +244,17 @@ class Reconciler:
                 pods.setdefault(version, []).append(pod)
         return ModelSnapshot(
             model=me,
-            versions=self._all("ModelVersion"),
-            services=self._all("InferenceService"),
+            versions=self._own("ModelVersion", me),
+            services=self._own("InferenceService", me),
             pods={version: tuple(sorted(found, key=name_of)) for version, found in pods.items()},
-            apex=self._all("Service").get(self._name),
-            route=self._all("VirtualService").get(self._name),
+            apex=self._own("Service", me).get(self._name),
+            route=self._own("VirtualService", me).get(self._name),
             missing=missing,
         )
+
+    def _own(self, kind: str, me: Object) -> dict[str, Object]:
+        """Of a kind by name: those that this very object controls, not a deleted namesake."""
+        return {name: obj for name, obj in self._all(kind).items() if controlled_by(obj, me)}
 
     def _all(self, kind: str) -> dict[str, Object]:
         return self._recent.view(kind, self._world.store.objects(kind, self._namespace, self._model))
@@ -226,8 +271,6 @@ class Reconciler:
     async def _write_status(self, me: Object, status: Object) -> None:
         if status == status_of(me):
             return
-        if self._kind == "ModelVersion":
-            metrics.record_version(status_of(me), status)
         metrics.WRITES.labels(self._kind, "status").inc()
         self._recent.remember(await asyncio.to_thread(self._world.cluster.write_status, me, status))
 
@@ -237,20 +280,20 @@ class Reconciler:
             metrics.WRITES.labels("Event", "create").inc()
             await asyncio.to_thread(self._world.cluster.post, me, event, self._world.clock())
 
-    def _confess(self, me: Object, plan: Plan, error: ClusterError) -> None:
-        """Puts an error that will not pass by itself where a person looks: into `Ready`.
+    def _confession(self, me: Object, reason: str, message: str) -> Object:
+        """A status that puts an error which will not pass by itself where a person looks: into `Ready`.
 
         The rest of the status stays as it was, for what it would say has not happened.
         """
-        before = status_of(me)
-        book = Book(before.get("conditions") or (), me["metadata"].get("generation", 0), self._world.clock())
+        before, generation = status_of(me), me["metadata"].get("generation", 0)
+        book = Book(before.get("conditions") or (), generation, self._world.clock())
         for c in before.get("conditions") or ():
             book.keep(c["type"])
-        book.set("Ready", "False", type(error).__name__, str(error))
-        plan.status = {**before, "conditions": conditions_json(book.conditions())}
+        book.set("Ready", "False", reason, message)
+        return {**before, "observedGeneration": generation, "conditions": conditions_json(book.conditions())}
 
     async def _check_deletions(self) -> None:
-        """Looks past the watch at every object that decisions rest on.
+        """Looks past the watch at every object that this daemon's decisions rest on.
 
         A watch that has to start over is told what exists, never what has gone meanwhile.
         """
@@ -261,8 +304,31 @@ class Reconciler:
                 self._recent.lost(obj)
 
     def _everything(self) -> Iterator[Object]:
-        for kind in ("ModelVersion", "PyTorchJob", "Job", "Pod", "InferenceService", "Service", "VirtualService"):
-            yield from self._all(kind).values()
+        """What has been decided for good rests on nothing any more, so a version that has ended asks for nothing."""
+        me = self._all(self._kind).get(self._name)
+        if me is None:
+            return
+        if self._kind == "ModelVersion":
+            outcomes = [stage["outcome"] for stage in status_of(me).get("stages") or ()]
+            if condition(me, "Ready").get("status") == "True" or "Failed" in outcomes:
+                return
+            for kind in ("PyTorchJob", "Job"):
+                yield from self._own(kind, me).values()
+            mine = (
+                pod for pod in self._all("Pod").values() if labels_of(pod).get(contract.LABEL_VERSION) == self._name
+            )
+            yield from (pod for pod in mine if labels_of(pod).get(contract.LABEL_STAGE))
+        else:
+            for kind in ("ModelVersion", "InferenceService", "Service", "VirtualService"):
+                yield from self._all(kind).values()
+            yield from (pod for pod in self._all("Pod").values() if not labels_of(pod).get(contract.LABEL_STAGE))
+
+
+def _apology(error: Exception) -> str:
+    return (
+        f"the operator cannot work out what to do ({type(error).__name__}: {error}); what runs goes on running. "
+        "It tries again by itself; the operator's log has the trace to report"
+    )
 
 
 def _revision(obj: Object | None) -> int:

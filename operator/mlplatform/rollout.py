@@ -12,11 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from mlplatform import api
+from mlplatform.snapshot import moment
 
-FULL: Final = 100
+FULL: Final = api.FULL_WEIGHT
+
+SETBACKS: Final = 3
+"""How often a candidate may lose all its ready pods under traffic before it is given up."""
 
 
 class Move(StrEnum):
@@ -58,11 +62,13 @@ class View:
         steps: Percentages on the way to 100.
         interval: How long each step is held.
         max_duration: How long the candidate may stay not ready before it is given up.
+        setbacks: How often it has lost its traffic for want of a ready pod.
         ready: All the pods it needs are Ready.
         serving: At least one pod is Ready.
         trouble: What keeps its pods from being Ready; empty when unknown or ready.
         started_at: When the rollout began.
         step_started_at: When the weight last moved.
+        unready_since: When the last of its pods that are not Ready stopped being so; None when none is known.
         now: The clock.
     """
 
@@ -78,6 +84,20 @@ class View:
     started_at: datetime
     step_started_at: datetime
     now: datetime
+    setbacks: int = 0
+    unready_since: datetime | None = None
+
+    @property
+    def overdue_at(self) -> datetime:
+        """When a candidate that stays as it is, not ready, is given up.
+
+        A weight moves only to a version that is ready, so it was ready then; one that takes traffic was ready until
+        its pods say otherwise.
+        """
+        since = max(self.started_at, self.step_started_at)
+        if self.weight and self.unready_since:
+            since = max(since, self.unready_since)
+        return since + self.max_duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +115,18 @@ class Record:
         reason: Why, one word.
         message: Why, with values.
         finished_at: When the outcome was decided; empty while it is under way.
+        setbacks: As in `View`.
     """
 
     version: str
     started_at: str
     step_started_at: str
     previous: str = ""
-    outcome: str = ""
+    outcome: Literal["", "Promoted", "RolledBack", "Superseded"] = ""
     reason: str = ""
     message: str = ""
     finished_at: str = ""
+    setbacks: int = 0
 
     def to_json(self) -> str:
         """The annotation's value."""
@@ -114,9 +136,12 @@ class Record:
     def from_json(cls, text: str) -> Self | None:
         """Reads the annotation; None when it is absent or somebody has damaged it."""
         try:
-            return api.decode(cls, json.loads(text), unknown="skip")
+            found = api.decode(cls, json.loads(text), unknown="skip")
+            for time in (found.started_at, found.step_started_at, found.finished_at):
+                moment(time)
         except ValueError:
             return None
+        return found
 
 
 def step_of(weight: int, steps: tuple[int, ...]) -> int:
@@ -138,20 +163,24 @@ def eta(view: View) -> datetime | None:
 
 
 def _give_up(view: View) -> Verdict | None:
-    """A candidate that cannot become ready must not hold up the model for ever."""
-    if view.ready or view.now < view.started_at + view.max_duration:
+    """A candidate that cannot become ready, or stay so, must not hold up the model for ever."""
+    if view.ready:
         return None
-    trouble = f": {view.trouble}" if view.trouble else ""
-    message = f"{view.candidate} was not ready within rollout.maxDuration{trouble}"
-    return Verdict(Move.ROLLBACK, 0, "NotReadyInTime", message)
+    if view.now >= view.overdue_at:
+        message = f"{view.candidate} was not ready for as long as rollout.maxDuration{_because(view)}"
+        return Verdict(Move.ROLLBACK, 0, "NotReadyInTime", message)
+    if view.weight and not view.serving and view.setbacks + 1 >= SETBACKS:
+        message = f"{view.candidate} lost all its ready pods under traffic {SETBACKS} times{_because(view)}"
+        return Verdict(Move.ROLLBACK, 0, "Unstable", message)
+    return None
 
 
-def _protect_traffic(view: View) -> Verdict | None:
+def protect_traffic(view: View) -> Verdict | None:
     """Traffic that reaches no pod is an error for somebody: send it to the stable version meanwhile."""
     if view.serving or not view.weight:
         return None
     message = f"{view.candidate} lost its last ready pod; its traffic went back to {view.stable}{_because(view)}"
-    return Verdict(Move.HOLD, 0, "CandidateNotReady", message, view.started_at + view.max_duration)
+    return Verdict(Move.HOLD, 0, "CandidateNotReady", message, view.now + view.max_duration)
 
 
 def _wait_for_pods(view: View) -> Verdict | None:
@@ -159,7 +188,7 @@ def _wait_for_pods(view: View) -> Verdict | None:
     if view.ready:
         return None
     message = f"waiting for the pods of {view.candidate}{_because(view)}"
-    return Verdict(Move.HOLD, view.weight, "WaitingForPods", message, view.started_at + view.max_duration)
+    return Verdict(Move.HOLD, view.weight, "WaitingForPods", message, view.overdue_at)
 
 
 def _hold_step(view: View) -> Verdict | None:
@@ -185,7 +214,7 @@ def _move_on(view: View) -> Verdict:
 
 POLICIES: Final[tuple[Callable[[View], Verdict | None], ...]] = (
     _give_up,
-    _protect_traffic,
+    protect_traffic,
     _wait_for_pods,
     _hold_step,
     _move_on,

@@ -6,9 +6,10 @@ that planning and rendering stay pure. The chart sets every variable.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Final, Self
 
 
 class SettingsError(ValueError):
@@ -64,7 +65,7 @@ class Settings:
         """Reads the variables that are set; the rest keep their defaults.
 
         Raises:
-            SettingsError: A port is not a number.
+            SettingsError: A value cannot be used.
         """
         values: dict[str, str | int] = {}
         for f in fields(cls):
@@ -75,12 +76,28 @@ class Settings:
             if f.name.endswith("_port"):
                 values[f.name] = _port(variable, text)
             else:
-                values[f.name] = text
+                values[f.name] = _matching(variable, text, *_FORMS.get(f.name, (".*", "")))
         return cls(**values)  # type: ignore[arg-type]  # each value has its field's type by the loop above
 
 
+_FORMS: Final = {
+    "max_cpu_request": (r"(\d+m?|\d+\.\d{1,3})?", "a number of CPU cores such as 100m or 0.5, or leave it empty"),
+    "istio_api_version": (
+        r"networking\.istio\.io/v1(beta1|alpha3)?",
+        "networking.istio.io/v1 or networking.istio.io/v1beta1",
+    ),
+}
+"""Of settings that are taken apart: a pattern and what to write."""
+
+
+def _matching(variable: str, text: str, pattern: str, wanted: str) -> str:
+    if not re.fullmatch(pattern, text, re.DOTALL):
+        raise SettingsError(f"{variable}={text!r} cannot be used: set it to {wanted}")
+    return text
+
+
 def _port(variable: str, text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or not 0 < int(text) < 65536:  # noqa: PLR2004  TCP
         raise SettingsError(
             f"{variable}={text!r} is not a port number. Kubernetes sets such a variable for a Service of that name: "
             "give the pod enableServiceLinks: false, or set the variable to a number",

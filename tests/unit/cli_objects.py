@@ -100,9 +100,16 @@ def failed(stage: api.StageStatus) -> api.StageStatus:
     )
 
 
-def condition(kind: str, status: str, reason: str, message: str = "") -> api.Condition:
-    """A condition of no particular age."""
-    raw = {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": ""}
+def condition(kind: str, status: str, reason: str, message: str = "", *, generation: int = 0) -> api.Condition:
+    """A condition of no particular age, seen at that generation."""
+    raw = {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": "",
+        "observedGeneration": generation,
+    }
     return api.decode(api.Condition, raw)
 
 
@@ -117,6 +124,7 @@ def version(
     stages: tuple[api.StageStatus, ...] = (),
     *,
     trigger: str = "",
+    stage: str = "",
     failure: api.FailureStatus | None = None,
     model: str = "adult-income",
 ) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def version(
     }
     done = {stage.name for stage in stages if stage.outcome == "Succeeded"}
     metrics = AUDIT.metrics if "audit" in done else {}
-    status = api.ModelVersionStatus(stages=stages, metrics=metrics, failure=failure)
+    status = api.ModelVersionStatus(stage=stage, stages=stages, metrics=metrics, failure=failure)
     return {
         "apiVersion": contract.API_VERSION,
         "kind": "ModelVersion",
@@ -253,6 +261,47 @@ REJECTED = api.MLModelStatus(
         ),
     ),
 )
+NO_IMAGE = api.FailureStatus(
+    class_="ImagePull",
+    message="image 'registry.example/jobs:1' cannot be pulled: connection refused",
+    next_action="Correct the image's name, or give the ServiceAccount the registry's pull secret.",
+    stage="train",
+    pod="adult-income-1a2b3c4d-train-worker-0",
+)
+BLOCKED_V1 = api.MLModelStatus(
+    observed_generation=1,
+    stage="Failed",
+    latest_version=V1,
+    latest_sequence=1,
+    conditions=(
+        ACCEPTED,
+        condition("VersionReady", "False", "ImagePull", "v1: train is blocked: image cannot be pulled"),
+        condition("Ready", "False", "ImagePull", "v1: train is blocked: image cannot be pulled"),
+    ),
+    failure=NO_IMAGE,
+)
+NO_TRAINER = (
+    "v1: train is blocked: the cluster does not serve PyTorchJob: install Kubeflow Trainer; "
+    "the version goes on by itself after that"
+)
+WITHOUT_ADD_ON_V1 = api.MLModelStatus(
+    observed_generation=1,
+    stage="Failed",
+    latest_version=V1,
+    latest_sequence=1,
+    conditions=(
+        ACCEPTED,
+        condition("VersionReady", "False", "AddOnMissing", NO_TRAINER),
+        condition("Ready", "False", "AddOnMissing", NO_TRAINER),
+    ),
+)
+NOT_ALLOWED = (
+    "POST /apis/mlplatform.dev/v1alpha1/namespaces/default/modelversions: 403 modelversions.mlplatform.dev is forbidden"
+)
+REFUSED = api.MLModelStatus(
+    observed_generation=1,
+    conditions=(condition("Ready", "False", "Forbidden", NOT_ALLOWED, generation=1),),
+)
 ALL_STAGES = (TRAIN, AUDIT, OPTIMIZE, PACKAGE)
 
 LIFE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
@@ -270,4 +319,7 @@ LIFE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         [version(stages=ALL_STAGES), version(V2, 2, (failed(TRAIN),), failure=OUT_OF_MEMORY)],
     ),
     "rejected": (model(REJECTED), []),
+    "blocked": (model(BLOCKED_V1), [version(stages=(running(TRAIN),), stage="Training", failure=NO_IMAGE)]),
+    "without-add-on": (model(WITHOUT_ADD_ON_V1), [version(stage="Training")]),
+    "refused": (model(REFUSED), []),
 }

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from mlplatform import contract
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
-from mlplatform.cluster import Cluster, NameTaken
+from mlplatform.cluster import Cluster, Conflict, NameTaken
 from mlplatform.contract import Failure, Stage, Summary
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, virtualservice
@@ -123,6 +123,9 @@ class Fake:
             raise NameTaken(f"{ref.kind} {ref.name} exists and belongs to something else")
         if isinstance(write, Create):
             return live
+        expected = write.manifest["metadata"].get("resourceVersion")
+        if expected not in (None, live["metadata"]["resourceVersion"]):
+            raise Conflict(f"{ref.kind} {ref.name} has been modified")
         applied = copy.deepcopy(write.manifest)
         applied["metadata"] = {**live["metadata"], **applied["metadata"]}
         return self.put({**applied, "status": live.get("status", {})})

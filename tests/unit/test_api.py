@@ -155,3 +155,9 @@ def test_durations(text: str, seconds: int) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(api.SpecError, match="is not a duration"):
         api.parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["99999999h", "999999999m", "87600h1s"])
+def test_a_duration_stays_one_that_can_be_added_to_a_date(text: str) -> None:
+    with pytest.raises(api.SpecError, match="is longer than 87600h"):
+        api.parse_duration(text)

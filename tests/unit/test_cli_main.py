@@ -27,7 +27,9 @@ import pytest
 import yaml
 from unit import cli_objects as objects
 
-from mlplatform.cli.main import main
+from mlplatform import contract
+from mlplatform.cli import cluster
+from mlplatform.cli.main import main, parser
 
 Answer = tuple[int, dict[str, Any]]
 PREFIX = "/apis/mlplatform.dev/v1alpha1"
@@ -46,6 +48,7 @@ class FakeApi:
         default_factory=lambda: {"mlmodels": queue.Queue(), "modelversions": queue.Queue()}
     )
     refuse: Answer | None = None
+    refuse_watch: Answer | None = None
     asked: list[str] = field(default_factory=list)
     patches: list[dict[str, Any]] = field(default_factory=list)
     watching: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -64,9 +67,11 @@ class FakeApi:
                 url = urlsplit(self.path)
                 api.asked.append(url.path)
                 plural = url.path.rsplit("/", 1)[-1]
-                if api.refuse is not None:
-                    self._send(*api.refuse)
-                elif "watch" in parse_qs(url.query):
+                watches = "watch" in parse_qs(url.query)
+                refused = api.refuse_watch if watches else api.refuse
+                if refused is not None:
+                    self._send(*refused)
+                elif watches:
                     self._stream(plural)
                 else:
                     self._send(200, {"items": api.objects[plural], "metadata": {"resourceVersion": "1"}})
@@ -89,12 +94,10 @@ class FakeApi:
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 api.watching.release()
-                while (event := api.events[plural].get()) is not None:
-                    data = json.dumps(event).encode() + b"\n"
+                self.close_connection = True
+                for data in api.told(plural):
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
-                    if event["type"] == "ERROR":
-                        break
-                self.wfile.write(b"0\r\n\r\n")
+                    self.close_connection = bool(data)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -106,6 +109,16 @@ class FakeApi:
             stream.put(None)
         self.server.shutdown()
         self.server.server_close()
+
+    def told(self, plural: str) -> Iterator[bytes]:
+        """The lines of one watch; an empty one last, unless its connection is lost ("DROP")."""
+        while (event := self.events[plural].get()) is not None:
+            if event["type"] == "DROP":
+                return
+            yield json.dumps(event).encode() + b"\n"
+            if event["type"] == "ERROR":
+                break
+        yield b""
 
     def hold(self, moment: str) -> None:
         """The cluster is at `moment` from the start."""
@@ -253,11 +266,41 @@ def test_kubeconfig_mistakes(reason: str, arguments: list[str], hint: str, capsy
 
 
 @pytest.mark.parametrize(
+    ("reason", "content"),
+    [
+        ("YAML that is cut off", b"clusters: ["),
+        ("no YAML at all", b"\xff\xfe\x00"),
+        ("YAML of another shape", b"hello"),
+        ("a folder", None),
+    ],
+)
+def test_a_kubeconfig_that_is_none(
+    reason: str, content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    assert main(["status", "--kubeconfig", str(path)]) == 2, reason
+    cause, next_action = capsys.readouterr().err.splitlines()
+    assert cause.startswith(f"error: no usable kubeconfig: cannot read {path}: "), reason
+    assert next_action == "next:  correct that file, or name another one with KUBECONFIG or --kubeconfig", reason
+
+
+@pytest.mark.parametrize(
     ("reason", "arguments", "told"),
     [
         ("no command", [], "COMMAND"),
         ("an unknown end", ["watch", "m", "--until", "done"], "invalid choice"),
         ("a duration without a unit", ["watch", "m", "--timeout", "5"], "write it like 90s"),
+        ("a duration past all dates", ["watch", "m", "--timeout", "999999999h"], "is longer than"),
+        ("digits without end", ["watch", "m", "--timeout", "999999999999999h"], "write it like 90s"),
+        (
+            "a key that no version can keep",
+            ["retrain", "m", "--key", "k" * (contract.TRIGGER_LIMIT + 1)],
+            "257 characters, at most 256 are kept; choose a shorter key",
+        ),
         ("another kind of object", ["status", "pod/m"], "write NAME or mlmodel/NAME"),
         ("features that are no JSON", ["predict", "m", "--features", "{"], "not JSON"),
         ("features that are neither object nor list", ["predict", "m", "--features", "3"], "[value, ...]"),
@@ -268,6 +311,59 @@ def test_usage_mistakes(reason: str, arguments: list[str], told: str, capsys: py
         main(arguments)
     assert ended.value.code == 2, reason
     assert told in capsys.readouterr().err, reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "arguments", "namespace"),
+    [
+        ("after the command", ["status", "-n", "shop"], "shop"),
+        ("before the command", ["-n", "shop", "status"], "shop"),
+        ("the one that stands next to its command counts", ["-n", "shop", "status", "-n", "bank"], "bank"),
+        ("nowhere", ["status"], None),
+    ],
+)
+def test_cluster_flags_may_stand_before_and_after_the_command(
+    reason: str, arguments: list[str], namespace: str | None
+) -> None:
+    assert parser().parse_args(arguments).namespace == namespace, reason
+    assert parser().parse_args(["--no-color", *arguments]).color is False, reason
+    assert parser().parse_args([*arguments, "--no-color"]).color is False, reason
+    assert parser().parse_args(arguments).color is True, reason
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_one_model_and_all_namespaces_exclude_each_other(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("serving")
+    assert main(["status", "adult-income", "-A"]) == 2
+    assert "-A asks for all models" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_one_model_has_a_wide_row_too(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("rolling")
+    assert main(["status", "-o", "wide"]) == 0
+    whole = capsys.readouterr().out
+    assert main(["status", "adult-income", "-o", "wide"]) == 0
+    assert capsys.readouterr().out.split()[:10] == whole.split()[:10]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["history", "adult-income", "-o", "json"], ["watch", "adult-income"]]
+)
+def test_a_reader_that_has_gone_is_no_failure(arguments: list[str], api: FakeApi, kubeconfig: Path) -> None:
+    api.hold("serving")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "mlplatform.cli.main", *arguments],
+            stdout=ours, stderr=subprocess.PIPE, env={**environment, "KUBECONFIG": str(kubeconfig)},
+            check=False, timeout=60,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 @pytest.mark.usefixtures("kubeconfig")
@@ -378,7 +474,83 @@ def test_watch_streams_json_lines(api: FakeApi, capsys: pytest.CaptureFixture[st
 def test_watch_gives_up_after_its_timeout(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     api.hold("training")
     assert main(["watch", "adult-income", "--timeout", "1s"]) == 124
-    assert "kubectl mlmodel watch adult-income" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "adult-income in namespace 'default' is Progressing" in told
+    assert "go on: kubectl mlmodel watch adult-income -n default" in told
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_watch_waits_for_what_is_held_up(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("blocked")
+    player = follow(api, ["training", "serving"])
+    assert main(["watch", "adult-income", "--timeout", "30s"]) == 0
+    player.join()
+    lines = [line[10:] for line in capsys.readouterr().out.splitlines()]
+    assert f"held up in train: ImagePull: {objects.NO_IMAGE.message}" in lines
+    assert lines[-1] == f"ready: {objects.URL}"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_watch_ends_when_the_operator_is_refused(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.hold("applied")
+    player = follow(api, ["refused"])
+    assert main(["watch", "adult-income", "--timeout", "30s"]) == 1
+    player.join()
+    assert f"failed: Forbidden: {objects.NOT_ALLOWED}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_watch_gives_up_where_the_user_may_only_list(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "_RETRY_SECONDS", (0.01,) * 4)
+    api.hold("training")
+    api.refuse_watch = refusal(403, "Forbidden", 'User "ann" cannot watch resource "mlmodels"')
+    assert main(["watch", "adult-income", "--timeout", "10s"]) == 1
+    assert "not allowed to watch" in capsys.readouterr().err
+    assert len(api.asked) <= 1 + 2 * 2 * 5, "a list and a watch a kind and attempt, no more"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a connection does before it is lost, and why the watch goes on after many of them."""
+
+    reason: str
+    steady_seconds: float
+    delivers: bool
+
+
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Loss("each connection brought something", 1000.0, delivers=True),
+        Loss("each connection held for long, though nothing happened", 0.0, delivers=False),
+    ],
+    ids=lambda case: case.reason,
+)
+def test_watch_survives_many_lost_connections(case: Loss, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_RETRY_SECONDS", (0.01,) * 4)
+    monkeypatch.setattr(cluster, "_STEADY_SECONDS", case.steady_seconds)
+    api.hold("training")
+    stored = {"mlmodels": api.objects["mlmodels"][0], "modelversions": api.objects["modelversions"][0]}
+
+    def lose() -> None:
+        for _ in range(8):
+            api.watching.acquire()
+            api.watching.acquire()
+            for plural, stream in api.events.items():
+                if case.delivers:
+                    stream.put({"type": "MODIFIED", "object": stored[plural]})
+                stream.put({"type": "DROP"})
+        api.watching.acquire()
+        api.watching.acquire()
+        api.reach("serving")
+
+    thread = threading.Thread(target=lose, daemon=True)
+    thread.start()
+    assert main(["watch", "adult-income", "--timeout", "30s"]) == 0, case.reason
+    thread.join()
 
 
 @pytest.mark.usefixtures("kubeconfig")

@@ -51,6 +51,9 @@ FRAMES = [
     Frame("the weights are a bar and numbers", "rolling", 100),
     Frame("a failure names cause, next action, pod, log and who still serves", "failed", 100),
     Frame("a rejected spec has no stages to show", "rejected", 100),
+    Frame("what waits to be mended stands in a yellow box, beside the stage that waits", "blocked", 100),
+    Frame("an add-on that is missing is named, and is no failure", "without-add-on", 100),
+    Frame("what the operator may not do is a failure with the API server's words", "refused", 100),
     Frame("on 60 columns sentences wrap and no number is cut", "rolling", 60),
     Frame("where the terminal has no Unicode the same stands in ASCII", "failed", 100, render.PLAIN),
 ]
@@ -80,6 +83,21 @@ def test_colour_adds_nothing_that_words_do_not_say(moment: str) -> None:
     colored = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="truecolor", record=True)
     colored.print(frame)
     assert colored.export_text().split() == drawn(frame, 100).split()
+
+
+@pytest.mark.parametrize(
+    ("reason", "moment", "color"),
+    [
+        ("what failed is red", "failed", "31"),
+        ("what the operator was refused is red", "refused", "31"),
+        ("what is tried again is yellow", "retrying", "33"),
+        ("an image that cannot be pulled yet is yellow", "blocked", "33"),
+        ("a missing add-on is yellow", "without-add-on", "33"),
+    ],
+)
+def test_boxes_have_the_colour_of_their_gravity(reason: str, moment: str, color: str) -> None:
+    border = next(line for line in drawn(render.frame(view(moment)), 100, color=True).splitlines() if "╭" in line)
+    assert border.startswith(f"\x1b[{color}m╭"), reason
 
 
 def test_ascii_signs_are_ascii() -> None:

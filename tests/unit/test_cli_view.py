@@ -39,6 +39,36 @@ ROLLED_BACK = replace(
     ),
 )
 
+
+def without(kind: str, reason: str, message: str) -> dict[str, Any]:
+    """A model whose condition `kind` is False."""
+    conditions = (
+        objects.ACCEPTED,
+        objects.condition(kind, "False", reason, message),
+        objects.condition("Ready", "False", reason, message),
+    )
+    return objects.model(replace(objects.TRAINING_V1, conditions=conditions))
+
+
+def refused(reason: str, message: str) -> api.MLModelStatus:
+    """The first version serves; at the second spec the operator was refused a write."""
+    conditions = (
+        objects.ACCEPTED,
+        objects.condition("VersionReady", "True", "PipelinePassed", generation=1),
+        objects.condition("Ready", "False", reason, message, generation=2),
+    )
+    return replace(objects.SERVING_V1, observed_generation=2, conditions=conditions)
+
+
+FAILED_THEN_REFUSED = replace(
+    objects.FAILED_V2,
+    conditions=(
+        objects.ACCEPTED,
+        objects.condition("VersionReady", "False", "TrainFailed", "train failed", generation=2),
+        objects.condition("Ready", "False", "NameTaken", "Service adult-income belongs to somebody else", generation=3),
+    ),
+)
+
 MOMENTS = [
     Moment(
         "a spec that the operator has not seen is not ready, though the last one was",
@@ -121,6 +151,59 @@ MOMENTS = [
         "training v1",
     ),
     Moment(
+        "an image that cannot be pulled yet has failed nothing: the stage goes on once it can be",
+        *objects.LIFE["blocked"],
+        Outcome.PROGRESSING,
+        "v1: train is blocked: image cannot be pulled",
+    ),
+    Moment(
+        "a missing add-on has failed nothing either",
+        *objects.LIFE["without-add-on"],
+        Outcome.PROGRESSING,
+        objects.NO_TRAINER,
+    ),
+    Moment(
+        "nor has a missing add-on of the rollout",
+        without("RolloutPassed", "AddOnMissing", "the cluster does not serve InferenceService: install KServe"),
+        [objects.version(stages=objects.ALL_STAGES)],
+        Outcome.PROGRESSING,
+        "the cluster does not serve InferenceService: install KServe",
+    ),
+    Moment(
+        "a version whose spec this operator cannot read has failed",
+        without("VersionReady", "SpecInvalid", "v1: spec.data.uri: expected a string"),
+        [objects.version()],
+        Outcome.FAILED,
+        "v1: spec.data.uri: expected a string",
+    ),
+    Moment(
+        "an operator that may not create the version has failed the wish",
+        *objects.LIFE["refused"],
+        Outcome.FAILED,
+        objects.NOT_ALLOWED,
+    ),
+    Moment(
+        "so has one that was refused at the second spec; the first version is no answer to it",
+        objects.model(refused("Rejected", "admission webhook denied the request"), generation=2),
+        [objects.version(stages=objects.ALL_STAGES)],
+        Outcome.FAILED,
+        "admission webhook denied the request",
+    ),
+    Moment(
+        "so has one that was refused at a retrain request",
+        objects.model(replace(refused("Forbidden", "403"), observed_generation=1), retrain="again"),
+        [objects.version(stages=objects.ALL_STAGES)],
+        Outcome.FAILED,
+        "403",
+    ),
+    Moment(
+        "a refusal counts for more than what an earlier version died of",
+        objects.model(replace(FAILED_THEN_REFUSED, observed_generation=3), generation=3),
+        objects.LIFE["failed"][1],
+        Outcome.FAILED,
+        "Service adult-income belongs to somebody else",
+    ),
+    Moment(
         "a stable version that lost its pods is an incident, no verdict on the wish",
         objects.model(
             replace(
@@ -165,6 +248,10 @@ class End:
 ENDS = [
     End("a running pipeline is no end", "training", "ready", None),
     End("a stage that is tried again is no end", "retrying", "ready", None),
+    End("an image that cannot be pulled yet is no end", "blocked", "ready", None),
+    End("who waits for a failure does not get a block for one", "blocked", "failed", None),
+    End("a missing add-on is no end", "without-add-on", "ready", None),
+    End("an operator that was refused ends the wait", "refused", "ready", 1),
     End("ready is the default end", "serving", "ready", 0),
     End("ready waits for the whole rollout", "rolling", "ready", None),
     End("a failure ends the wait for ready", "failed", "ready", 1),
@@ -189,6 +276,39 @@ ENDS = [
 @pytest.mark.parametrize("case", ENDS, ids=lambda case: case.reason)
 def test_until(case: End) -> None:
     assert reached(view(case.moment), case.until) == case.code, case.reason
+
+
+@pytest.mark.parametrize("reason", ["Forbidden", "NameTaken", "Rejected", "InternalError"])
+def test_a_refused_operator_is_told_with_the_next_action(reason: str) -> None:
+    model = objects.model(refused(reason, "what was said"), generation=2)
+    found = model_view(model, [objects.version(stages=objects.ALL_STAGES)], objects.NOW)
+    assert found.failure is not None
+    assert (found.failure.reason, found.failure.message) == (reason, "what was said")
+    assert found.failure.next_action
+    assert found.version is None, "the version that serves is not the one that was asked for"
+    assert reached(found, "packaged") == 1, "its pipeline is not the one that was waited for"
+
+
+def test_a_version_keeps_its_story_when_its_rollout_is_refused() -> None:
+    status = refused("Forbidden", "may not apply VirtualService")
+    ready, *_ = (c for c in status.conditions if c.type == "Ready")
+    built = objects.condition("VersionReady", "True", "PipelinePassed", generation=2)
+    status = replace(status, latest_version=objects.V2, conditions=(objects.ACCEPTED, built, ready))
+    model = objects.model(status, generation=2)
+    found = model_view(model, [objects.version(objects.V2, 2, objects.ALL_STAGES)], objects.NOW)
+    assert found.outcome is Outcome.FAILED
+    assert reached(found, "packaged") == 0, "the pipeline has ended all the same"
+
+
+def test_what_is_held_up_says_what_it_waits_for() -> None:
+    pulling, installing = view("blocked"), view("without-add-on")
+    assert (pulling.failure.reason, pulling.failure.stage, pulling.stage) == ("ImagePull", "train", "Training")
+    assert (installing.failure.reason, installing.failure.message) == ("AddOnMissing", objects.NO_TRAINER)
+    assert "goes on by itself" in installing.failure.next_action
+
+
+def test_the_time_that_a_rollout_still_takes_has_its_name() -> None:
+    assert api.encode(view("rolling"))["traffic"]["remainingSeconds"] == 20
 
 
 def test_stage_durations_run_up_to_now() -> None:

@@ -54,6 +54,28 @@ def test_a_log_tail_is_no_summary(text: str) -> None:
         Summary.from_json(text)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("metrics", None, "no object"),
+        ("metrics", {"auc": "0.9"}, "a text is no number"),
+        ("metrics", {"auc": True}, "neither is a truth"),
+        ("metrics", {"auc": float("nan")}, "a status cannot hold it"),
+        ("details", [], "no object"),
+    ],
+)
+def test_what_somebody_elses_image_wrote_is_checked(field: str, value: object, reason: str) -> None:
+    raw = json.loads(Summary(stage=Stage.TRAIN, version="m-1").to_json())
+    with pytest.raises(ValueError, match="metrics of a stage summary must be finite numbers"):
+        Summary.from_json(json.dumps({**raw, field: value}))
+    assert reason
+
+
+def test_a_number_that_json_has_no_word_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Summary(stage=Stage.TRAIN, version="m-1", metrics={"auc": float("nan")}).to_json()
+
+
 def test_fields_of_a_newer_job_are_ignored() -> None:
     raw = json.loads(Summary(stage=Stage.TRAIN, version="m-1").to_json())
     assert Summary.from_json(json.dumps({**raw, "added": 1})) == Summary(stage=Stage.TRAIN, version="m-1")

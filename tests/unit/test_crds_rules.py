@@ -32,6 +32,7 @@ BROKEN = [
     Case("one process cannot be two workers", "training.strategy", "single", "single is one process"),
     Case("a task that is no import path", "training.task", "tabluar", "neither a built-in task (tabular) nor package.module:Class"),
     Case("no time to train", "training.deadline", "0s", "must be longer than 0s"),
+    Case("no time to become ready", "rollout.maxDuration", "0s", "must be longer than 0s"),
     Case("the reference must be measured", "optimization.candidates", ["int8-dynamic"], "must contain fp32"),
     Case("bounds in the wrong order", "serving.replicas", {"min": 3}, "max is below min"),
     Case("an unknown group metric", "fairness.metrics", {"equal_odds_difference": 0.1}, "unknown metric"),

@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,22 +19,30 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import urllib3
+import yaml
 from kubernetes import client, config, watch
 
 from mlplatform import contract
 from mlplatform.cli.view import Object
 
-VERSION: Final = "v1alpha1"
+VERSION: Final = contract.API_VERSION.rpartition("/")[2]
 MODELS: Final = "mlmodels"
 VERSIONS: Final = "modelversions"
 INSTALL: Final = "helm upgrade --install mlplatform charts/mlplatform -n mlplatform-system --create-namespace"
+
+EXIT_USAGE: Final = 2
+"""Exit code of wrong usage: arguments, kubeconfig or context."""
 
 _WATCH_SECONDS: Final = 300
 """The server ends a watch after this long; the stream resumes where it stopped."""
 _CONNECT_SECONDS: Final = 10
 _ANSWER_SECONDS: Final = 30
+REQUEST_TIMEOUT: Final = (_CONNECT_SECONDS, _ANSWER_SECONDS)
+"""Seconds to connect and to answer, of every request that is not a watch."""
 _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
 """Pauses between attempts to reconnect; then the error is the user's to read."""
+_STEADY_SECONDS: Final = 20
+"""A watch that held this long did work: longer than an attempt to connect takes to fail."""
 
 
 class CliError(Exception):
@@ -96,7 +105,14 @@ class Cluster:
                 if context
                 else "set KUBECONFIG or pass --kubeconfig"
             )
-            raise CliError(f"no usable kubeconfig: {error}", hint, code=2) from None
+            raise CliError(f"no usable kubeconfig: {error}", hint, code=EXIT_USAGE) from None
+        except (yaml.YAMLError, OSError, ValueError, TypeError) as error:
+            # The library takes a readable file of the right shape for granted.
+            raise CliError(
+                f"no usable kubeconfig: cannot read {kubeconfig or '~/.kube/config'}: {' '.join(str(error).split())}",
+                "correct that file, or name another one with KUBECONFIG or --kubeconfig",
+                code=EXIT_USAGE,
+            ) from None
         settings.retries = False
         self._api = client.ApiClient(settings)
         self.host: str = settings.host
@@ -130,7 +146,7 @@ class Cluster:
 
     def annotate(self, name: str, key: str, value: str) -> Object:
         """Sets one annotation of an MLModel."""
-        with self._explained(f"annotate mlmodel {name}"):
+        with self.explained(f"annotate mlmodel {name}"):
             patched: Object = self.objects.patch_namespaced_custom_object(
                 contract.GROUP,
                 VERSION,
@@ -139,7 +155,7 @@ class Cluster:
                 name,
                 {"metadata": {"annotations": {key: value}}},
                 field_manager="kubectl-mlmodel",
-                _request_timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
+                _request_timeout=REQUEST_TIMEOUT,
             )
         return patched
 
@@ -166,6 +182,7 @@ class Cluster:
         known: dict[str, Object] = {}
         attempt = 0
         while not stop.is_set():
+            connected: float | None = None
             try:
                 listed = self._list(plural, selection)
                 now = {item["metadata"]["name"]: item for item in listed["items"]}
@@ -175,22 +192,33 @@ class Cluster:
                     events.put(Change(plural, known[name], gone=True))
                 events.put(Synced(plural))
                 known = now
-                attempt = 0
+                connected = time.monotonic()
                 for change in self._stream(plural, selection, listed["metadata"]["resourceVersion"], stop):
+                    attempt = 0
+                    if change is None:
+                        continue
                     name = change.obj["metadata"]["name"]
                     known = {**known, name: change.obj}
                     if change.gone:
                         del known[name]
                     events.put(change)
             except CliError as error:
+                # That the list worked proves nothing: a user may have the right to list and not to watch.
+                if connected is not None and time.monotonic() - connected > _STEADY_SECONDS:
+                    attempt = 0
                 if attempt == len(_RETRY_SECONDS):
                     events.put(error)
                     return
                 stop.wait(_RETRY_SECONDS[attempt])
                 attempt += 1
 
-    def _stream(self, plural: str, selection: dict[str, str], version: str, stop: threading.Event) -> Iterator[Change]:
-        """Changes after `version`; returns when the version has expired: list again then."""
+    def _stream(
+        self, plural: str, selection: dict[str, str], version: str, stop: threading.Event
+    ) -> Iterator[Change | None]:
+        """Changes after `version`, and None for other signs that the watch works: a bookmark, an orderly end.
+
+        Returns when the version has expired: list again then.
+        """
         while not stop.is_set():
             events = watch.Watch().stream(
                 self.objects.list_namespaced_custom_object,
@@ -204,12 +232,13 @@ class Cluster:
                 allow_watch_bookmarks=True,
                 **selection,
             )
-            with self._explained(f"watch {plural}"):
+            with self.explained(f"watch {plural}"):
                 try:
                     for event in events:
                         version = event["object"]["metadata"]["resourceVersion"]
-                        if event["type"] != "BOOKMARK":
-                            yield Change(plural, event["object"], gone=event["type"] == "DELETED")
+                        is_gone = event["type"] == "DELETED"
+                        yield None if event["type"] == "BOOKMARK" else Change(plural, event["object"], gone=is_gone)
+                    yield None
                 except client.ApiException as error:
                     if error.status == HTTPStatus.GONE:
                         return
@@ -220,9 +249,9 @@ class Cluster:
         return found
 
     def _list(self, plural: str, selection: dict[str, str], *, everywhere: bool = False) -> Object:
-        limits = {"_request_timeout": (_CONNECT_SECONDS, _ANSWER_SECONDS)}
+        limits = {"_request_timeout": REQUEST_TIMEOUT}
         where = "every namespace" if everywhere else f"namespace {self.namespace!r}"
-        with self._explained(f"list {plural} in {where}"):
+        with self.explained(f"list {plural} in {where}"):
             if everywhere:
                 found: Object = self.objects.list_cluster_custom_object(
                     contract.GROUP, VERSION, plural, **selection, **limits
@@ -245,8 +274,8 @@ class Cluster:
         return "the namespace has none; create one: kubectl apply -f examples/adult-income/mlmodel.yaml"
 
     @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        """Turns client errors into `CliError`."""
+    def explained(self, doing: str) -> Iterator[None]:
+        """Turns client errors within into `CliError`; `doing` names what was asked for, after "cannot"."""
         try:
             yield
         except client.ApiException as error:

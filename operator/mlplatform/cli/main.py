@@ -29,12 +29,11 @@ from rich.table import Table
 
 from mlplatform import __version__, api, contract
 from mlplatform.cli import predict, render
-from mlplatform.cli.cluster import MODELS, VERSIONS, CliError, Cluster, Event, Synced
+from mlplatform.cli.cluster import EXIT_USAGE, MODELS, VERSIONS, CliError, Cluster, Event, Synced
 from mlplatform.cli.view import ModelView, Object, Outcome, model_view
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
 EXIT_TIMEOUT: Final = 124
 EXIT_INTERRUPTED: Final = 130
 
@@ -85,14 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             cluster.close()
     except CliError as error:
-        err.print(f"error: {error.cause}", style="red", markup=False, highlight=False, soft_wrap=True)
-        err.print(f"next:  {error.next_action}", markup=False, highlight=False, soft_wrap=True)
+        _complain(err, error.cause, error.next_action)
         return error.code
     except api.SpecError as error:
-        err.print(f"error: cannot read the model's status: {error}", style="red", markup=False, soft_wrap=True)
-        err.print(
-            "next:  the operator is newer than this plugin; upgrade it: pip install -U 'mlplatform[cli]'", markup=False
-        )
+        newer = "the operator is newer than this plugin; upgrade it: pip install -U 'mlplatform[cli]'"
+        _complain(err, f"cannot read the model's status: {error}", newer)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -103,32 +99,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _complain(err: Console, cause: str, next_action: str) -> None:
+    """Two lines on the standard error; that nobody reads them does not change the exit code."""
+    with suppress(BrokenPipeError):
+        err.print(f"error: {cause}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"next:  {next_action}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     """A SIGTERM ends the program the way Ctrl-C does, so that the terminal is restored."""
     raise KeyboardInterrupt
 
 
+class _Console(Console):
+    """A console that leaves it to `main` what a reader that has gone means; rich itself would exit with 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Passes the error on.
+
+        Raises:
+            BrokenPipeError: Always.
+        """
+        raise BrokenPipeError
+
+
 def console(stream: Any, *, color: bool) -> Console:
     """A console on `stream`; without colour when asked, when NO_COLOR is set or without a terminal."""
     plain = not color or bool(os.environ.get("NO_COLOR"))
-    return Console(file=stream, no_color=plain, highlight=False, emoji=False)
+    return _Console(file=stream, no_color=plain, highlight=False, emoji=False)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     common = argparse.ArgumentParser(add_help=False)
-    group = common.add_argument_group("cluster")
-    group.add_argument("-n", "--namespace", help="namespace of the model (default: the context's)")
-    group.add_argument("--context", help="kubeconfig context to use")
-    group.add_argument("--kubeconfig", help="path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
-    group.add_argument("--no-color", dest="color", action="store_false", help="no colour (also: NO_COLOR=1)")
-
+    _add_cluster_flags(common, again=True)
     top = argparse.ArgumentParser(
         prog="kubectl mlmodel",
         description="See, follow and steer the models of the cluster.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_cluster_flags(top, again=False)
     top.add_argument("--version", action="version", version=f"kubectl-mlmodel {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -149,7 +160,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("watch", watch, "follow the latest version of a model, live")
     sub.add_argument("name", type=_model_name, metavar="NAME")
     sub.add_argument(
-        "--until", choices=UNTIL, default="ready", help="when to stop (default: ready); a failure stops too"
+        "--until",
+        choices=UNTIL,
+        default="ready",
+        help="when to stop (default: ready); a failure stops too, what is only held up does not",
     )
     sub.add_argument(
         "--timeout", type=_timeout, metavar="DURATION", help="give up after, e.g. 90s, 10m or 1h30m; exit code 124"
@@ -167,7 +181,9 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("retrain", retrain, "ask for a new version of an unchanged model")
     sub.add_argument("name", type=_model_name, metavar="NAME")
-    sub.add_argument("--key", help="name of the request: the same key twice is one version (default: the time)")
+    sub.add_argument(
+        "--key", type=_key, help="name of the request: the same key twice is one version (default: the time)"
+    )
 
     sub = command("predict", predict_command, "ask a model for one prediction through the gateway")
     sub.add_argument("name", type=_model_name, metavar="NAME")
@@ -188,6 +204,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_cluster_flags(to: argparse.ArgumentParser, *, again: bool) -> None:
+    """Flags that may stand before and after the command.
+
+    Args:
+        to: The parser that gets them.
+        again: Another parser has looked for them before it; no default may replace what that one found.
+    """
+    group = to.add_argument_group("cluster", argument_default=argparse.SUPPRESS if again else None)
+    group.add_argument("-n", "--namespace", help="namespace of the model (default: the context's)")
+    group.add_argument("--context", help="kubeconfig context to use")
+    group.add_argument("--kubeconfig", help="path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
+    group.add_argument("--no-color", dest="color", action="store_false", help="no colour (also: NO_COLOR=1)")
+
+
 _CODES: Final = _EXAMPLES[_EXAMPLES.index("exit codes:") :]
 
 
@@ -204,6 +234,14 @@ def _timeout(text: str) -> float:
         return api.parse_duration(text).total_seconds()
     except api.SpecError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _key(text: str) -> str:
+    if len(text) > contract.TRIGGER_LIMIT:
+        raise argparse.ArgumentTypeError(
+            f"{len(text)} characters, at most {contract.TRIGGER_LIMIT} are kept; choose a shorter key"
+        )
+    return text
 
 
 def _features(text: str) -> Any:
@@ -223,10 +261,18 @@ def now() -> datetime:
 
 def status(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     """`status [NAME]`."""
+    if args.name and args.all_namespaces:
+        raise CliError(
+            f"{args.name} is the name of one model and -A asks for all models: only one of them can be",
+            f"kubectl mlmodel status {args.name} -n NAMESPACE, or kubectl mlmodel status -A",
+            code=EXIT_USAGE,
+        )
     if args.name:
         view = model_view(cluster.model(args.name), cluster.versions(args.name), now())
         if args.output in {"json", "yaml"}:
             _dump(api.encode(view), args.output, out)
+        elif args.output == "wide":
+            _print_table(render.models_table([view], wide=True, namespaces=False), out)
         else:
             out.print(render.frame(view, render.signs_for(out)))
         return EXIT_OK
@@ -294,7 +340,7 @@ def watch(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
         cluster.model(args.name)
     events: queue.Queue[Event] = queue.Queue()
     stop = cluster.follow(args.name, events)
-    follower = Follower(args.name, args.until)
+    follower = Follower(args.name, cluster.namespace, args.until)
     deadline = time.monotonic() + args.timeout if args.timeout is not None else None
     try:
         if args.output == "json":
@@ -309,8 +355,9 @@ def watch(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
 class Follower:
     """Folds watch events into views and says when to stop."""
 
-    def __init__(self, name: str, until: str) -> None:
+    def __init__(self, name: str, namespace: str, until: str) -> None:
         self.name = name
+        self.namespace = namespace
         self._until = until
         self._model: Object | None = None
         self._versions: dict[str, Object] = {}
@@ -466,8 +513,8 @@ def _timed_out(follower: Follower) -> NoReturn:
     view = follower.view()
     where = f"{view.outcome.value}: {view.message or view.stage}" if view else "no such model"
     raise CliError(
-        f"--timeout passed; {follower.name} is {where}",
-        f"go on: kubectl mlmodel watch {follower.name}",
+        f"--timeout passed; {follower.name} in namespace {follower.namespace!r} is {where}",
+        f"go on: kubectl mlmodel watch {follower.name} -n {follower.namespace}",
         code=EXIT_TIMEOUT,
     )
 
@@ -476,6 +523,7 @@ def _dump(value: Any, form: str, out: Console) -> None:
     text = json.dumps(value, indent=2)
     # YAML has no enumerations; JSON has made them strings.
     out.file.write(text + "\n" if form == "json" else yaml.safe_dump(json.loads(text), sort_keys=False))
+    out.file.flush()  # Here, where a reader that has gone is noticed, and not when the interpreter ends.
 
 
 def _say(out: Console, text: str) -> None:
@@ -485,7 +533,7 @@ def _say(out: Console, text: str) -> None:
 
 def _print_table(table: Table, out: Console) -> None:
     """Prints a table; whole where nobody looks at its edge: into pipes and files."""
-    whole = out if out.is_terminal else Console(file=out.file, width=_PIPE_WIDTH, no_color=True)
+    whole = out if out.is_terminal else _Console(file=out.file, width=_PIPE_WIDTH, no_color=True)
     whole.print(table)
 
 

@@ -228,7 +228,7 @@ def _traffic(traffic: TrafficView, signs: Signs) -> Text:
             (f"{traffic.candidate} {traffic.weight} %", "bold magenta"),
         )
     notes = [f"step {traffic.step} of {traffic.steps}"] if traffic.steps and traffic.stable else []
-    notes += [f"done in about {duration(traffic.next_step_seconds)}"] if traffic.next_step_seconds else []
+    notes += [f"done in about {duration(traffic.remaining_seconds)}"] if traffic.remaining_seconds else []
     return bar.append(f"  ({', '.join(notes)})" if notes else "", style="dim")
 
 

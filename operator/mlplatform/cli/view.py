@@ -99,7 +99,11 @@ class VersionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficView:
-    """Who answers: `weight` percent goes to `candidate`, the rest to `stable`."""
+    """Who answers: `weight` percent goes to `candidate`, the rest to `stable`.
+
+    Attributes:
+        remaining_seconds: Until the whole rollout ends, if nothing holds it up; None when nobody can say.
+    """
 
     stable: str = ""
     candidate: str = ""
@@ -107,7 +111,7 @@ class TrafficView:
     step: int = 0
     steps: int = 0
     message: str = ""
-    next_step_seconds: float | None = None
+    remaining_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,8 @@ def model_view(model: Object, versions: list[Object], now: datetime) -> ModelVie
     meta = model["metadata"]
     status = api.decode(api.MLModelStatus, model.get("status") or {}, "status", unknown="skip")
     latest = next((v for v in versions if v["metadata"]["name"] == status.latest_version), None)
+    if latest is not None and _refused(status.conditions) and not _answers(latest, model, status):
+        latest = None  # The operator could not even make the version that is asked for.
     sequences = {v["metadata"]["name"]: v.get("spec", {}).get("sequence", 0) for v in versions}
     current = _current(model, status, latest)
     view = ModelView(
@@ -172,14 +178,14 @@ def model_view(model: Object, versions: list[Object], now: datetime) -> ModelVie
     )
     if not current:
         return view
-    blamed = _blamed(status)
-    failure = _failure(status, latest, blamed)
+    blamed, held_up = _blamed(status), _held_up(status)
+    failure = _failure(status, latest, blamed or held_up)
     outcome = _outcome(model, status, blamed, latest)
     return replace(
         view,
         current=True,
         outcome=outcome,
-        stage=status.stage,
+        stage=_stage_word(status, latest, blamed, held_up),
         message=_message(status, outcome, failure),
         accepted=_is_true(status.conditions, "Accepted"),
         failure=failure,
@@ -188,14 +194,28 @@ def model_view(model: Object, versions: list[Object], now: datetime) -> ModelVie
 
 def _current(model: Object, status: api.MLModelStatus, latest: Object | None) -> bool:
     """Whether the operator has seen this spec and this retrain request."""
-    meta = model["metadata"]
-    if status.observed_generation < meta.get("generation", 0):
+    if status.observed_generation < model["metadata"].get("generation", 0):
         return False
-    asked = (meta.get("annotations") or {}).get(contract.ANNOTATION_RETRAIN, "")
     rejected = _is_true(status.conditions, "Accepted") is False
     if latest is not None and not rejected:
-        return bool(latest.get("spec", {}).get("trigger", "") == asked)
+        return _triggered(latest, model)
     return bool(status.conditions)
+
+
+def _triggered(latest: Object, model: Object) -> bool:
+    """Whether the latest version was made for the retrain request that the model carries, if any."""
+    asked = (model["metadata"].get("annotations") or {}).get(contract.ANNOTATION_RETRAIN, "")
+    return bool(latest.get("spec", {}).get("trigger", "") == asked)
+
+
+def _answers(latest: Object, model: Object, status: api.MLModelStatus) -> bool:
+    """Whether the latest version belongs to this spec and request, where the operator was refused a write.
+
+    It observes the generation then, yet what it says of versions stays as it was for the generation before.
+    """
+    said = _condition(status.conditions, "VersionReady")
+    seen = said is not None and said.observed_generation >= model["metadata"].get("generation", 0)
+    return seen and _triggered(latest, model)
 
 
 def _condition(conditions: tuple[api.Condition, ...], kind: str) -> api.Condition | None:
@@ -207,30 +227,67 @@ def _is_true(conditions: tuple[api.Condition, ...], kind: str) -> bool | None:
     return None if found is None or found.status == "Unknown" else found.status == "True"
 
 
-_BLAMED: Final = {
+_NEXT: Final = {
     "Accepted": "correct the MLModel and apply it again",
     "VersionReady": "correct what the message names; `kubectl describe modelversion` has the whole story",
     "RolloutPassed": "correct the cause and apply again, or try the same spec anew: kubectl mlmodel retrain",
 }
-"""Conditions that fail what the user asked for, and what to do where the operator says nothing better.
+"""Conditions of what the user asked for, and what to do about each where the operator says nothing better.
 
 `Serving` is not among them: pods that come and go are an incident of the stable version.
 """
 
+_REFUSALS: Final = {
+    "Forbidden": "give the operator's ServiceAccount the right that the message names (the chart does); it tries again by itself",
+    "NameTaken": "delete or rename the object that the message names; the operator tries again by itself",
+    "Rejected": "correct what the message names; the operator tries again by itself",
+    "InternalError": (
+        "report it with the operator's log: kubectl -n mlplatform-system logs deployment/mlplatform-operator"
+    ),
+}
+"""Reasons of `Ready` for what the operator itself could not do and a person must mend, and how."""
+
+_ADD_ON_MISSING: Final = "AddOnMissing"
+
+
+def _refused(conditions: tuple[api.Condition, ...]) -> api.Condition | None:
+    """`Ready`, where the operator says in it that it cannot do its work."""
+    ready = _condition(conditions, "Ready")
+    return ready if ready is not None and ready.status == "False" and ready.reason in _REFUSALS else None
+
 
 def _blamed(status: api.MLModelStatus) -> api.Condition | None:
-    """The first condition by which the latest wish has failed."""
-    found = (_condition(status.conditions, kind) for kind in _BLAMED)
-    return next((c for c in found if c is not None and c.status == "False"), None)
+    """The first condition by which the latest wish has failed.
+
+    A refused operator comes first: what the other conditions say may be of the wish before.
+    """
+    return _refused(status.conditions) or next((c for c in _missed(status) if _final(c)), None)
 
 
-def _failure(status: api.MLModelStatus, latest: Object | None, blamed: api.Condition | None) -> FailureView | None:
-    """The cause as the operator found it; while nothing is blamed, what only holds the pipeline up."""
+def _held_up(status: api.MLModelStatus) -> api.Condition | None:
+    """The first condition that waits for something outside to be mended, and goes on by itself after that."""
+    return next((c for c in _missed(status) if not _final(c)), None)
+
+
+def _missed(status: api.MLModelStatus) -> list[api.Condition]:
+    found = (_condition(status.conditions, kind) for kind in _NEXT)
+    return [c for c in found if c is not None and c.status == "False"]
+
+
+def _final(missed: api.Condition) -> bool:
+    """Whether a condition that is False stays so; the operator also says False of what is only blocked."""
+    if missed.type == "VersionReady":
+        return missed.reason.endswith("Failed") or missed.reason == contract.FailureClass.SPEC_INVALID
+    return missed.reason != _ADD_ON_MISSING
+
+
+def _failure(status: api.MLModelStatus, latest: Object | None, told: api.Condition | None) -> FailureView | None:
+    """The cause as the operator found it, else as the condition tells it; also of what only holds the pipeline up."""
     version = (
         api.decode(api.ModelVersionStatus, latest.get("status") or {}, "status", unknown="skip") if latest else None
     )
     found = status.failure or (version.failure if version else None)
-    if found is not None and (blamed is None or blamed.type != "Accepted"):
+    if found is not None and not _tells_all(told):
         return FailureView(
             reason=found.class_,
             message=found.message,
@@ -240,10 +297,32 @@ def _failure(status: api.MLModelStatus, latest: Object | None, blamed: api.Condi
             exit_code=found.exit_code,
             last_log=found.last_log,
         )
-    if blamed is None:
+    if told is None:
         return None
-    stage = "rollout" if blamed.type == "RolloutPassed" else ""
-    return FailureView(reason=blamed.reason, message=blamed.message, next_action=_BLAMED[blamed.type], stage=stage)
+    stage = "rollout" if told.type == "RolloutPassed" else ""
+    return FailureView(reason=told.reason, message=told.message, next_action=_next_action(told), stage=stage)
+
+
+def _tells_all(told: api.Condition | None) -> bool:
+    """Whether a condition is about something else than the pods that `status.failure` is about."""
+    if told is None:
+        return False
+    return told.type in {"Accepted", "Ready"} or told.reason in {_ADD_ON_MISSING, contract.FailureClass.SPEC_INVALID}
+
+
+def _next_action(told: api.Condition) -> str:
+    if told.reason == _ADD_ON_MISSING:
+        return "install what the message names; it goes on by itself after that"
+    return _REFUSALS[told.reason] if told.type == "Ready" else _NEXT[told.type]
+
+
+def _stage_word(
+    status: api.MLModelStatus, latest: Object | None, blamed: api.Condition | None, held_up: api.Condition | None
+) -> str:
+    """One word for where the model stands: the operator's, which is "Failed" also for a version that is only held up."""
+    if blamed is None and held_up is not None and held_up.type == "VersionReady" and latest is not None:
+        return str((latest.get("status") or {}).get("stage") or status.stage)
+    return status.stage
 
 
 def _outcome(model: Object, status: api.MLModelStatus, blamed: api.Condition | None, latest: Object | None) -> Outcome:
@@ -395,7 +474,7 @@ def _traffic(status: api.MLModelStatus, sequences: dict[str, int], now: datetime
         step=rollout.step,
         steps=rollout.steps,
         message=rollout.message,
-        next_step_seconds=max(0.0, (eta - now).total_seconds()) if eta else None,
+        remaining_seconds=max(0.0, (eta - now).total_seconds()) if eta else None,
     )
 
 

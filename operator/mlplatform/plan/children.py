@@ -5,17 +5,11 @@ Called by `plan.model`.
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Final
-
 from mlplatform.actions import Apply, Create, Delete, Event, Ref
 from mlplatform.plan.facts import Facts
-from mlplatform.plan.plan import Plan
+from mlplatform.plan.plan import ADD_ON_RETRY, Plan
 from mlplatform.resources import inferenceservice, modelversion
 from mlplatform.snapshot import moment, status_of
-
-ADD_ON_RETRY: Final = timedelta(seconds=15)
-"""How often a missing kind is looked for again."""
 
 
 def ensure_version(facts: Facts, plan: Plan) -> None:
@@ -28,18 +22,17 @@ def ensure_version(facts: Facts, plan: Plan) -> None:
     plan.events.append(Event("Normal", "VersionCreated", f"{facts.latest} (v{sequence}) was created"))
 
 
-def ensure_served(facts: Facts, plan: Plan) -> None:
-    """An InferenceService for the stable version and for the candidate."""
+def ensure_served(facts: Facts, plan: Plan, version: str) -> None:
+    """The InferenceService of a version; nothing for the empty name."""
     if "InferenceService" in facts.snapshot.missing:
         plan.look(facts.now + ADD_ON_RETRY)
         return
-    for version in filter(None, dict.fromkeys((facts.stable, facts.candidate))):
-        storage_uri = status_of(facts.snapshot.versions.get(version)).get("storageUri", "")
-        if not storage_uri:
-            continue  # Its ModelVersion is gone; what serves already, stays as it is.
-        wanted = inferenceservice.render(facts.snapshot.model, facts.spec, version, storage_uri, facts.settings)
-        if not inferenceservice.same(facts.snapshot.services.get(version), wanted):
-            plan.writes.append(Apply(wanted))
+    storage_uri = status_of(facts.snapshot.versions.get(version)).get("storageUri", "")
+    if not storage_uri:
+        return  # Its ModelVersion is gone; what serves already, stays as it is.
+    wanted = inferenceservice.render(facts.snapshot.model, facts.spec, version, storage_uri, facts.settings)
+    if not inferenceservice.same(facts.snapshot.services.get(version), wanted):
+        plan.writes.append(Apply(wanted))
 
 
 def retire(facts: Facts, plan: Plan) -> None:

@@ -98,7 +98,7 @@ class Facts:
     def sighting(self, version: str) -> failures.Sighting | None:
         """The gravest thing wrong with a version's serving pods that take no traffic."""
         pods = (pod for pod in self.snapshot.pods.get(version, ()) if not failures.ready(pod))
-        return failures.steady(failures.worst(pods, "serving"), self.previous.get("failure"))
+        return failures.steady(failures.worst(pods, failures.SERVING), self.previous.get("failure"))
 
     def trouble(self, version: str) -> str:
         """What keeps a version's pods from being Ready: the pods say it, else KServe does."""
@@ -107,6 +107,15 @@ class Facts:
             return failures.sentence(sighting.failure)
         failed = (status_of(self.snapshot.services.get(version)).get("modelStatus") or {}).get("lastFailureInfo") or {}
         return str(failed.get("message", ""))
+
+    def unready_since(self, version: str) -> datetime | None:
+        """When the last of the version's pods that take no traffic began to take none; None when there is no such pod."""
+        waiting = [pod for pod in self.snapshot.pods.get(version, ()) if not failures.ready(pod)]
+        times = [
+            condition(pod, "Ready").get("lastTransitionTime") or pod["metadata"].get("creationTimestamp")
+            for pod in waiting
+        ]
+        return max(filter(None, map(moment, times)), default=None)
 
     def view(self, record: Record) -> View:
         """What the policies look at."""
@@ -124,6 +133,8 @@ class Facts:
             started_at=moment(record.started_at) or self.now,
             step_started_at=moment(record.step_started_at) or self.now,
             now=self.now,
+            setbacks=record.setbacks,
+            unready_since=self.unready_since(version),
         )
 
 

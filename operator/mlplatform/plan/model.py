@@ -31,28 +31,36 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
     try:
         spec = api.decode(api.MLModelSpec, model["spec"])
     except api.SpecError as error:
-        return _refuse(snapshot, book, "SpecInvalid", str(error))
-    found = api.problems(spec, name_of(model))
+        return _refuse(snapshot, book, "SpecInvalid", str(error), plan)
+    facts = gather(snapshot, settings, spec, now)
+    found = api.problems(spec, name_of(model), facts.trigger)
     if found:
         reason = "InvalidName" if found[0].startswith("metadata.name") else "SpecInvalid"
-        return _refuse(snapshot, book, reason, "; ".join(found))
+        traffic.protect(facts, plan)
+        return _refuse(snapshot, book, reason, "; ".join(found), plan)
     book.set("Accepted", "True", "SpecValid", "the spec is sound")
 
-    facts = gather(snapshot, settings, spec, now)
     verdict: rollout.Verdict | None = None
-    if not spec.suspend:
-        children.ensure_version(facts, plan)
-        children.ensure_served(facts, plan)
+    if spec.suspend:
+        for version in (facts.stable, *(name for name, weight in facts.weights.items() if weight)):
+            if version not in snapshot.services:
+                children.ensure_served(facts, plan, version)
+        traffic.protect(facts, plan)
+    else:
+        # What serves comes first: a write that is refused stops those after it.
+        children.ensure_served(facts, plan, facts.stable)
         verdict = traffic.move(facts, plan)
+        children.ensure_served(facts, plan, facts.candidate)
+        children.ensure_version(facts, plan)
         children.retire(facts, plan)
         children.prune(facts, plan)
     plan.status = describe(facts, verdict, book, plan)
     return plan
 
 
-def _refuse(snapshot: ModelSnapshot, book: Book, reason: str, message: str) -> Plan:
+def _refuse(snapshot: ModelSnapshot, book: Book, reason: str, message: str, plan: Plan) -> Plan:
     """A spec that cannot be used changes nothing that runs: only conditions say so."""
-    previous, plan = status_of(snapshot.model), Plan()
+    previous = status_of(snapshot.model)
     book.set("Accepted", "False", reason, message)
     for kind in ("VersionReady", "Serving", "RolloutPassed"):
         book.keep(kind)

@@ -6,7 +6,7 @@ Called by `plan.model`, after the children are planned.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal, cast
+from typing import Final
 
 from mlplatform import api, rollout
 from mlplatform.actions import Event
@@ -19,8 +19,6 @@ from mlplatform.snapshot import Object, condition, stamp, status_of
 
 HISTORY_LIMIT: Final = 20
 """Decision records kept."""
-
-_DECISIONS: Final = {"Promoted", "RolledBack", "Superseded"}
 
 
 def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Plan) -> Object:
@@ -51,13 +49,13 @@ def _history(facts: Facts, plan: Plan) -> tuple[api.Decision, ...]:
     recorded = facts.previous.get("history") or ()
     kept = tuple(api.decode(api.Decision, d, "status.history", unknown="skip") for d in recorded)
     record = facts.record
-    if record is None or record.outcome not in _DECISIONS or facts.recorded:
+    if record is None or not record.outcome or facts.recorded:
         return kept
     if record.outcome == "Promoted" and facts.stable != record.version:
         return kept  # Not before the apex Service has followed.
     decision = api.Decision(
         version=record.version,
-        decision=cast("Literal['Promoted', 'RolledBack', 'Superseded']", record.outcome),
+        decision=record.outcome,
         reason=record.reason,
         message=record.message,
         time=record.finished_at,
@@ -186,10 +184,9 @@ def _word(facts: Facts, verdict: rollout.Verdict | None, book: Book) -> str:
         return "Serving"
     if facts.rejected:
         return "RolledBack"
-    if version and version.status == "False":
-        return "Failed"
     if version and version.status == "True":
         return "RollingOut" if facts.stable and facts.stable != facts.latest else "Deploying"
+    # The version's own word, which is Failed only when it is for good.
     word = str(status_of(facts.snapshot.versions.get(facts.latest)).get("stage", "")) or "Pending"
     return "Deploying" if verdict else word
 

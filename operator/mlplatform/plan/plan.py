@@ -8,12 +8,15 @@ what `cleanup` destroys, `status` has recorded before.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from mlplatform import api
 from mlplatform.actions import Event, Write
 from mlplatform.snapshot import Object
+
+ADD_ON_RETRY: Final = timedelta(seconds=15)
+"""How often a kind that the API server does not serve is looked for again."""
 
 
 @dataclass(slots=True)
@@ -24,7 +27,7 @@ class Plan:
         writes: Children to make or move, in order.
         status: The whole next status as JSON; written only when it differs.
         cleanup: What is stopped or deleted once the status is written, in order.
-        events: To be posted last; each belongs to a change above.
+        events: To be posted last, whatever becomes of `cleanup`; each belongs to a change above.
         look_again: When time alone may change the plan; None when only the cluster can.
     """
 
@@ -38,11 +41,6 @@ class Plan:
         """Asks to look again at `when`, or earlier if that was asked before."""
         if when is not None and (self.look_again is None or when < self.look_again):
             self.look_again = when
-
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether it writes no child; its status may still be new."""
-        return not (self.writes or self.cleanup)
 
 
 def status_json(status: api.ModelVersionStatus | api.MLModelStatus) -> Object:

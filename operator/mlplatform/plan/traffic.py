@@ -13,15 +13,17 @@ from typing import Final, Literal
 
 from mlplatform import rollout
 from mlplatform.actions import Apply, Event
-from mlplatform.plan.children import ADD_ON_RETRY
 from mlplatform.plan.facts import Facts
-from mlplatform.plan.plan import Plan
+from mlplatform.plan.plan import ADD_ON_RETRY, Plan
 from mlplatform.resources import service, virtualservice
 from mlplatform.resources.metadata import same
 from mlplatform.rollout import FULL, Move, Record
-from mlplatform.snapshot import precise, stamp
+from mlplatform.snapshot import Object, precise, stamp
 
-_OUTCOMES: Final = {Move.PROMOTE: "Promoted", Move.ROLLBACK: "RolledBack"}
+_OUTCOMES: Final[dict[Move, Literal["Promoted", "RolledBack"]]] = {
+    Move.PROMOTE: "Promoted",
+    Move.ROLLBACK: "RolledBack",
+}
 
 
 def move(  # noqa: PLR0911  one link of the chain each, in order
@@ -39,7 +41,8 @@ def move(  # noqa: PLR0911  one link of the chain each, in order
         return None  # Its outcome goes into status first; the next pass goes on.
     candidate = facts.candidate
     if record and facts.rolling and record.version != candidate:
-        message = f"{facts.latest} was asked for while {facts.label(record.version)} rolled out"
+        wanted = "is no longer there" if record.version == facts.latest else f"made way: {facts.latest} was asked for"
+        message = f"{facts.label(record.version)} {wanted}"
         _close(facts, replace(record, outcome="Superseded", reason="OtherVersionAsked", message=message), plan)
         return None
     if candidate and not facts.stable:
@@ -86,15 +89,43 @@ def _advance(facts: Facts, record: Record, plan: Plan) -> rollout.Verdict:
     if outcome:
         _close(facts, replace(record, outcome=outcome, reason=verdict.reason, message=verdict.message), plan)
     elif verdict.weight != facts.weights.get(record.version, 0):
-        moved = replace(record, step_started_at=precise(facts.now))
-        _apply_route(facts, _split(facts, record.version, verdict.weight), moved, plan)
-        kind: Literal["Normal", "Warning"] = "Normal" if verdict.move is Move.ADVANCE else "Warning"
-        plan.events.append(Event(kind, "TrafficMoved" if kind == "Normal" else verdict.reason, verdict.message))
+        _shift(facts, record, verdict, plan)
     else:
         _apply_route(facts, _split(facts, record.version, verdict.weight), record, plan)
     _point_apex(facts, record.version if verdict.move is Move.PROMOTE else facts.stable, plan)
     plan.look(verdict.wait_until)
     return verdict
+
+
+def protect(facts: Facts, plan: Plan) -> None:
+    """Moves nothing on, but keeps what serves serving: for a model that is suspended, or whose spec is refused."""
+    record = facts.record
+    if "VirtualService" in facts.snapshot.missing or not facts.stable or not facts.recorded:
+        return
+    if record and facts.rolling:
+        view = facts.view(record)
+        verdict = rollout.protect_traffic(view)
+        if verdict:
+            _shift(facts, record, verdict, plan)
+        else:
+            _apply_route(facts, _split(facts, record.version, view.weight), record, plan)
+        _point_apex(facts, facts.stable, plan)
+    else:
+        _keep_route(facts, plan)
+
+
+def _shift(facts: Facts, record: Record, verdict: rollout.Verdict, plan: Plan) -> None:
+    """Gives the candidate another weight: on to the next step, or back for want of a ready pod."""
+    forward = verdict.move is Move.ADVANCE
+    setbacks = record.setbacks if forward else record.setbacks + 1
+    moved = replace(record, step_started_at=precise(facts.now), setbacks=setbacks)
+    _apply_route(facts, _split(facts, record.version, verdict.weight), moved, plan)
+    event = (
+        Event("Normal", "TrafficMoved", verdict.message)
+        if forward
+        else Event("Warning", verdict.reason, verdict.message)
+    )
+    plan.events.append(event)
 
 
 def _close(facts: Facts, record: Record, plan: Plan) -> None:
@@ -127,14 +158,21 @@ def _apply_route(facts: Facts, weights: Mapping[str, int], record: Record | None
     forced = sorted(facts.snapshot.services.keys() | {v for v, weight in weights.items() if weight})
     wanted = virtualservice.render(model, weights, forced, record.to_json() if record else "", facts.settings)
     if live is None or not same(live, wanted) or virtualservice.drifted(live, wanted):
-        plan.writes.append(Apply(wanted))
+        plan.writes.append(Apply(_unless_changed(wanted, live)))
 
 
 def _point_apex(facts: Facts, version: str, plan: Plan) -> None:
     wanted = service.render(facts.snapshot.model, version)
     live = facts.snapshot.apex
     if not same(live, wanted) or service.stable(live) != version:
-        plan.writes.append(Apply(wanted))
+        plan.writes.append(Apply(_unless_changed(wanted, live)))
+
+
+def _unless_changed(wanted: Object, live: Object | None) -> Object:
+    """The manifest, to be applied only over the state that was looked at: a stale view must not move traffic."""
+    if live is None:
+        return wanted
+    return {**wanted, "metadata": {**wanted["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
 
 
 def _split(facts: Facts, candidate: str, weight: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from mlplatform.actions import Create, Event, Patch, Ref
 from mlplatform.conditions import Book, Status
 from mlplatform.contract import ANNOTATION_RETRAIN, FailureClass, Summary
 from mlplatform.failures import Gravity, Sighting
-from mlplatform.plan.plan import Plan, status_json
+from mlplatform.plan.plan import ADD_ON_RETRY, Plan, conditions_json, status_json
 from mlplatform.resources import ADD_ONS
 from mlplatform.resources.workload import Phase, Workload
 from mlplatform.settings import Settings
@@ -30,11 +30,11 @@ from mlplatform.snapshot import (
 )
 from mlplatform.stages import PIPELINE, Definition
 
-REPORT_GRACE: Final = timedelta(seconds=15)
-"""A workload's end may be seen before its pod's; after this long the pod is taken to be gone."""
+REPORT_GRACE: Final = timedelta(minutes=2)
+"""A workload's end may be seen before its pod's: longer than a dead watch goes unnoticed (70 s) and than clocks differ.
 
-ADD_ON_RETRY: Final = timedelta(seconds=15)
-"""How often a missing kind is looked for again."""
+After it the pod is taken to be gone, which is final, and may throw away hours of training.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +89,13 @@ def plan_version(snapshot: VersionSnapshot, settings: Settings, now: datetime) -
     try:
         spec = api.decode(api.ModelVersionSpec, version["spec"])
     except api.SpecError as error:
+        # What has ended stays on record: an operator that can read the spec again goes on from it.
+        for stage in PIPELINE:
+            book.keep(stage.condition)
         book.set("Accepted", "False", "SpecInvalid", str(error))
         book.set("Ready", "False", "SpecInvalid", str(error))
-        invalid = api.ModelVersionStatus(observed_generation=generation, stage="Failed", conditions=book.conditions())
-        plan.status = status_json(invalid)
+        conditions = conditions_json(book.conditions())
+        plan.status = {**previous, "observedGeneration": generation, "stage": "Failed", "conditions": conditions}
         plan.events = _events(book)
         return plan
     book.set("Accepted", "True", "SpecValid", "the spec is sound")

@@ -64,7 +64,10 @@ def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str,
 
 
 def same(live: Object | None, wanted: Object) -> bool:
-    """Whether the live object is what `render` made: its digest, and what that leaves out."""
+    """Whether the live object is what `render` made: its digest, and the bounds, which that leaves out.
+
+    Not the deployment mode: KServe refuses to change it, so another one holds for services made from then on.
+    """
     if live is None or not metadata_same(live, wanted):
         return False
     found, asked = live["spec"]["predictor"], wanted["spec"]["predictor"]

@@ -69,7 +69,7 @@ def template(  # noqa: PLR0913  what one pod depends on
                     "image": image,
                     "imagePullPolicy": settings.image_pull_policy,
                     "command": command,
-                    "env": environment(version, stage, settings),
+                    "env": environment(version, spec, stage, settings),
                     "envFrom": [{"secretRef": {"name": settings.store_secret}}],
                     "resources": resources(
                         spec.training.resources.cpu, spec.training.resources.memory, settings, gpu=gpu
@@ -101,11 +101,13 @@ def _cores(quantity: str) -> float:
     return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
-def environment(version: Object, stage: Stage, settings: Settings) -> list[Object]:
+def environment(version: Object, spec: api.ModelVersionSpec, stage: Stage, settings: Settings) -> list[Object]:
     """``env`` of a stage's container; the store's credentials come by envFrom, never through here."""
     namespace, name, model = namespace_of(version), name_of(version), str(version["spec"]["model"])
     values = {
-        contract.ENV_SPEC: json.dumps(version["spec"], sort_keys=True, separators=(",", ":")),
+        # Less the defaults, which the API server has filled in: an older image that rejects what it does not know
+        # then rejects what somebody has asked for, and nothing else.
+        contract.ENV_SPEC: json.dumps(api.canonical(spec), sort_keys=True, separators=(",", ":")),
         contract.ENV_ARTIFACTS: contract.artifact_root(settings.artifact_root, namespace, model, name),
         contract.ENV_NAMESPACE: namespace,
         contract.ENV_MODEL: model,

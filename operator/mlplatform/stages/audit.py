@@ -13,7 +13,7 @@ from mlplatform.contract import Stage, Summary
 from mlplatform.resources import job
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object
-from mlplatform.stages.verdict import Miss, Verdict, blocked, gate_misses, headline, number
+from mlplatform.stages.verdict import Miss, Verdict, blocked, gate_misses, headline, number, told_apart
 
 
 def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
@@ -46,14 +46,14 @@ def _fairness_misses(summary: Summary, spec: api.ModelVersionSpec) -> Iterator[M
             if found is None:
                 yield Miss(
                     f"{metric} by {attribute} was not assessed: fewer than two groups "
-                    f"have {spec.fairness.min_group_size} rows",
+                    f"have {spec.fairness.min_group_size} rows that count for each of its rates",
                     f"Give the test split more rows, lower spec.fairness.minGroupSize, or leave {attribute} out of "
                     "spec.data.sensitiveAttributes.",
                 )
             elif not found["value"] <= bound:
+                shown, limit = told_apart(found["value"], bound)
                 yield Miss(
-                    f"{metric} by {attribute} is {number(found['value'])}{_interval(found, spec)}, "
-                    f"above the bound {number(bound)}",
+                    f"{metric} by {attribute} is {shown}{_interval(found, spec)}, above the bound {limit}",
                     f"Reduce the difference (data, features, a mitigating task), or move spec.fairness.metrics.{metric}.",
                 )
 

@@ -40,7 +40,17 @@ class Miss:
 
 def number(value: float) -> str:
     """Four decimals, without trailing zeros: ``0.88``, ``0.9054``, ``1``."""
-    return f"{value:.4f}".rstrip("0").rstrip(".")
+    return _fixed(value, 4)
+
+
+def told_apart(value: float, bound: float) -> tuple[str, str]:
+    """Both numbers with as many decimals as it takes to see that they differ: ``0.20004`` and ``0.2``."""
+    digits = next((n for n in range(4, 17) if f"{value:.{n}f}" != f"{bound:.{n}f}"), 4)
+    return _fixed(value, digits), _fixed(bound, digits)
+
+
+def _fixed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".")
 
 
 def headline(metrics: Mapping[str, float], first: Sequence[str] = (), limit: int = 3) -> str:
@@ -71,13 +81,11 @@ def gate_misses(gates: Sequence[api.Gate], metrics: Mapping[str, float], whose: 
         direction = "lower" if gate.metric in LOWER_IS_BETTER else "higher"
         action = f"Train a model with a {direction} {gate.metric} (data, hyperparameters, epochs), or move the gate in spec.gates."
         if gate.min is not None and not value >= gate.min:
-            misses.append(
-                Miss(f"{gate.metric} of {whose} is {number(value)}, below the gate's min {number(gate.min)}", action)
-            )
+            shown, bound = told_apart(value, gate.min)
+            misses.append(Miss(f"{gate.metric} of {whose} is {shown}, below the gate's min {bound}", action))
         if gate.max is not None and not value <= gate.max:
-            misses.append(
-                Miss(f"{gate.metric} of {whose} is {number(value)}, above the gate's max {number(gate.max)}", action)
-            )
+            shown, bound = told_apart(value, gate.max)
+            misses.append(Miss(f"{gate.metric} of {whose} is {shown}, above the gate's max {bound}", action))
     return misses
 
 

@@ -11,6 +11,7 @@ from unit.operator_world import NAMESPACE, SPEC, START, mlmodel
 
 from mlplatform import api, metrics
 from mlplatform.conditions import Book
+from mlplatform.contract import Stage
 from mlplatform.plan.plan import Plan, status_json
 from mlplatform.resources import inferenceservice, job, pod, pytorchjob, service, virtualservice
 from mlplatform.resources.metadata import hashed, same
@@ -37,6 +38,22 @@ def test_settings_come_from_the_environment() -> None:
 def test_a_service_of_that_name_sets_a_variable_that_is_no_port() -> None:
     with pytest.raises(SettingsError, match=r"MLPLATFORM_HEALTH_PORT='tcp://10\.96\.0\.1:8080'.*enableServiceLinks"):
         Settings.from_env({"MLPLATFORM_HEALTH_PORT": "tcp://10.96.0.1:8080"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("MLPLATFORM_MAX_CPU_REQUEST", "1k", "a thousand cores are nobody's request"),
+        ("MLPLATFORM_MAX_CPU_REQUEST", "a lot", "no quantity"),
+        ("MLPLATFORM_ISTIO_API_VERSION", "v1", "the group is missing"),
+        ("MLPLATFORM_METRICS_PORT", "99999", "no port"),
+        ("MLPLATFORM_METRICS_PORT", "0", "no port that anybody could ask"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(variable: str, value: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=f"{variable}='{value}'"):
+        Settings.from_env({variable: value})
+    assert reason
 
 
 # Times
@@ -264,6 +281,12 @@ def test_metrics_show_a_model_and_forget_it() -> None:
     metrics.forget_model(NAMESPACE, "measured")
     assert value("mlplatform_rollout_weight", where) is None
     assert value("mlplatform_version_metric", {**where, "metric": "roc_auc"}) is None
+
+
+def test_a_stages_first_failure_is_a_rise() -> None:
+    for stage in Stage:
+        labels = {"stage": stage.value, "outcome": "Failed"}
+        assert prometheus_client.REGISTRY.get_sample_value("mlplatform_stage_seconds_count", labels) is not None
 
 
 def test_a_stage_is_counted_once_when_it_ends() -> None:

@@ -11,7 +11,8 @@ import pytest
 from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, failing, mlmodel, play, run
 
 from mlplatform import api
-from mlplatform.actions import Apply, Delete
+from mlplatform.actions import Apply, Create, Delete, Write
+from mlplatform.cluster import Forbidden
 from mlplatform.contract import Failure, FailureClass, Stage
 from mlplatform.plan import plan_model
 from mlplatform.resources import virtualservice
@@ -214,6 +215,80 @@ def test_suspended_in_the_middle_of_a_rollout_the_weights_stay() -> None:
     assert fake.weights() == {V2: 100}
 
 
+def test_suspended_the_candidate_without_a_ready_pod_loses_its_traffic() -> None:
+    fake = rolling()
+    fake.apply(mlmodel(spec={**SECOND, "suspend": True}))
+    fake.unready.add(V2)
+    settle(fake)
+    assert fake.weights() == {V1: 100}, "half of the requests would fail for as long as it is suspended"
+    fake.unready.clear()
+    settle(fake, seconds=60)
+    assert fake.weights() == {V1: 100}, "and nothing is tried again meanwhile"
+
+
+def test_suspended_what_serves_is_put_back_and_nothing_else_happens() -> None:
+    suspended = mlmodel(spec={**SECOND, "suspend": True, "serving": {"replicas": {"min": 2, "max": 2}}})
+    fake = serving()
+    fake.apply(suspended)
+    assert settle(fake) == ["status MLModel/adult"]
+    fake.remove("Service", "adult")
+    fake.remove("VirtualService", "adult")
+    written = settle(fake)
+    fake.remove("InferenceService", V1)
+    written += settle(fake, seconds=30)
+    assert {entry for entry in written if not entry.startswith("status")} == {
+        f"apply InferenceService/{V1}", "apply VirtualService/adult", "apply Service/adult",
+    }  # fmt: skip
+    assert fake.names("ModelVersion") == [V1], "no version is made"
+
+
+def test_a_refused_spec_still_protects_the_traffic() -> None:
+    fake = rolling()
+    fake.apply(mlmodel(spec={**SECOND, "rollout": {**SECOND["rollout"], "steps": [50, 5]}}))
+    fake.unready.add(V2)
+    settle(fake)
+    assert status(fake, "Accepted")[0] == "False"
+    assert fake.weights() == {V1: 100}
+
+
+def test_a_version_that_cannot_be_created_does_not_hold_up_what_serves() -> None:
+    class Full(Fake):
+        """A quota has no room for another version."""
+
+        def do(self, write: Write) -> Object | None:
+            if isinstance(write, Create) and write.manifest["kind"] == "ModelVersion" and self.names("ModelVersion"):
+                raise Forbidden("exceeded quota")
+            return super().do(write)
+
+    fake = play([(0, applied()), (300, nothing)], Full())
+    fake.apply(mlmodel(spec=SECOND))
+    edited(fake, "VirtualService", "adult", http=[])
+    with pytest.raises(Forbidden):
+        settle(fake)
+    assert fake.weights() == {V1: 100}, "the route was repaired first"
+    assert status(fake, "Ready")[:2] == ("False", "Forbidden")
+
+
+def test_a_candidate_that_keeps_losing_its_pods_is_given_up() -> None:
+    fake = rolling()
+    for _ in range(3):
+        fake.unready.add(V2)
+        settle(fake)
+        assert fake.weights() == {V1: 100}
+        fake.unready.clear()
+        settle(fake, seconds=5)
+    assert status(fake, "RolloutPassed")[1] == "RolledBack"
+    assert "lost all its ready pods under traffic 3 times" in status(fake, "RolloutPassed")[2]
+
+
+def test_a_retrain_key_too_long_for_the_version_is_refused() -> None:
+    fake = serving()
+    fake.apply(mlmodel(spec=SPEC, **{"mlplatform.dev/retrain": "x" * 257}))
+    settle(fake)
+    assert "has 257 characters, at most 256" in status(fake, "Accepted")[2]
+    assert fake.names("ModelVersion") == [V1]
+
+
 def test_a_second_failure_says_that_the_first_version_goes_on_serving() -> None:
     failure = Failure(FailureClass.DATA_INVALID, "no column income", "Name the label.")
     fake = Fake(report=failing(Stage.TRAIN, failure, V2))
@@ -316,7 +391,7 @@ def test_refused(reason: str, name: str, spec: Object, why: str, contains: str) 
     assert contains in conditions["Accepted"]["message"], reason
     assert conditions["Ready"]["status"] == "False", reason
     assert result.status["stage"] == "Invalid", reason
-    assert result.changes_nothing, reason
+    assert [*result.writes, *result.cleanup] == [], reason
     assert [event.reason for event in result.events] == [why], reason
 
 

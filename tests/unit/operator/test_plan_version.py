@@ -15,6 +15,7 @@ from mlplatform.contract import Failure, FailureClass, Stage, Summary
 from mlplatform.plan import Plan, plan_version
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, VersionSnapshot, name_of, stamp
+from mlplatform.stages import PIPELINE
 
 MODEL = mlmodel()
 NAME = api.version_name("adult", api.decode(api.MLModelSpec, SPEC))
@@ -272,7 +273,7 @@ CASES = [
         gathered(workload("Failed", message="backoff limit")),
         "Unknown",
         "ReadingReport",
-        look=10.25,
+        look=12,
     ),
     Case(
         "the MLModel is being deleted: nothing is made that would have to go as well",
@@ -292,7 +293,7 @@ CASES = [
         outcome="Failed",
         failure="Crashed",
         look=None,
-        minutes=10.26,
+        minutes=12.01,
         events=["TrainingFailed"],
     ),
     Case(
@@ -345,7 +346,7 @@ CASES = [
         gathered(workload("Succeeded")),
         "Unknown",
         "ReadingReport",
-        look=10.25,
+        look=12,
     ),
     Case(
         "no pod is left to report: said, with the way out",
@@ -357,7 +358,7 @@ CASES = [
         outcome="Failed",
         failure="ReportLost",
         look=None,
-        minutes=10.26,
+        minutes=12.01,
         events=["TrainingFailed"],
     ),
     Case(
@@ -365,7 +366,7 @@ CASES = [
         gathered(workload("Succeeded"), pod(owner="uid-of-a-deleted-job", **reported())),
         "Unknown",
         "ReadingReport",
-        look=10.25,
+        look=12,
     ),
 ]
 
@@ -486,6 +487,24 @@ def test_a_spec_that_does_not_fit_the_schema_is_refused() -> None:
     assert "spec.novel: unknown field" in found(result, "Accepted")[2]
     assert not result.writes
     assert [event.reason for event in result.events] == ["SpecInvalid"]
+
+
+def test_a_spec_that_cannot_be_read_any_more_keeps_what_has_ended() -> None:
+    passed = [{"name": s.name.value, "outcome": "Succeeded"} for s in PIPELINE]
+    trained = {
+        "type": "Trained",
+        "status": "True",
+        "reason": "Succeeded",
+        "message": "m",
+        "lastTransitionTime": stamp(NOW),
+    }
+    before = {"stages": passed, "storageUri": "s3://x/", "metrics": {"roc_auc": 0.9}, "conditions": [trained]}
+    result = plan(gathered(version=version(before, novel=1)))
+    assert {key: result.status[key] for key in ("stages", "storageUri", "metrics")} == {
+        key: before[key] for key in ("stages", "storageUri", "metrics")
+    }
+    assert found(result, "Trained")[0] == "True"
+    assert found(result, "Ready")[:2] == ("False", "SpecInvalid")
 
 
 def test_a_status_written_by_a_newer_release_can_be_read() -> None:

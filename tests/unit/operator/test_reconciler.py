@@ -7,11 +7,13 @@ import logging
 from datetime import timedelta
 from typing import Any, cast
 
+import prometheus_client
 import pytest
+import urllib3
 from unit.operator_world import NAMESPACE, START, Fake, Operator, mlmodel, play, run
 
 from mlplatform import reconciler
-from mlplatform.actions import Write
+from mlplatform.actions import Delete, Event, Ref, Write
 from mlplatform.cluster import Cluster, ClusterError, Conflict, Forbidden, Rejected
 from mlplatform.plan.plan import Plan
 from mlplatform.reconciler import Recent, Reconciler, World
@@ -57,6 +59,16 @@ class TestRecent:
         namesake["metadata"]["uid"] = "another"
         assert recent.view("Job", [namesake]) == {"x": namesake}
 
+    def test_it_says_when_a_write_that_is_not_confirmed_stops_counting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        recent = Recent()
+        assert recent.lag is None
+        now = reconciler.time.monotonic()
+        monkeypatch.setattr(reconciler.time, "monotonic", lambda: now)
+        recent.remember(obj(revision=5))
+        assert recent.lag == reconciler.LAG
+        recent.view("Job", [obj(revision=5)])
+        assert recent.lag is None, "the watch has shown it"
+
     def test_answers_that_are_no_objects_are_not_remembered(self) -> None:
         recent = Recent()
         recent.remember(None)
@@ -101,6 +113,99 @@ def test_an_error_that_lasts_is_told_in_ready_and_one_that_passes_is_not(error: 
     assert ready.get("reason") == (type(error).__name__ if told else None)
     if told:
         assert str(error) in ready["message"]
+
+
+def test_an_error_that_lasts_is_about_the_generation_that_it_was_met_with() -> None:
+    fake = Refusing()
+    fake.apply(mlmodel())
+    fake.error, fake.on = Forbidden("no"), "ModelVersion"
+    with pytest.raises(Forbidden):
+        asyncio.run(passing(fake).once())
+    model = fake.one("MLModel", "adult")
+    assert model["status"]["observedGeneration"] == model["metadata"]["generation"], "so that nobody waits for more"
+
+
+def test_a_mistake_of_ours_is_told_counted_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Plan:
+        raise KeyError("weight")
+
+    fake = Fake()
+    fake.apply(mlmodel())
+    monkeypatch.setattr(reconciler, "plan_model", broken)
+    labels = {"kind": "MLModel", "error": "KeyError"}
+    metric = "mlplatform_reconcile_errors_total"
+    before = prometheus_client.REGISTRY.get_sample_value(metric, labels) or 0
+    loop = Loop(fake, 3)
+    asyncio.run(passing(fake).run(loop.sleep))
+    ready = condition(fake.one("MLModel", "adult"), "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "InternalError")
+    assert "KeyError: 'weight'" in ready["message"]
+    assert prometheus_client.REGISTRY.get_sample_value(metric, labels) == before + 3
+    assert loop.pauses[2] > loop.pauses[0], "it backs off"
+    assert "Traceback" in caplog.text
+    assert [entry for entry in fake.log if entry.startswith("status")] == ["status MLModel/adult"], "told once"
+
+
+def test_the_workload_of_a_deleted_namesake_is_not_taken_for_its_own() -> None:
+    fake = Fake(train_seconds=1e6)
+    fake.apply(mlmodel())
+    run(fake, Operator(fake), START + timedelta(seconds=5))
+    [name], [version] = fake.names("PyTorchJob"), fake.names("ModelVersion")
+    job = fake.one("PyTorchJob", name)
+    failed = {"type": "Failed", "status": "True", "message": "old", "lastTransitionTime": "2026-01-01T00:00:01Z"}
+    job["metadata"]["ownerReferences"][0]["uid"] = "uid-of-a-deleted-version"
+    fake.put({**job, "status": {"conditions": [failed]}})
+    fake.put({**fake.one("ModelVersion", version), "status": {}})
+    fake.now += timedelta(minutes=5)
+    world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
+    with pytest.raises(ClusterError):  # until the garbage collector has taken the old one away
+        asyncio.run(Reconciler(world, "ModelVersion", NAMESPACE, version, "adult").once())
+    stages = fake.one("ModelVersion", version).get("status", {}).get("stages", [])
+    assert [s for s in stages if s["outcome"] == "Failed"] == []
+
+
+def test_events_of_what_was_recorded_are_posted_even_when_the_cleanup_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Refusing()
+    play([(0, lambda f: f.apply(mlmodel())), (100, nothing)], fake)
+    [name] = fake.names("ModelVersion")
+    fake.remove("InferenceService", name)
+    subject, plan = passing(fake), Plan(status={"stage": "X"})
+    plan.cleanup.append(Delete(Ref("v1", "Service", NAMESPACE, "x")))
+    plan.events.append(Event("Normal", "Promoted", "it was"))
+
+    monkeypatch.setattr(reconciler, "plan_model", lambda *_: plan)
+    fake.error, fake.on = ClusterError("no answer"), "Delete"
+    with pytest.raises(ClusterError):
+        asyncio.run(subject.once())
+    assert ("adult", "Promoted") in [(who, event.reason) for who, event in fake.events]
+
+
+class Answers:
+    """An API client whose answers cannot be read to their end."""
+
+    def __init__(self, problem: Exception) -> None:
+        self.problem = problem
+
+    def call_api(self, *_: object, **__: object) -> object:
+        return self
+
+    @property
+    def data(self) -> bytes:
+        raise self.problem
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (urllib3.exceptions.ProtocolError("connection broken"), "did not answer: connection broken"),
+        (ValueError("Expecting value"), "is no JSON; is a proxy in between?"),
+    ],
+)
+def test_an_answer_that_breaks_off_is_an_error_of_the_cluster(problem: Exception, said: str) -> None:
+    with pytest.raises(ClusterError, match=said):
+        Cluster(cast("Any", Answers(problem))).get(Ref("v1", "Service", NAMESPACE, "x"))
 
 
 def test_the_same_error_again_writes_nothing_new() -> None:

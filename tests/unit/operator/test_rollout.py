@@ -27,6 +27,7 @@ READY = View(
     step_started_at=NOW - timedelta(minutes=1),
     now=NOW,
 )
+HOUR = timedelta(hours=1)
 NOT_READY: dict[str, Any] = {"ready": False, "serving": False, "trouble": "image cannot be pulled"}
 
 
@@ -82,11 +83,40 @@ CASES = [
     ),
     Case(
         "not ready for too long is given up, with the cause",
-        {**NOT_READY, "weight": 0, "started_at": NOW - timedelta(hours=1)},
+        {**NOT_READY, "weight": 0, "started_at": NOW - HOUR, "step_started_at": NOW - HOUR},
         Move.ROLLBACK,
         0,
         "NotReadyInTime",
         "image cannot be pulled",
+    ),
+    Case(
+        "not ready at a step for too long is given up, too",
+        {"ready": False, "started_at": NOW - 3 * HOUR, "step_started_at": NOW - 2 * HOUR, "unready_since": NOW - HOUR},
+        Move.ROLLBACK,
+        0,
+        "NotReadyInTime",
+    ),
+    Case(
+        "a moment without a pod in a step longer than maxDuration is no reason to give up",
+        {"ready": False, "started_at": NOW - 3 * HOUR, "step_started_at": NOW - 2 * HOUR, "unready_since": NOW},
+        Move.HOLD,
+        5,
+        "WaitingForPods",
+    ),
+    Case(
+        "back without traffic, it has maxDuration to recover, however long the rollout has lasted",
+        {**NOT_READY, "weight": 0, "started_at": NOW - 9 * HOUR, "step_started_at": NOW - HOUR / 2, "setbacks": 1},
+        Move.HOLD,
+        0,
+        "WaitingForPods",
+    ),
+    Case(
+        "its last pod lost under traffic again and again",
+        {**NOT_READY, "setbacks": 2},
+        Move.ROLLBACK,
+        0,
+        "Unstable",
+        "3 times: image cannot be pulled",
     ),
     Case(
         "a ready one may take longer than that",
@@ -107,7 +137,10 @@ def test_verdict(case: Case) -> None:
 
 # For each two neighbours in the chain a view about which both have an opinion.
 OVERLAPS = [
-    ("an overdue end comes before protecting traffic", {**NOT_READY, "started_at": NOW - timedelta(hours=1)}),
+    (
+        "an overdue end comes before protecting traffic",
+        {**NOT_READY, "started_at": NOW - HOUR, "step_started_at": NOW - HOUR},
+    ),
     ("traffic is protected before waiting for pods", NOT_READY),
     ("pods are waited for before a step is held", {"ready": False, "step_started_at": NOW}),
     ("a step is held before moving on", {"step_started_at": NOW}),
@@ -144,11 +177,36 @@ def test_step_of(weight: int, step: int) -> None:
 
 def test_record_survives_the_annotation() -> None:
     record = Record(
-        version="m-2", previous="m-1", started_at="2026-01-01T00:00:00.000Z", step_started_at="x", outcome="Promoted"
+        version="m-2",
+        previous="m-1",
+        started_at="2026-01-01T00:00:00.000Z",
+        step_started_at="2026-01-01T00:01:00.000Z",
+        outcome="Promoted",
+        setbacks=1,
     )
     assert Record.from_json(record.to_json()) == record
 
 
-@pytest.mark.parametrize("damaged", ["", "{", "[]", '"x"', '{"version": 3}', '{"version": "m-1", "novel": "x"}'])
-def test_a_damaged_record_is_none(damaged: str) -> None:
-    assert Record.from_json(damaged) is None
+SOUND = '{"version": "m-1", "startedAt": "2026-01-01T00:00:00Z", "stepStartedAt": "2026-01-01T00:00:00Z"'
+
+
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        ("", "there is none"),
+        ("{", "cut JSON"),
+        ("[]", "another kind of value"),
+        ('{"version": 3}', "a scalar of another type"),
+        ('{"version": "m-1"}', "a field is missing"),
+        (f'{SOUND}, "outcome": "Held"}}', "an outcome that nobody here would ever record"),
+        (f'{SOUND}, "finishedAt": "yesterday"}}', "a time that is none"),
+    ],
+)
+def test_a_damaged_record_is_none(damaged: str, reason: str) -> None:
+    assert Record.from_json(damaged) is None, reason
+
+
+def test_a_record_of_a_newer_release_can_be_read() -> None:
+    found = Record.from_json(f'{SOUND}, "novel": "x"}}')
+    assert found is not None
+    assert found.version == "m-1"

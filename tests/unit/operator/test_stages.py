@@ -132,6 +132,15 @@ CASES = [
         contains=("by sex is 0.25 (95% interval 0.23 to 0.27), above the bound 0.2", "spec.fairness.metrics"),
     ),
     Case(
+        "a hair above the bound: as many digits as tell the two apart",
+        Stage.AUDIT,
+        False,
+        "GateFailed",
+        spec={"fairness": BOUND, "gates": []},
+        details=fairness(0.200004),
+        contains=("is 0.200004 ", "above the bound 0.2"),
+    ),
+    Case(
         "the point decides, not the interval",
         Stage.AUDIT,
         True,
