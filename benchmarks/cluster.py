@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+from contextlib import closing
 
 from kubernetes import config
 
+from local.access import Cluster
 
-def connect() -> None:
-    """Loads KUBECONFIG, else the local cluster's configuration, else (CLUSTER=kind|current) the current context."""
-    found = os.environ.get("KUBECONFIG")
-    if not found and os.environ.get("CLUSTER", "local") == "local":
-        found = subprocess.check_output(["python3", "-m", "local", "kubeconfig"], text=True).strip()
-    config.load_kube_config(found)
+
+def connect() -> str:
+    """Points the Kubernetes client at the cluster that CLUSTER names, as the demo and the end-to-end tests do.
+
+    Returns:
+        ``local``, ``kind`` or ``current``; only the last looks at the caller's KUBECONFIG.
+
+    Raises:
+        AccessError: It does not answer.
+    """
+    with closing(Cluster.connect()) as cluster:
+        config.load_kube_config(cluster.env.get("KUBECONFIG") or None)
+    return cluster.kind

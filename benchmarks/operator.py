@@ -7,7 +7,6 @@ and how many writes it sends while nothing changes.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -18,13 +17,16 @@ from typing import Any
 
 from kubernetes import client, watch
 
+from benchmarks.audit import Write, writes_between
 from benchmarks.cluster import connect
 from benchmarks.table import markdown, publish
+from local.layout import default_layout
 from mlplatform.api import MLModelSpec, MLModelStatus, decode
 
 GROUP, VERSION, PLURAL = "mlplatform.dev", "v1alpha1", "mlmodels"
-WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 Interval = tuple[datetime, datetime]
+SETTLE_SECONDS = 30
+"""From a version's retirement to idleness: its pods drain, for 23 s at most, and the operator reports it."""
 
 
 def covered(intervals: Iterable[Interval], within: Interval) -> float:
@@ -46,21 +48,6 @@ def pod_interval(pod: client.V1Pod) -> Interval:
     ]
     ready = [c.last_transition_time for c in pod.status.conditions or [] if c.type == "Ready" and c.status == "True"]
     return pod.metadata.creation_timestamp, max(ends or ready or [datetime.now(UTC)])
-
-
-def writes_by_user(log: Path, since: datetime) -> Counter[str]:
-    """Writes in the audit log (audit.k8s.io/v1, one event a line) from `since` on.
-
-    Leases are left out: renewing one is how kubelets and controllers say that they live.
-    """
-    found: Counter[str] = Counter()
-    for line in log.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
-        if event["verb"] not in WRITES or event.get("objectRef", {}).get("resource") == "leases":
-            continue
-        if datetime.fromisoformat(event["requestReceivedTimestamp"]) >= since:
-            found[event["user"]["username"]] += 1
-    return found
 
 
 def wait_ready(
@@ -88,19 +75,46 @@ def wait_ready(
 
 
 def wait_retired(api: client.CustomObjectsApi, model: str, namespace: str, timeout: int) -> None:
-    """Watches the model's InferenceServices until one is left: `keepWarm` is over, and nothing is due any more."""
+    """Watches the model's InferenceServices until one is left: `keepWarm` is over, and nothing is due any more.
+
+    Raises:
+        TimeoutError: More than one was left after `timeout` seconds.
+    """
     where = ("serving.kserve.io", "v1beta1", namespace, "inferenceservices")
-    listed = api.list_namespaced_custom_object(*where, label_selector=f"mlplatform.dev/model={model}")
+    selector = f"mlplatform.dev/model={model}"
+    listed = api.list_namespaced_custom_object(*where, label_selector=selector)
     names = {item["metadata"]["name"] for item in listed["items"]}
-    stream = watch.Watch()
-    for event in stream.stream(
-        api.list_namespaced_custom_object, *where,
-        label_selector=f"mlplatform.dev/model={model}", timeout_seconds=timeout,
-    ):  # fmt: skip
+    if len(names) <= 1:
+        return
+    # From the list on: one that goes between the two requests would not be seen to go.
+    stream = watch.Watch().stream(
+        api.list_namespaced_custom_object, *where, label_selector=selector,
+        resource_version=listed["metadata"]["resourceVersion"], timeout_seconds=timeout,
+    )  # fmt: skip
+    for event in stream:
         if event["type"] == "DELETED":
             names.discard(event["object"]["metadata"]["name"])
         if len(names) <= 1:
-            stream.stop()
+            return
+    msg = (
+        f"MLModel {namespace}/{model} still has the InferenceServices {', '.join(sorted(names))} after {timeout} s; "
+        "give a --timeout longer than its spec.rollout.keepWarm"
+    )
+    raise TimeoutError(msg)
+
+
+def audit_log(given: Path | None, kind: str) -> Path:
+    """The API server's audit log: the one that was named, else the local cluster's.
+
+    Raises:
+        SystemExit: There is none; without it no write would be counted, which is not the same as no write.
+    """
+    if given is None and kind != "local":
+        raise SystemExit(f"CLUSTER={kind}: name the API server's audit log with --audit-log")
+    log = given or default_layout().audit_log
+    if not log.is_file():
+        raise SystemExit(f"no audit log at {log}: name the API server's with --audit-log")
+    return log
 
 
 def operator_rss(core: client.CoreV1Api, namespace: str) -> int:
@@ -121,7 +135,7 @@ def main() -> int:
     parser.add_argument("--idle", type=int, default=60, help="seconds to watch for writes (default 60)")
     parser.add_argument("--timeout", type=int, default=600)
     args = parser.parse_args()
-    connect()
+    log = audit_log(args.audit_log, connect())
     api, core = client.CustomObjectsApi(), client.CoreV1Api()
 
     print("Asking for a new version …", flush=True)
@@ -130,11 +144,16 @@ def main() -> int:
     model = api.patch_namespaced_custom_object(GROUP, VERSION, args.namespace, PLURAL, args.model, patch)
     before = model.get("status", {}).get("latestVersion")
     deadline = time.monotonic() + args.timeout
-    while model.get("status", {}).get("latestVersion") == before and time.monotonic() < deadline:
+    while model.get("status", {}).get("latestVersion") == before:
+        if time.monotonic() > deadline:
+            msg = f"MLModel {args.namespace}/{args.model} has no version after {before} after {args.timeout} s"
+            raise TimeoutError(msg)
         model = wait_ready(api, args.model, args.namespace, 0, args.timeout)
     version = model["status"]["latestVersion"]
     model = wait_ready(api, args.model, args.namespace, model["metadata"]["generation"], args.timeout)
     ended = datetime.now(UTC)
+    if not operator_writes(writes_between(log, started, ended)):
+        raise SystemExit(f"{log} tells of no write by the operator during the rollout: it is another cluster's")
     pods = core.list_namespaced_pod(args.namespace, label_selector=f"mlplatform.dev/version={version}").items
     busy = covered(map(pod_interval, pods), (started, ended))
     rollout = rollout_seconds(model, version)
@@ -142,11 +161,11 @@ def main() -> int:
 
     print("Waiting for the previous version to be retired …", flush=True)
     wait_retired(api, args.model, args.namespace, args.timeout)
+    time.sleep(SETTLE_SECONDS)
     print(f"Watching {args.idle} s for writes …", flush=True)
     idle_from = datetime.now(UTC)
     time.sleep(args.idle)  # the measurement itself: how much happens in that time
-    log = args.audit_log or Path("/var/lib/mlplatform-local/logs/audit.log")
-    writes = writes_by_user(log, idle_from) if log.exists() else Counter({"(no audit log)": 0})
+    writes = writes_between(log, idle_from, datetime.now(UTC))
 
     rows: list[list[object]] = [
         ["apply to Ready", f"{total:.1f} s"],
@@ -173,9 +192,9 @@ def rollout_seconds(model: dict[str, Any], version: str) -> float:
     return len(rollout.steps) * rollout.interval.total_seconds()
 
 
-def operator_writes(writes: Counter[str]) -> int:
+def operator_writes(writes: Counter[Write]) -> int:
     """Those of the chart's operator ServiceAccount."""
-    return sum(count for user, count in writes.items() if user.endswith(":mlplatform-operator"))
+    return sum(count for write, count in writes.items() if write.user.endswith(":mlplatform-operator"))
 
 
 if __name__ == "__main__":

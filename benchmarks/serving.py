@@ -41,6 +41,7 @@ from benchmarks.cluster import connect
 from benchmarks.table import markdown, publish
 from mlhandlers.tabular import sample_record
 from mljobs import export, package
+from mljobs.tasks.tabular import FORMAT
 from mljobs.tasks.tabular_model import Preprocessor, TabularModel
 from mlplatform import api
 from mlplatform.resources import inferenceservice, virtualservice
@@ -126,7 +127,7 @@ def schema() -> dict[str, Any]:
         for name, n in CATEGORICAL.items()
     ]
     return {
-        "format": package.FORMAT,
+        "format": FORMAT,
         "features": numeric + categorical,
         "label": {"name": "income", "classes": ["<=50K", ">50K"]},
         "model": {"hidden": [256, 128], "dropout": 0.1, "embedding": 8},
@@ -359,7 +360,11 @@ def create(cluster: dynamic.DynamicClient, manifest: dict[str, Any]) -> None:
 
 
 def delete_namespace(core: client.CoreV1Api) -> None:
-    """Deletes the benchmark's namespace, if it is there, and waits until it is gone."""
+    """Deletes the benchmark's namespace, if it is there, and waits until it is gone.
+
+    Raises:
+        TimeoutError: It was still there after `READY_SECONDS`.
+    """
     deadline = time.monotonic() + READY_SECONDS
     try:
         core.delete_namespace(NAMESPACE)
@@ -369,6 +374,9 @@ def delete_namespace(core: client.CoreV1Api) -> None:
     except ApiException as error:
         if error.status != 404:  # noqa: PLR2004  not found: gone
             raise
+    else:
+        msg = f"namespace {NAMESPACE} is still there {READY_SECONDS} s after its deletion; its status says why"
+        raise TimeoutError(msg)
 
 
 def gateway_address(core: client.CoreV1Api) -> str:

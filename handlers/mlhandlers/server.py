@@ -11,6 +11,7 @@ it puts the platform's settings above those that came with the model.
 from __future__ import annotations
 
 import argparse
+import http.client
 import importlib.util
 import os
 import re
@@ -20,7 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +105,8 @@ def requests_seen(metrics_url: str) -> float:
     """How many prediction requests the server has taken so far.
 
     Raises:
-        OSError: The metrics endpoint does not answer.
+        OSError: The metrics endpoint does not answer, or not within a second.
+        http.client.HTTPException: Its answer is no HTTP, or was cut off.
     """
     with urllib.request.urlopen(metrics_url, timeout=1.0) as response:  # noqa: S310  a loopback address of our config
         return sum(float(value) for value in REQUESTS.findall(response.read()))
@@ -118,12 +119,14 @@ def wait_until_quiet(metrics_url: str, drain: Drain, server: subprocess.Popen[by
     while server.poll() is None and time.monotonic() - begin < drain.limit:
         try:
             now = requests_seen(metrics_url)
-        except (OSError, urllib.error.URLError):
-            return
-        if now != seen:
-            seen, last_change = now, time.monotonic()
-        elif time.monotonic() - last_change >= drain.quiet:
-            return
+        except (OSError, http.client.HTTPException):
+            # A server that is too busy to answer is not quiet; one that has ended is seen above.
+            last_change = time.monotonic()
+        else:
+            if now != seen:
+                seen, last_change = now, time.monotonic()
+            elif time.monotonic() - last_change >= drain.quiet:
+                return
         time.sleep(drain.poll)
 
 

@@ -34,6 +34,8 @@ HEADER_VERSION: Final = "x-mlplatform-version"
 LATENCY_METRIC: Final = "mlplatform_handler_seconds"
 """Histogram of the wall time of one batch in the worker; images/serving/metrics.yaml declares it."""
 
+LOG: Final = logging.getLogger(__name__)
+
 CGROUP: Final = Path("/sys/fs/cgroup")
 
 FORMAT: Final = 1
@@ -102,6 +104,11 @@ class TabularHandler:
                 sound.append((i, *self._read(item)))
             except PredictionException as refusal:
                 bodies[i] = refuse(context, i, refusal)
+            except RecursionError:
+                msg = f"the body is nested too deep; send {BODY_EXAMPLE}"
+                bodies[i] = refuse(context, i, PredictionException(msg, HTTPStatus.BAD_REQUEST))
+            except Exception as error:  # noqa: BLE001  TorchServe would answer 503 to every request of the batch
+                bodies[i] = fail(context, i, error)
         tensors = self._transform(sound, bodies, context)
         predictions, confidences = self._score(tensors)
         seconds = time.perf_counter() - started
@@ -113,9 +120,8 @@ class TabularHandler:
         self._latency.add_or_update(seconds, [self._name, self._version])
         for i in range(len(data)):
             context.set_response_content_type(i, "application/json")
-        return [
-            json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() for body in bodies
-        ]
+        # ASCII, because what clients send and answers quote may hold half a surrogate pair, which UTF-8 cannot.
+        return [json.dumps(body, allow_nan=False, separators=(",", ":")).encode() for body in bodies]
 
     def _read(self, item: Mapping[str, Any]) -> tuple[list[Record], Answer]:
         body = parse_body(item)
@@ -134,6 +140,9 @@ class TabularHandler:
             return scalars(expect_rows(body["instances"], "instances")), self._answer_v1
         if "inputs" in body:
             request = body.get("id")
+            if not isinstance(request, str | None):
+                msg = f"id must be a string, got a JSON {type(request).__name__}"
+                raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
             rows = scalars(v2_rows(body["inputs"], self._preprocessor.names))
             return rows, lambda *scores: self._answer_v2(request, *scores)
         msg = (
@@ -148,14 +157,17 @@ class TabularHandler:
         """Tensors of all sound requests; one that does not fit the schema is answered and taken out of `sound`."""
         try:
             return self._transform_all(sound)
-        except self._record_error:
+        except Exception:  # noqa: BLE001  whatever it is, it is one request's, and is answered below
             # Rare, so the batch is read once more, a request at a time, to find whose record it was.
             for entry in list(sound):
                 try:
                     self._transform_all([entry])
-                except self._record_error as error:
+                except (self._record_error, OverflowError) as error:
                     msg = f"{error}; send null for a value that is missing"
                     bodies[entry[0]] = refuse(context, entry[0], PredictionException(msg, HTTPStatus.BAD_REQUEST))
+                    sound.remove(entry)
+                except Exception as error:  # noqa: BLE001  as in `handle`
+                    bodies[entry[0]] = fail(context, entry[0], error)
                     sound.remove(entry)
             return self._transform_all(sound)
 
@@ -189,7 +201,7 @@ class TabularHandler:
         }
 
     def _answer_v2(
-        self, request: Any, predictions: list[str], confidences: list[float], latency: float
+        self, request: str | None, predictions: list[str], confidences: list[float], latency: float
     ) -> dict[str, Any]:
         rows = [len(predictions)]
         return {
@@ -212,6 +224,7 @@ def parse_body(item: Mapping[str, Any]) -> dict[str, Any] | None:
 
     Raises:
         PredictionException: There is a body that is no JSON object (400), or it came as a form (415).
+        RecursionError: The body is nested too deep.
     """
     if "body" not in item:
         msg = "the body came as a form; send the header Content-Type: application/json"
@@ -267,17 +280,18 @@ def v2_rows(inputs: Any, names: Sequence[str]) -> list[Record]:
 
     Raises:
         PredictionException: They are of neither form (400).
+        RecursionError: Their data is nested too deep.
     """
     tensors = expect_rows(inputs, "inputs")
     try:
         shapes = {str(t["name"]): [int(size) for size in t["shape"]] for t in tensors}
         values = {str(t["name"]): flatten(t["data"]) for t in tensors}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         msg = "each of inputs needs name, shape, datatype and data (Open Inference Protocol)"
         raise PredictionException(msg, HTTPStatus.BAD_REQUEST) from None
     for name, shape in shapes.items():
         if math.prod(shape) != len(values[name]):
-            msg = f"input {name}: shape {shape} is for {math.prod(shape)} values, data has {len(values[name])}"
+            msg = f"input {name}: shape {shape} does not fit its data, which has {len(values[name])} values"
             raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
     if len(tensors) == 1 and len(shape := next(iter(shapes.values()))) > 1 and shape[1] == len(names):
         data = next(iter(values.values()))
@@ -300,6 +314,13 @@ def refuse(context: Any, index: int, refusal: PredictionException) -> dict[str, 
     status = HTTPStatus(refusal.error_code)
     context.set_response_status(code=status.value, phrase=status.phrase, idx=index)
     return {"code": status.value, "type": status.phrase.replace(" ", ""), "message": refusal.message}
+
+
+def fail(context: Any, index: int, error: Exception) -> dict[str, Any]:
+    """Like `refuse`, for a fault of this code: a 500, and the cause in the log."""
+    LOG.error("a request could not be read", exc_info=error)
+    msg = "the request could not be read; the log of the serving pod says why"
+    return refuse(context, index, PredictionException(msg, HTTPStatus.INTERNAL_SERVER_ERROR))
 
 
 def sample_record(config: Mapping[str, Any]) -> dict[str, Any]:

