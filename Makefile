@@ -13,7 +13,8 @@ PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 CLI_READY := $(VENV)/.cli
 DEV_READY := $(VENV)/.dev
-# Where the contract tests find the CRDs that Kubeflow, KServe and Istio publish; without them those tests say so.
+# Where the contract tests find the CRDs that Kubeflow, KServe and Istio publish; without them those tests say so and
+# are skipped (tests/contract/README.md says how to get them).
 export UPSTREAM_CRDS ?= $(abspath ../shared/upstream-crds)
 
 .PHONY: help
@@ -77,7 +78,7 @@ lint: $(DEV_READY) ## ruff (all rules), formatting, mypy strict, import-linter
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/mypy local benchmarks examples/adult-income
+	@$(VENV)/bin/mypy local benchmarks dashboards examples/adult-income
 	@$(VENV)/bin/lint-imports
 
 format: $(DEV_READY) ## Formats the code
@@ -85,19 +86,23 @@ format: $(DEV_READY) ## Formats the code
 	@$(VENV)/bin/ruff format .
 
 .PHONY: manifests
-manifests: $(DEV_READY) ## Writes what is derived: the chart's copies of the CRDs and the runtime, the kustomize files
-	@$(PY) charts/generate.py "$$(python3 -m local binaries 2>/dev/null)/helm"
+manifests: $(DEV_READY) ## Writes what is derived: the dashboards, the chart's copies of files, the kustomize files
+	@$(PY) -m dashboards.build
+	@helm=$$(command -v helm) || helm=$$(python3 -m local binaries)/helm; $(PY) charts/generate.py "$$helm"
+
+# Of another making where KUBEBUILDER_ASSETS names their folder (envtest), so that any machine can run these tests.
+BINARIES := [ -n "$${KUBEBUILDER_ASSETS:-}" ] || python3 -m local binaries >/dev/null
 
 .PHONY: test test-unit test-apiserver test-e2e
 test: test-unit test-apiserver test-e2e ## All tests, fast ones first
 
 test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
 	@local/bootstrap java:openjdk-17-jre-headless
-	@python3 -m local binaries >/dev/null
+	@$(BINARIES)
 	@$(PY) -m pytest -n auto --dist loadfile tests/unit tests/golden
 
 test-apiserver: $(DEV_READY) ## Semantics and contracts against a real kube-apiserver
-	@python3 -m local binaries >/dev/null
+	@$(BINARIES)
 	@$(PY) -m pytest -n auto --dist loadfile tests/apiserver tests/contract
 
 test-e2e: $(DEV_READY) ## Given/When/Then on the cluster

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -80,6 +81,11 @@ def status(arguments: argparse.Namespace, layout: Layout, console: Console) -> i
 
 def show_binaries(_: argparse.Namespace, layout: Layout, console: Console) -> int:
     """Prints the folder with the programs, which are built when they are missing."""
+    programs = layout.cache / "bin"
+    line = machine.binaries_refusal(programs, machine.os_release(), os.uname().machine, os.geteuid())
+    if line:
+        console.problem(line)
+        return EXIT_MACHINE
     print(cluster.build_binaries(layout, console))
     return 0
 

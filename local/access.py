@@ -2,8 +2,10 @@
 
 Called by `local/demo.py` and by tests/e2e. CLUSTER chooses: `local` (default)
 is this repository's own cluster, whose Service addresses the host can route
-to; `kind` and `current` are whatever the kubectl context names, reached by
-port-forwards.
+to; `kind` is the kind cluster that `make up CLUSTER=kind` made, `current`
+whatever the kubectl context names, both reached by port-forwards. Only
+`current` looks at the caller's KUBECONFIG: the others install and delete, and
+must never do so in another cluster.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +35,12 @@ OPERATOR: Final = f"{RELEASE}-operator"
 STORE: Final = f"{RELEASE}-store"
 GATEWAY_NAMESPACE: Final = "istio-system"
 GATEWAY: Final = "istio-ingressgateway"
+KIND: Final = "mlplatform"
+"""Name of the kind cluster."""
+KIND_IMAGES: Final = REPO / "build" / "kind-images.json"
+"""References of the images in the kind cluster; `local/kind-up` writes it."""
+KIND_VALUES: Final = ("--set", "kserve.deploymentMode=RawDeployment")
+"""What the versions of `local/kind-up` need: KServe before 0.16 does not know the mode by its name Standard."""
 
 _FORWARD_SECONDS: Final = 30.0
 _COMMAND_SECONDS: Final = 120.0
@@ -69,7 +80,7 @@ def run(command: list[str], env: dict[str, str], *, seconds: float = _COMMAND_SE
 
 @dataclass
 class Cluster:
-    """One cluster, seen from the host; close it to end its port-forwards.
+    """One cluster, seen from the host; close it when done.
 
     Attributes:
         kind: `local`, `kind` or `current`.
@@ -78,7 +89,7 @@ class Cluster:
 
     kind: str
     env: dict[str, str]
-    _forwards: ExitStack = field(default_factory=ExitStack)
+    _opened: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def connect(cls, kind: str | None = None) -> Self:
@@ -93,18 +104,21 @@ class Cluster:
         folders = [str(Path(sys.executable).parent)]
         if kind == "local":
             folders.append(str(default_layout().cache / "bin"))
-            env["KUBECONFIG"] = os.environ.get("KUBECONFIG") or str(default_layout().kubeconfig)
+            env["KUBECONFIG"] = str(default_layout().kubeconfig)
         env["PATH"] = os.pathsep.join([*folders, env.get("PATH", os.defpath)])
         cluster = cls(kind, env)
         try:
+            if kind == "kind":
+                env["KUBECONFIG"] = cluster._file(run(["kind", "get", "kubeconfig", "--name", KIND], env))
             cluster.kubectl("get", "--raw", "/readyz")
         except AccessError as error:
+            cluster.close()
             raise AccessError(f"the cluster does not answer: {error}", "start it: make up") from None
         return cluster
 
     def close(self) -> None:
-        """Ends the port-forwards."""
-        self._forwards.close()
+        """Ends the port-forwards and removes the copy of kind's kubeconfig."""
+        self._opened.close()
 
     def tool(self, name: str) -> str:
         """The path of a program on this cluster's PATH; the name itself where there is none."""
@@ -130,10 +144,11 @@ class Cluster:
         """`--set` arguments for helm that name this cluster's images; none where the chart's own are pulled."""
         names = ("operator", "jobs", "serving", "seaweedfs")
         if self.kind == "local":
-            # The system's Python, as in `make up`: the cluster's programs need no virtual environment.
-            refs = json.loads(run(["python3", "-m", "local", "images", "--json"], self.env, seconds=2400))
+            refs = json.loads(run([sys.executable, "-m", "local", "images", "--json"], self.env, seconds=2400))
         elif self.kind == "kind":
-            refs = {name: f"mlplatform/{name}:dev" for name in names}
+            if not KIND_IMAGES.exists():
+                raise AccessError(f"{KIND_IMAGES} is not there", "make up CLUSTER=kind builds the images and writes it")
+            refs = json.loads(KIND_IMAGES.read_text(encoding="utf-8"))
         else:
             return []
         return [word for name in names for word in ("--set-string", f"images.{name}={refs[name]}")]
@@ -143,6 +158,8 @@ class Cluster:
         if self.kind == "local":
             # The local cluster provisions no volumes, and its few cores must do for training beside a rollout.
             values = ("--set", "store.embedded.persistence.enabled=false", "--set", "maxCpuRequest=100m", *values)
+        elif self.kind == "kind":
+            values = (*KIND_VALUES, *values)
         self.helm(
             "upgrade", "--install", RELEASE, "charts/mlplatform", "--namespace", SYSTEM, "--create-namespace",
             "--wait", "--timeout", f"{seconds}s", *self.image_values(), *values, seconds=seconds + 30,
@@ -169,16 +186,30 @@ class Cluster:
             return f"http://{address}:{port}"
         return self._forward(namespace, name, port)
 
+    def _file(self, text: str) -> str:
+        """A file that only this user may read, for as long as this is open."""
+        descriptor, path = tempfile.mkstemp(prefix="mlplatform-", suffix=".kubeconfig")
+        self._opened.callback(os.unlink, path)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
     def _forward(self, namespace: str, name: str, port: int) -> str:
         command = [self.tool("kubectl"), "--namespace", namespace, "port-forward", f"service/{name}", f":{port}"]
-        process = self._forwards.enter_context(
+        process = self._opened.enter_context(
             subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-        self._forwards.callback(process.terminate)
-        told = process.stdout.readline() if process.stdout else ""
+        self._opened.callback(process.terminate)
+        lines = iter(process.stdout or ())
+        told = next(lines, "")
         found = re.search(r"127\.0\.0\.1:(\d+)", told)
         if not found:
             raise AccessError(f"`{shlex.join(command)}` said: {told.strip()}", f"kubectl -n {namespace} get pods")
+        # It prints a line for each connection, and would stop at a full pipe.
+        drain = threading.Thread(target=deque, args=(lines, 0), daemon=True)
+        drain.start()
+        self._opened.callback(drain.join)
+        self._opened.callback(process.terminate)
         wait_for_port(int(found[1]))
         return f"http://127.0.0.1:{found[1]}"
 

@@ -17,8 +17,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -42,6 +44,8 @@ STARTED: Final = "DEMO_STARTED"
 """Variable with the time (Unix seconds) at which make began: what it did before this program counts, too."""
 
 LEAST_ROC_AUC: Final = 0.905
+DATA_SECONDS: Final = 600.0
+"""Download and upload of 4 MB, over whatever line there is."""
 READY_WITHIN: Final = "15m"
 REQUESTS_PER_SECOND: Final = 30.0
 LOG_WIDTH: Final = 160
@@ -107,6 +111,15 @@ class Demo:
         """One line to the reader."""
         self.out.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def show(self, table: Table) -> None:
+        """A table to the reader; without the blanks that fill its rows where no terminal shows it."""
+        if self.out.is_terminal:
+            self.out.print(table)
+            return
+        with self.out.capture() as printed:
+            self.out.print(table)
+        self.say("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
     def status(self) -> dict[str, Any]:
         """The model as `kubectl mlmodel status -o json` tells it."""
         text = self.cluster.kubectl("mlmodel", "status", MODEL, "-n", NAMESPACE, "-o", "json")
@@ -129,7 +142,13 @@ def install(demo: Demo) -> None:
 def data(demo: Demo) -> None:
     """Puts the 48,842 rows into the store."""
     environment = demo.cluster.store_environment(NAMESPACE)
-    done = subprocess.run([sys.executable, str(EXAMPLE / "data.py")], env=environment, check=False)
+    command = [sys.executable, str(EXAMPLE / "data.py")]
+    try:
+        done = subprocess.run(command, env=environment, check=False, timeout=DATA_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise DemoError(
+            f"the data step did not end within {DATA_SECONDS:.0f} s", f"kubectl -n {SYSTEM} get pods"
+        ) from None
     if done.returncode:
         raise DemoError("the data step failed (its error stands above)", f"kubectl -n {SYSTEM} get pods")
 
@@ -147,8 +166,15 @@ def _forget_earlier_runs(demo: Demo) -> None:
     demo.cluster.kubectl(
         "delete", "mlmodel", MODEL, "-n", NAMESPACE, "--ignore-not-found", "--wait", "--timeout=120s", seconds=150
     )
-    environment = demo.cluster.store_environment(NAMESPACE)
-    store = fsspec.filesystem(
+    artifacts = store(demo.cluster)
+    if artifacts.exists(ARTIFACTS):
+        artifacts.rm(ARTIFACTS, recursive=True)
+
+
+def store(cluster: Cluster) -> fsspec.AbstractFileSystem:
+    """The artifact store, from the host."""
+    environment = cluster.store_environment(NAMESPACE)
+    return fsspec.filesystem(
         "s3",
         key=environment.get("AWS_ACCESS_KEY_ID"),
         secret=environment.get("AWS_SECRET_ACCESS_KEY"),
@@ -157,8 +183,6 @@ def _forget_earlier_runs(demo: Demo) -> None:
             "region_name": environment.get("AWS_REGION", "us-east-1"),
         },
     )
-    if store.exists(ARTIFACTS):
-        store.rm(ARTIFACTS, recursive=True)
 
 
 def _watch_until_ready(demo: Demo) -> None:
@@ -190,7 +214,7 @@ def ask(demo: Demo) -> None:
 def _wait_for_route(target: Target) -> None:
     """A mesh hands a new route to its proxies a moment after it was applied, and nothing tells when."""
     deadline = time.monotonic() + ROUTE_SECONDS
-    while (answer := _one(target)).status in {404, 503}:
+    while (answer := _one(target)).status in {0, 404, 503}:
         if time.monotonic() > deadline:
             raise DemoError(
                 f"{target.gateway} has no route for {target.host}: {answer.status} {answer.body}",
@@ -219,10 +243,14 @@ def replacement(demo: Demo) -> None:
 
 
 def _one(target: Target) -> Answer:
+    """One prediction; status 0 where there was no answer."""
     connection = target.connect()
-    answer = predict(connection, target, PEOPLE[0])
-    connection.close()
-    return answer
+    try:
+        return predict(connection, target, PEOPLE[0])
+    except (OSError, HTTPException) as error:
+        return Answer(0, f"{type(error).__name__}: {error}", 0.0)
+    finally:
+        connection.close()
 
 
 class _Weights:
@@ -336,11 +364,15 @@ def _stages_seen(views: Sequence[dict[str, Any]]) -> tuple[bool, str]:
 
 
 def _traffic_of(demo: Demo) -> dict[str, int]:
-    """Weights as the mesh has them: the last route of the VirtualService, by version."""
-    route = demo.cluster.get("virtualservice", MODEL, "-n", NAMESPACE)["spec"]["http"][-1]["route"]
+    """Weights as the mesh has them."""
+    return weights(demo.cluster.get("virtualservice", MODEL, "-n", NAMESPACE))
+
+
+def weights(route: dict[str, Any]) -> dict[str, int]:
+    """The weighted split of a VirtualService, its last route, by version."""
     return {
         destination["destination"]["host"].split(".")[0].removesuffix("-predictor"): destination.get("weight", 100)
-        for destination in route
+        for destination in route["spec"]["http"][-1]["route"]
         if destination.get("weight", 100)
     }
 
@@ -352,7 +384,7 @@ def summary(demo: Demo) -> None:
         DemoError: A promise was not kept.
     """
     first, second = (view["version"] for view in demo.views)
-    demo.out.print(_candidates({"v1": first, "v2": second}))
+    demo.show(_candidates({"v1": first, "v2": second}))
     outcome = demo.outcome
     demo.say(
         f"requests while v2 took over: {outcome.total:,}, failed: {outcome.failed}, "
@@ -365,7 +397,7 @@ def summary(demo: Demo) -> None:
     for check in results:
         mark = ("ok", "green") if check.kept else ("NO", "bold red")
         table.add_row(f"[{mark[1]}]{mark[0]}[/]", check.promise, check.seen)
-    demo.out.print(table)
+    demo.show(table)
     _keep(demo)
     broken = [check.promise for check in results if not check.kept]
     if broken:
@@ -431,7 +463,7 @@ def collect(demo: Demo) -> None:
         "logs.txt": ("logs", *selector, "--all-containers", "--prefix", "--tail=300"),
         "events.txt": ("get", "events", "-n", NAMESPACE, "--sort-by=.lastTimestamp"),
         "operator.log": ("logs", "-n", SYSTEM, f"deployment/{OPERATOR}", "--tail=2000"),
-        "gateway.log": ("logs", "-n", "istio-system", "-l", "istio=ingressgateway", "--tail=300"),
+        "gateway.log": ("logs", "-n", "istio-system", "-l", "istio=ingressgateway", "--all-containers", "--tail=300"),
     }  # fmt: skip
     for name, question in questions.items():
         try:
@@ -464,11 +496,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             demo.times[name] = time.monotonic() - start
             out.print(f"    {name}: {demo.times[name]:.1f} s", style="dim")
     except (AccessError, DemoError) as error:
-        collect(demo)
-        out.print(f"\nerror: {error}", style="bold red", markup=False, soft_wrap=True)
-        out.print(
-            f"next:  {error.hint or 'read the logs'}; logs are in {_shown(RESULTS)}/", markup=False, soft_wrap=True
-        )
+        _report(demo, str(error), error.hint or "read the logs")
+        return 1
+    except Exception as error:  # noqa: BLE001  whatever it is, its reader gets what is promised: cause, logs and status 1
+        _report(demo, f"{type(error).__name__}: {error}", "read traceback.txt and the logs")
+        (RESULTS / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return 1
     finally:
         cluster.close()
@@ -478,12 +510,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _report(demo: Demo, cause: str, action: str) -> None:
+    collect(demo)
+    demo.out.print(f"\nerror: {cause}", style="bold red", markup=False, soft_wrap=True)
+    demo.out.print(f"next:  {action}; logs are in {_shown(RESULTS)}/", markup=False, soft_wrap=True)
+
+
 def _first_line(step: Callable[[Demo], None]) -> str:
     return (step.__doc__ or "").partition("\n")[0]
 
 
 def _shown(path: Path) -> str:
-    return str(path.relative_to(REPO))
+    return str(path.relative_to(REPO) if path.is_relative_to(REPO) else path)
 
 
 def _times(times: dict[str, float]) -> str:

@@ -191,7 +191,12 @@ class Builder:
         wheels = root / "wheels" / wheelhouse.name()
         arguments = [f"--build-arg=BASE_IMAGE={refs[image.base]}", f"--build-arg=PIP_ARGS={PIP_ARGS}"]
         ignore = root / "ignore"
-        ignore.write_text("".join(f"**/{name}\n" for name in (*IGNORED, "*.pyc")))
+        ignored = "".join(f"**/{name}\n" for name in (*IGNORED, "*.pyc"))
+        # Another build may be reading it.
+        if not ignore.exists() or ignore.read_text() != ignored:
+            new = root / f"ignore.{image.name}"
+            new.write_text(ignored)
+            new.replace(ignore)
         return REPO, [*arguments, f"--volume={wheels}:/wheels:ro", f"--ignorefile={ignore}"]
 
     def prune(self, shell: Shell, refs: Mapping[str, str]) -> int:

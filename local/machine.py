@@ -1,6 +1,6 @@
 """Can this machine carry the cluster? Asked before anything is changed.
 
-Called by `__main__.py` at the start of `up` and by `doctor`. Every check only looks (the
+Called by `__main__.py` at the start of `up` and `binaries`, and by `doctor`. Every check only looks (the
 two that must try something do it in namespaces that end with the check).
 """
 
@@ -19,8 +19,13 @@ from typing import Any, Final
 from local import layout
 
 ALTERNATIVE: Final = "use CLUSTER=kind (needs Docker) or CLUSTER=current (your kubectl context) instead"
+ASSETS: Final = (
+    "set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl (setup-envtest fetches one), "
+    "and have helm on PATH"
+)
 CODENAME: Final = "bookworm"
 MIN_MEMORY_GIB: Final = 7
+"""What the kernel of an 8 GiB machine leaves of it, rounded down; the READMEs say 8."""
 MIN_DISK_GIB: Final = 15
 V1_CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer")
 V2_CONTROLLERS: Final = ("cpu", "cpuset", "memory", "pids")
@@ -55,9 +60,20 @@ def check_distribution(os_release: str) -> Check:
     return Check("distribution", found, "" if fits else f"it is {found}, not Debian 12")
 
 
+def os_release() -> str:
+    """This machine's ``/etc/os-release``; empty where there is none."""
+    path = Path("/etc/os-release")
+    return path.read_text() if path.exists() else ""
+
+
+def check_processor(machine: str) -> Check:
+    """x86_64, because nobody has run it elsewhere."""
+    return Check("processor", machine, "" if machine == "x86_64" else f"it is {machine}, not x86_64")
+
+
 def check_root(uid: int) -> Check:
-    """Root, for namespaces and mounts."""
-    return Check("user", f"uid {uid}", "" if uid == 0 else "it needs root (mounts and network namespaces)")
+    """Root, for namespaces, mounts and packages."""
+    return Check("user", f"uid {uid}", "" if uid == 0 else "it needs root (packages, mounts, network namespaces)")
 
 
 def check_overlap(routes: Iterable[dict[str, Any]]) -> Check:
@@ -165,14 +181,9 @@ def _disk(cache: Path) -> Check:
 
 def examine(cache: Path) -> list[Check]:
     """All checks, cheapest first; those that need root are left out without it."""
-    os_release = Path("/etc/os-release")
     checks = [
-        check_distribution(os_release.read_text() if os_release.exists() else ""),
-        Check(
-            "processor",
-            os.uname().machine,
-            "" if os.uname().machine == "x86_64" else f"it is {os.uname().machine}, not x86_64",
-        ),
+        check_distribution(os_release()),
+        check_processor(os.uname().machine),
         check_root(os.geteuid()),
         _memory(),
         _disk(cache),
@@ -180,6 +191,22 @@ def examine(cache: Path) -> list[Check]:
         *_network(),
     ]
     return [*checks, _namespaces()] if os.geteuid() == 0 else checks
+
+
+def binaries_refusal(programs: Path, os_release: str, processor: str, uid: int) -> str:
+    """One line of why the programs cannot be made here, and what to do instead; empty when they can.
+
+    Args:
+        programs: Folder in which they lie once they were made.
+        os_release: `/etc/os-release`.
+        processor: As `uname` says.
+        uid: Who asks; what lies there already needs no root.
+    """
+    checks = [check_distribution(os_release), check_processor(processor)]
+    if not (programs / "kube-apiserver").exists():
+        checks.append(check_root(uid))
+    problems = "; ".join(check.problem for check in checks if check.problem)
+    return f"this machine cannot build the Kubernetes programs: {problems}; {ASSETS}" if problems else ""
 
 
 def refusal(checks: Iterable[Check]) -> str:

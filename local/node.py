@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,9 @@ PROTECTED_TUNABLES: Final = {
 
 The node shows it files that already hold these values, so the machine's stay as they are.
 """
+
+ANSWER_SECONDS: Final = 60.0
+"""How long process 1 may take to answer; it needs less than one."""
 
 HIDDEN: Final = ("/var/lib", "/var/log")
 """Folders in which programs have fixed paths; the node has its own, inside the state folder."""
@@ -343,7 +347,9 @@ def _wire(shell: Shell, layout: Layout, process: subprocess.Popen[bytes]) -> Non
 
 
 def _expect(process: subprocess.Popen[bytes], line: bytes, layout: Layout, otherwise: str) -> None:
-    said = process.stdout.readline() if process.stdout is not None else b""
+    said = b""
+    if process.stdout is not None and select.select([process.stdout], [], [], ANSWER_SECONDS)[0]:
+        said = process.stdout.readline()
     if said != line:
         log = (layout.logs / "supervisor.log").read_text(errors="replace").strip().splitlines()
         raise StepError(f"{otherwise}: {' / '.join(log[-3:])}")

@@ -29,6 +29,8 @@ def mounts_below(mountinfo: str, folder: Path) -> list[str]:
 
 def remove_link() -> bool:
     """Removes the host's end of the veth pair; False when there is none of ours."""
+    if shutil.which("ip") is None:
+        return False  # `up` needs it, so there was none
     done = subprocess.run(["ip", "-json", "link", "show"], capture_output=True, check=True)
     if not our_link(json.loads(done.stdout)):
         return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import tomllib
 from pathlib import Path
 from typing import Final
@@ -89,10 +88,3 @@ def build(shell: Shell, root: Path) -> tuple[Path, bool]:
             raise StepError("the wheelhouse holds no torch")
 
     return cache.entry(root, "wheels", name(), fill)
-
-
-def remove_stale_pip(root: Path) -> None:
-    """Removes a pip whose Python has gone (a distribution upgrade)."""
-    for folder in (root / "pip").glob("*"):
-        if not (folder / "bin" / "python3").exists():
-            shutil.rmtree(folder)

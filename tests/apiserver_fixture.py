@@ -1,7 +1,8 @@
 """A real etcd and kube-apiserver for tests: schemas, pruning, server-side apply, watches, RBAC. No root, no kubelet.
 
 Loaded by tests/conftest.py, so every test may ask for `api_server`. The binaries come from ``$KUBEBUILDER_ASSETS``
-where that is set (envtest), otherwise from the folder that ``python3 -m local binaries`` builds once and prints.
+where that is set (envtest; what it lacks, such as helm, from PATH), otherwise from the folder that
+``python3 -m local binaries`` builds once and prints.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ REPOSITORY = Path(__file__).parents[1]
 CRD_FOLDER = REPOSITORY / "manifests/crd"
 START_TIMEOUT = 60.0
 """Seconds; a cold start takes 2 s, under load more."""
+BUILD_TIMEOUT = 1800.0
+"""Seconds; a build from source takes five minutes on two idle cores."""
+COMMAND_TIMEOUT = 120.0
+"""Seconds for one kubectl or helm command, all of which take one or two."""
 ATTEMPTS = 3
 """A free port can be taken between asking for it and using it."""
 
@@ -48,15 +53,21 @@ def binary(name: str) -> Path:
     for folder in filter(None, (assets, Path(sys.executable).parent if name == "kubectl" else None)):
         if (Path(folder) / name).exists():
             return Path(folder) / name
+    found = shutil.which(name)
+    if assets and found:
+        return Path(found)
     built = subprocess.run(
-        ["python3", "-m", "local", "binaries"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+        ["python3", "-m", "local", "binaries"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=BUILD_TIMEOUT,
+    )  # fmt: skip
     folder = Path(built.stdout.strip().rpartition("\n")[2])
     if built.returncode == 0 and (folder / name).exists():
         return folder / name
+    if found:
+        return Path(found)
     raise RuntimeError(
-        f"no {name}: set KUBEBUILDER_ASSETS to a folder that has it, or see why `python3 -m local binaries` "
-        f"ended with {built.returncode}:\n{built.stdout[-2000:]}{built.stderr[-2000:]}"
+        f"no {name}: set KUBEBUILDER_ASSETS to a folder that has it or put it on PATH, or see why "
+        f"`python3 -m local binaries` ended with {built.returncode}:\n{built.stdout[-2000:]}{built.stderr[-2000:]}"
     )
 
 
@@ -82,6 +93,7 @@ class ApiServer:
             capture_output=True,
             text=True,
             check=False,
+            timeout=COMMAND_TIMEOUT,
         )
 
     def kubectl(self, *arguments: str, given: str | None = None) -> str:
@@ -153,11 +165,26 @@ def answers(url: str, authority: Path | None = None, token: str = "") -> bool:
 
 @contextlib.contextmanager
 def started(folder: Path) -> Iterator[ApiServer]:
-    """An etcd and a kube-apiserver in `folder`.
+    """An etcd and a kube-apiserver, each attempt in a folder of its own in `folder`.
 
     Raises:
         RuntimeError: They did not come up; the message has the end of their logs.
     """
+    with contextlib.ExitStack() as stack:
+        for attempt in range(1, ATTEMPTS + 1):
+            own = folder / str(attempt)
+            own.mkdir()
+            try:
+                server = stack.enter_context(_started(own))
+                break
+            except RuntimeError as error:
+                if attempt == ATTEMPTS or "address already in use" not in str(error):
+                    raise
+        yield server
+
+
+@contextlib.contextmanager
+def _started(folder: Path) -> Iterator[ApiServer]:
     etcd_url, port, token = f"http://127.0.0.1:{free_port()}", free_port(), base64.b16encode(os.urandom(16)).decode()
     certificates = folder / "certificates"
     key = folder / "service-account.key"
@@ -210,14 +237,7 @@ def bare_api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiSer
     """An API server with nothing installed; one a session (and a worker, under xdist)."""
     if sys.platform != "linux":
         pytest.skip("kube-apiserver and etcd run on Linux")
-    with contextlib.ExitStack() as stack:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                server = stack.enter_context(started(tmp_path_factory.mktemp("apiserver")))
-                break
-            except RuntimeError as error:
-                if attempt == ATTEMPTS or "address already in use" not in str(error):
-                    raise
+    with started(tmp_path_factory.mktemp("apiserver")) as server:
         yield server
 
 

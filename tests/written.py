@@ -136,8 +136,17 @@ def send(cluster: Cluster, what: Object | Write | Status, namespace: str) -> tup
     manifest = what.manifest if isinstance(what, (Create, Apply)) else what
     assert isinstance(manifest, dict), f"{what} deletes, and stores nothing"
     manifest = {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
+    expected = manifest["metadata"].pop("resourceVersion", "")
     if isinstance(what, Apply):
-        return manifest, cluster.apply(manifest)
+        return manifest, cluster.apply(_guarded(manifest, expected, cluster))
     if isinstance(what, dict) and cluster.get(Ref.to(manifest)):
         return manifest, cluster.patch(Ref.to(manifest), {"spec": manifest["spec"]})
     return manifest, cluster.create(manifest)
+
+
+def _guarded(manifest: Object, expected: str, cluster: Cluster) -> Object:
+    """With the server's own version where the write asked for the one that the cluster in memory had counted."""
+    live = cluster.get(Ref.to(manifest)) if expected else None
+    if live is None:
+        return manifest
+    return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}

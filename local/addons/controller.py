@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from .client import JSON, ApiError, Client, Resource
@@ -186,6 +187,11 @@ def serve_health() -> None:
 def key_of(item: JSON) -> Key:
     """Namespace and name of an object."""
     return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def stamp(moment: datetime) -> str:
+    """A time as Kubernetes writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def owner_reference(owner: JSON) -> JSON:

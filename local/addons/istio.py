@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .client import JSON
-from .controller import digest
+from .controller import digest, key_of
 
 TYPE: Final = "type.googleapis.com/"
 LISTENER: Final = f"{TYPE}envoy.config.listener.v3.Listener"
@@ -49,7 +49,7 @@ BALANCERS: Final = {
 
 
 class RejectedError(Exception):
-    """A VirtualService that Istio's webhook would refuse; the sentence says why."""
+    """A VirtualService or DestinationRule that Istio's webhook would refuse; the sentence says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def render(objects: Objects, folder: str, open_ports: Mapping[int, int] = PORTS)
         ports = {"ignore_port_in_host_matching": True, "validate_clusters": False}
         routes[name] = {"@type": ROUTES, "name": name, "virtual_hosts": hosts, **ports}
     clusters, assignments = {}, {}
-    endpoints = {_key(item): item for item in objects.endpoints}
+    endpoints = {key_of(item): item for item in objects.endpoints}
     rules = {_full_host(rule["spec"].get("host", ""), rule): rule for rule in reversed(objects.destination_rules)}
     for service in objects.services:
         rule = rules.get(host_of(service), {})
@@ -108,8 +108,14 @@ def render(objects: Objects, folder: str, open_ports: Mapping[int, int] = PORTS)
             if port.get("protocol", "TCP") != "TCP":
                 continue
             name = cluster_name(port["port"], host_of(service))
-            assignments[name] = _assignment(name, port, endpoints.get(_key(service)))
-            clusters[name] = _cluster(name, port, rule.get("spec", {}), f"{folder}/{endpoint_file(name)}")
+            assignments[name] = _assignment(name, port, endpoints.get(key_of(service)))
+            path = f"{folder}/{endpoint_file(name)}"
+            try:
+                clusters[name] = _cluster(name, port, rule.get("spec", {}), path)
+            except RejectedError as error:
+                rejected.append(f"DestinationRule {'/'.join(key_of(rule))}: {error}")
+                rule = {}
+                clusters[name] = _cluster(name, port, rule, path)
     return Config(listeners, routes, clusters, assignments, tuple(rejected))
 
 
@@ -189,7 +195,7 @@ def _virtual_hosts(objects: Objects, servers: list[tuple[JSON, JSON]]) -> tuple[
     problems = []
     known = {host_of(item): item for item in objects.services}
     by_age = sorted(
-        objects.virtual_services, key=lambda item: (item["metadata"].get("creationTimestamp", ""), _key(item))
+        objects.virtual_services, key=lambda item: (item["metadata"].get("creationTimestamp", ""), key_of(item))
     )
     for item in by_age:
         matched = [host for host in item["spec"].get("hosts") or [] if _is_bound(item, host, servers)]
@@ -198,7 +204,7 @@ def _virtual_hosts(objects: Objects, servers: list[tuple[JSON, JSON]]) -> tuple[
         try:
             routes = _routes(item, known)
         except RejectedError as error:
-            problems.append(f"VirtualService {'/'.join(_key(item))}: {error}")
+            problems.append(f"VirtualService {'/'.join(key_of(item))}: {error}")
             continue
         for host in matched:
             hosts.setdefault(host, []).extend(routes)
@@ -212,7 +218,7 @@ def _is_bound(item: JSON, host: str, servers: list[tuple[JSON, JSON]]) -> bool:
         for gateway in item["spec"].get("gateways") or ["mesh"]
     }
     return any(
-        "/".join(_key(gateway)) in named and any(_offers(offer, host, item, gateway) for offer in server["hosts"])
+        "/".join(key_of(gateway)) in named and any(_offers(offer, host, item, gateway) for offer in server["hosts"])
         for gateway, server in servers
     )
 
@@ -334,7 +340,9 @@ def _string(value: JSON) -> JSON:
         return {"exact": value["exact"]}
     if "prefix" in value:
         return {"prefix": value["prefix"]}
-    return {"safe_regex": {"regex": value["regex"]}}
+    if "regex" in value:
+        return {"safe_regex": {"regex": value["regex"]}}
+    raise RejectedError(f"a match by {', '.join(map(repr, value))} is none of exact, prefix and regex")
 
 
 def _rewrite(rewrite: JSON, uri: JSON) -> JSON:
@@ -529,10 +537,6 @@ def _path(file: str) -> JSON:
 def _full_host(host: str, item: JSON) -> str:
     """A short name is meant in the namespace of the object that says it."""
     return host if "." in host else f"{host}.{item['metadata']['namespace']}.svc.cluster.local"
-
-
-def _key(item: JSON) -> tuple[str, str]:
-    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
 
 
 def configuration_files(config: Config) -> dict[str, dict[str, Any]]:

@@ -11,11 +11,11 @@ import copy
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from .client import JSON
-from .controller import owner_reference
+from .controller import owner_reference, stamp
 
 GROUP: Final = "serving.kserve.io"
 INTERNAL: Final = "internal.serving.kserve.io"
@@ -502,7 +502,7 @@ def _failure_info(before: JSON, info: JSON, now: datetime) -> JSON:
     """With the time it was first seen: the same failure again is no news."""
     old = before.get("lastFailureInfo") or {}
     same = {key: value for key, value in old.items() if key != "time"} == info
-    return info | {"time": old["time"] if same and "time" in old else _stamp(now)}
+    return info | {"time": old["time"] if same and "time" in old else stamp(now)}
 
 
 def _rolled_out(deployment: JSON | None) -> bool:
@@ -524,7 +524,7 @@ def _keep_time(condition: JSON, old: JSON, now: datetime) -> JSON:
     """The condition with the time its status last changed."""
     before = next((item for item in old.get("conditions") or [] if item["type"] == condition["type"]), None)
     same = before is not None and before["status"] == condition["status"]
-    return condition | {"lastTransitionTime": before["lastTransitionTime"] if before and same else _stamp(now)}
+    return condition | {"lastTransitionTime": before["lastTransitionTime"] if before and same else stamp(now)}
 
 
 def _is_ready(pod: JSON) -> bool:
@@ -534,7 +534,3 @@ def _is_ready(pod: JSON) -> bool:
 
 def _annotations(isvc: JSON) -> dict[str, str]:
     return isvc["metadata"].get("annotations") or {}
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -100,7 +100,12 @@ def copy(uri: str, folder: Path, env: Mapping[str, str] | None = None) -> list[P
         for key, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             with _open(store, bucket, key, {}) as source, target.open("wb") as sink:
+                size = source.length  # what the store promises; None where it does not say
                 shutil.copyfileobj(source, sink)
+                # A read that meets the end of the connection too early raises nothing.
+                if size is not None and sink.tell() < size:
+                    name = f"s3://{bucket}/{key}"
+                    raise StorageError(f"{name} broke off after {sink.tell()} of {size} bytes; the pod tries again")
     except urllib.error.HTTPError as error:
         hint = "check the keys in the ServiceAccount's Secret" if error.code == http.HTTPStatus.FORBIDDEN else error.msg
         raise StorageError(f"{uri}: {store.endpoint} answered {error.code}: {hint}") from error

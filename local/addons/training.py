@@ -11,11 +11,11 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from .client import JSON
-from .controller import controlled_by, owner_reference
+from .controller import controlled_by, owner_reference, stamp
 
 MANAGER: Final = "kubeflow.org/training-operator"
 OPERATOR: Final = "pytorchjob-controller"
@@ -165,8 +165,8 @@ def set_condition(status: JSON, fresh: JSON, now: datetime) -> None:
     if kind in ("Succeeded", "Failed"):
         kept = [item | {"status": "False"} if item["type"] == "Running" else item for item in kept]
     steady = current is not None and current["status"] == fresh["status"]
-    moved = current["lastTransitionTime"] if current is not None and steady else _stamp(now)
-    status["conditions"] = [*kept, fresh | {"lastUpdateTime": _stamp(now), "lastTransitionTime": moved}]
+    moved = current["lastTransitionTime"] if current is not None and steady else stamp(now)
+    status["conditions"] = [*kept, fresh | {"lastUpdateTime": stamp(now), "lastTransitionTime": moved}]
 
 
 def finished(status: JSON) -> bool:
@@ -266,7 +266,7 @@ def _advance(result: Plan, look: Look) -> None:
     if _is(status, "Suspended"):
         message = f"PyTorchJob {look.name} is resumed."
         set_condition(status, condition("Suspended", message, value=False, reason="PyTorchJobResumed"), look.now)
-    status.setdefault("startTime", _stamp(look.now))
+    status.setdefault("startTime", stamp(look.now))
     if limit := _limit_reached(look, status):
         result.delete = _to_clean(look)
         _fail(status, limit, look.now)
@@ -299,7 +299,7 @@ def _conclude(status: JSON, look: Look) -> None:
         if kind == "Master" and active:
             set_condition(status, condition("Running", f"PyTorchJob {look.name} is running."), look.now)
         if kind == "Master" and succeeded == replica["replicas"]:
-            status.setdefault("completionTime", _stamp(look.now))
+            status.setdefault("completionTime", stamp(look.now))
             set_condition(
                 status, condition("Succeeded", f"PyTorchJob {look.name} is successfully completed."), look.now
             )
@@ -465,7 +465,7 @@ def _exit_code(pod: JSON) -> int:
 
 
 def _fail(status: JSON, message: str, now: datetime) -> None:
-    status.setdefault("completionTime", _stamp(now))
+    status.setdefault("completionTime", stamp(now))
     set_condition(status, condition("Failed", message), now)
 
 
@@ -475,10 +475,6 @@ def _is(status: JSON, kind: str) -> bool:
 
 def _phase(pod: JSON) -> Any:
     return pod.get("status", {}).get("phase")
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _time(stamp: str) -> datetime:

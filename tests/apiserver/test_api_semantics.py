@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from apiserver_fixture import REPOSITORY, ApiServer
+from written import lost
 
 pytestmark = pytest.mark.apiserver
 
@@ -93,7 +94,7 @@ def test_examples_and_samples_are_accepted_whole(api_server: ApiServer, namespac
         given = yaml.safe_load(path.read_text())
         api_server.kubectl(*how.split(), "-n", namespace, "-f", str(path))
         stored = fetch(api_server, namespace, "mlmodel", given["metadata"]["name"])
-        assert lost(given["spec"], stored["spec"], "spec") == [], path.name
+        assert list(lost(given["spec"], stored["spec"], "spec")) == [], path.name
 
 
 def test_defaults_are_written_out(api_server: ApiServer, namespace: str) -> None:
@@ -208,13 +209,3 @@ def patch_status(
 ) -> None:
     body = json.dumps(patch)
     server.kubectl("patch", kind, name, "-n", namespace, "--subresource=status", "--type=merge", "-p", body)
-
-
-def lost(sent: Any, stored: Any, path: str) -> list[str]:
-    """Paths at which the stored object lacks or differs from what was sent; what the server added is fine."""
-    if isinstance(sent, dict) and isinstance(stored, dict):
-        missing = [f"{path}.{key}" for key in sent if key not in stored]
-        return missing + [p for key in sent if key in stored for p in lost(sent[key], stored[key], f"{path}.{key}")]
-    if isinstance(sent, list) and isinstance(stored, list) and len(sent) == len(stored):
-        return [p for i, (a, b) in enumerate(zip(sent, stored, strict=True)) for p in lost(a, b, f"{path}[{i}]")]
-    return [] if sent == stored else [f"{path}: sent {sent!r}, stored {stored!r}"]

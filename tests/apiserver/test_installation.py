@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from apiserver_fixture import REPOSITORY, ApiServer, binary, started
+from apiserver_fixture import COMMAND_TIMEOUT, REPOSITORY, ApiServer, binary, started
 from kubernetes import config
 from written import SCENARIOS, scenario, send
 
@@ -31,7 +31,7 @@ def helm(server: ApiServer, *arguments: str) -> str:
     environment = {**os.environ, "HELM_CACHE_HOME": str(server.folder / "helm"), "HELM_CONFIG_HOME": str(server.folder)}
     done = subprocess.run(
         [binary("helm"), *arguments, "--namespace", SYSTEM, "--kubeconfig", server.kubeconfig],
-        capture_output=True, text=True, check=False, env=environment,
+        capture_output=True, text=True, check=False, env=environment, timeout=COMMAND_TIMEOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,6 +1,7 @@
 """A real API server with the CRDs that Kubeflow, KServe and Istio publish takes everything the operator sends, whole.
 
 Needs the upstream CRDs in ``$UPSTREAM_CRDS`` (default ``../shared/upstream-crds`` beside the checkout); says so otherwise.
+README.md has which files of which projects these are.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def upstream(api_server: ApiServer) -> Iterator[ApiServer]:
     paths = sorted(UPSTREAM.glob("*.yaml"))
     if not paths:
         pytest.skip(
-            f"no upstream CRDs in {UPSTREAM}: set UPSTREAM_CRDS to a folder with those of the Training Operator, KServe and Istio"
+            f"no upstream CRDs in {UPSTREAM}: tests/contract/README.md lists the files of Kubeflow, KServe, Istio and "
+            "prometheus-operator to put there, or into a folder that UPSTREAM_CRDS names"
         )
     api_server.install_crds(*paths)
     yield api_server

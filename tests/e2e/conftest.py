@@ -18,6 +18,7 @@ import pytest
 from e2e.scenario import FOLDER, NAMESPACE, ROWS, SMALL, Model, Platform
 from kubernetes import config
 
+from local import demo
 from local.access import OPERATOR, SYSTEM, AccessError, Cluster
 from local.layout import REPO
 
@@ -72,16 +73,7 @@ def platform(cluster: Cluster) -> Iterator[Platform]:
 def store(cluster: Cluster, platform: Platform) -> fsspec.AbstractFileSystem:
     """The artifact store, from the host."""
     assert platform.cluster is cluster, "the store comes with the chart"
-    environment = cluster.store_environment()
-    return fsspec.filesystem(
-        "s3",
-        key=environment["AWS_ACCESS_KEY_ID"],
-        secret=environment["AWS_SECRET_ACCESS_KEY"],
-        client_kwargs={
-            "endpoint_url": environment["AWS_ENDPOINT_URL"],
-            "region_name": environment.get("AWS_REGION", "us-east-1"),
-        },
-    )
+    return demo.store(cluster)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ import yaml
 from kubernetes import client, watch
 
 from local.access import OPERATOR, RELEASE, SYSTEM, Cluster
-from local.demo import PEOPLE
+from local.demo import PEOPLE, weights
 from local.load import Answer, Load, Target, predict
 from mlplatform import contract
 
@@ -113,12 +113,12 @@ class Platform:
     def wait(
         self, kind: str, until: Predicate, what: str, seconds: float, *, namespace: str = NAMESPACE, **selection: str
     ) -> Object:
-        """The first state of an object of `kind` for which `until` holds; an object's end counts as `{}`.
+        """The first state of an object of `kind` for which `until` holds; its end is no state of it.
 
         Raises:
             MissedError: It did not come within `seconds`.
         """
-        deadline, last = time.monotonic() + seconds, "nothing was seen"
+        deadline, last, broke = time.monotonic() + seconds, "nothing was seen", ""
         while (left := deadline - time.monotonic()) > 0:
             call, arguments = self._lister(kind, namespace)
             try:
@@ -128,8 +128,9 @@ class Platform:
                     if event["type"] != "DELETED" and until(seen):
                         return seen
             except (urllib3.exceptions.HTTPError, client.ApiException) as error:
-                last = f"{last}; the watch broke: {error}"
-        raise MissedError(f"{what}: not within {seconds:.0f} s. Last seen: {last}")
+                broke = f"; the watch broke: {error}"
+                time.sleep(0.5)  # an API server that refuses every watch would otherwise be asked without a pause
+        raise MissedError(f"{what}: not within {seconds:.0f} s. Last seen: {last}{broke}")
 
     def list(self, kind: str, selector: str, namespace: str = NAMESPACE) -> list[Object]:
         """Objects of a kind by label."""
@@ -211,6 +212,11 @@ class Model:
         )
 
     # Then
+
+    def is_gone(self) -> None:
+        """Waits, after `is_deleted`, until nothing is left of what the model brought along."""
+        for child in self.children():
+            self.platform.kubectl("wait", child, "-n", self.namespace, "--for=delete", "--timeout=60s")
 
     def reaches(self, what: str, until: Predicate, seconds: float) -> Object:
         """The model once `until` holds for it."""
@@ -352,16 +358,6 @@ def is_ready(pod: Object) -> bool:
 def stages(version: Object) -> dict[str, Object]:
     """A ModelVersion's stages by name."""
     return {stage["name"]: stage for stage in version.get("status", {}).get("stages", ())}
-
-
-def weights(route: Object) -> dict[str, int]:
-    """The weighted split of a VirtualService, by version."""
-    split = route["spec"]["http"][-1]["route"]
-    return {
-        destination["destination"]["host"].split(".")[0].removesuffix("-predictor"): destination.get("weight", 100)
-        for destination in split
-        if destination.get("weight", 100)
-    }
 
 
 def moment(text: str) -> datetime:

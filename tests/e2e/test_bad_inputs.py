@@ -169,21 +169,26 @@ def trial(model: Model, platform: Platform, locked: str) -> Iterator[Trial]:
     """Applies every bad model beside one that serves under load."""
     assert {bad.namespace for bad in BAD} == {NAMESPACE, locked}
     found = Trial()
-    with model.under_load(5) as load:
-        for bad in BAD:
-            found.models[bad.name] = one = Model(platform, bad.name, bad.namespace)
+    try:
+        with model.under_load(5) as load:
+            for bad in BAD:
+                found.models[bad.name] = one = Model(platform, bad.name, bad.namespace)
+                one.is_deleted()
+                try:
+                    one.is_applied(changed(SMALL, bad.change))
+                except AccessError as error:
+                    found.refused[bad.name] = str(error)
+            for bad in BAD:
+                if bad.condition and bad.name not in found.refused:
+                    found.models[bad.name].fails(bad.condition, 2 * STAGE_SECONDS)
+            found.outcome = load.outcome
+        yield found
+    finally:
+        for one in found.models.values():
             one.is_deleted()
-            try:
-                one.is_applied(changed(SMALL, bad.change))
-            except AccessError as error:
-                found.refused[bad.name] = str(error)
-        for bad in BAD:
-            if bad.condition and bad.name not in found.refused:
-                found.models[bad.name].fails(bad.condition, 2 * STAGE_SECONDS)
-        found.outcome = load.outcome
-    yield found
-    for one in found.models.values():
-        one.is_deleted()
+        # The last of it costs the operator a write or two, which belong to no idle minute.
+        for one in found.models.values():
+            one.is_gone()
 
 
 def changed(spec: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

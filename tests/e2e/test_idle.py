@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from e2e.scenario import Model, Platform
 
+from benchmarks.audit import Write, writes_between
 from local.access import OPERATOR, SYSTEM
 from local.layout import default_layout
 from mlplatform.contract import GROUP
 
 WINDOW_SECONDS = 60.0
-AUDIT_VERBS = {"create", "update", "patch", "delete", "deletecollection"}
+OPERATOR_USER = f"system:serviceaccount:{SYSTEM}:{OPERATOR}"
 METRIC_VERBS = {"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"}
 RSS_LIMIT = 250 * 1024**2
 
@@ -24,40 +26,43 @@ RSS_LIMIT = 250 * 1024**2
 def test_an_idle_operator_writes_nothing_in_a_minute(model: Model, platform: Platform) -> None:
     # Given a model that serves and asks for nothing
     model.becomes_ready()
-    before = writes(platform)
 
     # When a minute passes in which nothing happens (there is no event to wait for: silence is the subject)
+    written = writes_from_now(platform)
     threading.Event().wait(WINDOW_SECONDS)
 
     # Then the operator has written nothing
-    assert writes(platform) - before == Counter()
+    assert written() == Counter()
 
 
-def writes(platform: Platform) -> Counter[tuple[str, str]]:
-    """The operator's write requests so far, by verb and resource.
+def writes_from_now(platform: Platform) -> Callable[[], Counter[Any]]:
+    """A function that counts what the operator has written since this call.
 
     The local cluster's audit log names who wrote; elsewhere the API server's
     metrics count what anybody wrote of the kinds that only the operator writes.
     """
     if platform.cluster.kind == "local":
-        return audited(default_layout().audit_log, f"system:serviceaccount:{SYSTEM}:{OPERATOR}")
-    return counted(platform.kubectl("get", "--raw", "/metrics"))
+        start = datetime.now(UTC)
+        return lambda: audited(default_layout().audit_log, start)
+    before = counted(platform)
+    return lambda: counted(platform) - before
 
 
-def audited(log: Path, user: str) -> Counter[tuple[str, str]]:
-    """Writes of a user in an audit log."""
-    found: Counter[tuple[str, str]] = Counter()
-    with log.open(encoding="utf-8") as lines:
-        for line in lines:
-            event = json.loads(line)
-            if event["verb"] in AUDIT_VERBS and event["user"]["username"] == user:
-                found[event["verb"], event.get("objectRef", {}).get("resource", "")] += 1
-    assert found, f"{log} tells of no write by {user}, who has just made a model: it is not this cluster's"
-    return found
+def audited(log: Path, start: datetime) -> Counter[Write]:
+    """The operator's writes since `start` in an audit log."""
+
+    def by_operator(since: datetime, until: datetime) -> Counter[Write]:
+        found = writes_between(log, since, until)
+        return Counter({write: n for write, n in found.items() if write.user == OPERATOR_USER})
+
+    always = datetime.min.replace(tzinfo=UTC)
+    assert by_operator(always, start), f"{log} tells of no write by {OPERATOR_USER}: it is not this cluster's"
+    return by_operator(start, datetime.now(UTC))
 
 
-def counted(metrics: str) -> Counter[tuple[str, str]]:
-    """Writes of the platform's own kinds in the API server's metrics."""
+def counted(platform: Platform) -> Counter[tuple[str, str]]:
+    """Writes so far of the platform's own kinds in the API server's metrics."""
+    metrics = platform.kubectl("get", "--raw", "/metrics")
     found: Counter[tuple[str, str]] = Counter()
     for labels, value in re.findall(r"^apiserver_request_total\{([^}]*)\} (\S+)$", metrics, re.MULTILINE):
         at = dict(re.findall(r'(\w+)="([^"]*)"', labels))

@@ -93,6 +93,38 @@ def test_a_bad_duration_is_rejected() -> None:
     assert "'soon' is no duration" in config.rejected[0]
 
 
+def test_an_unknown_kind_of_match_is_rejected() -> None:
+    http = {"match": [{"headers": {"x": {"suffix": "y"}}}], "route": [to("a")]}
+    config = istio.render(istio.Objects([gateway(["*"])], [virtual_service(http=[http])]), "/x")
+    assert "'suffix' is none of exact, prefix and regex" in config.rejected[0]
+
+
+def service(name: str) -> JSON:
+    ports = [{"name": "http", "port": 80}, {"name": "grpc", "port": 81}]
+    return {"metadata": {"name": name, "namespace": "default"}, "spec": {"ports": ports}}
+
+
+def destination_rule(host: str, timeout: str) -> JSON:
+    policy = {"connectionPool": {"tcp": {"connectTimeout": timeout}}}
+    return {"metadata": {"name": f"of-{host}", "namespace": "default"}, "spec": {"host": host, "trafficPolicy": policy}}
+
+
+def test_a_bad_destination_rule_takes_nothing_else_with_it() -> None:
+    rules = [destination_rule("bad", "10 s"), destination_rule("good", "3s")]
+    objects = istio.Objects(destination_rules=rules, services=[service("bad"), service("good")])
+    config = istio.render(objects, "/x")
+    assert config.rejected == ("DestinationRule default/of-bad: '10 s' is no duration such as 500ms, 10s or 1m30s",), (
+        "once, though the Service has two ports"
+    )
+    timeouts = {name: cluster["connect_timeout"] for name, cluster in config.clusters.items()}
+    assert timeouts == {
+        "outbound|80||bad.default.svc.cluster.local": "10s",
+        "outbound|81||bad.default.svc.cluster.local": "10s",
+        "outbound|80||good.default.svc.cluster.local": "3s",
+        "outbound|81||good.default.svc.cluster.local": "3s",
+    }, "it goes on with Istio's defaults"
+
+
 ACTIONS = [
     (
         "a short name is of the own namespace",

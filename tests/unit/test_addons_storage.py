@@ -25,7 +25,10 @@ OBJECTS = {
     "m/v10/other.txt": b"not below m/v1",
     "m/single.mar": b"s",
     "evil/../../etc/passwd": b"x",
+    "cut/model.mar": b"ten bytes.",
 }
+CUT = 4
+"""Bytes of an object below cut/ after which the store hangs up."""
 
 
 class Bucket(http.server.BaseHTTPRequestHandler):
@@ -39,7 +42,7 @@ class Bucket(http.server.BaseHTTPRequestHandler):
         elif bucket != "models":
             self._answer(404, b"<Error/>")
         elif key:
-            self._answer(200, OBJECTS[key[0]])
+            self._answer(200, OBJECTS[key[0]], CUT if key[0].startswith("cut/") else None)
         else:
             self._answer(200, self._page(dict(urllib.parse.parse_qsl(query))).encode())
 
@@ -50,11 +53,11 @@ class Bucket(http.server.BaseHTTPRequestHandler):
         items = "".join(f"<Contents><Key>{name}</Key></Contents>" for name in keys[start : start + 2])
         return f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{items}{more}</ListBucketResult>'
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status: int, body: bytes, sent: int | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[:sent])
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class's name
         """Quiet."""
@@ -110,6 +113,11 @@ def test_failures_name_the_cause(
     with pytest.raises(storage.StorageError, match=words):
         storage.copy(uri, tmp_path, env | changes)
     assert files(tmp_path) == {}, reason
+
+
+def test_a_download_that_breaks_off_is_a_failure(env: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(storage.StorageError, match=r"s3://models/cut/model\.mar broke off after 4 of 10 bytes"):
+        storage.copy("s3://models/cut", tmp_path, env)
 
 
 @pytest.mark.parametrize(

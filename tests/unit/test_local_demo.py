@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from local import demo
 from local.access import Cluster
 from local.demo import Demo, DemoError, checks, summary
-from local.load import Answer, Outcome
+from local.load import Answer, Outcome, Target
 
 
 class FakeCluster:
@@ -97,6 +98,9 @@ def test_a_demo_without_a_fault_passes(good: Demo, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(demo, "RESULTS", tmp_path / "results")
     assert all(check.kept for check in checks(good)), [check for check in checks(good) if not check.kept]
     summary(good)
+    printed = cast("io.StringIO", good.out.file).getvalue()
+    assert "no request failed" in printed
+    assert [line for line in printed.splitlines() if line != line.rstrip()] == [], "no blanks at the ends of lines"
     story = json.loads((tmp_path / "results" / "summary.json").read_text())
     assert story["requests"] == {
         "total": 100, "failed": 0, "byVersion": {"m-1": 90, "m-2": 10}, "failures": [],
@@ -115,3 +119,47 @@ def test_a_broken_promise_fails_the_demo(
     with pytest.raises(DemoError) as failed:
         summary(good)
     assert promise in str(failed.value), reason
+
+
+def unreachable() -> Target:
+    """An address of the loopback where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Target(f"http://127.0.0.1:{probe.getsockname()[1]}", "m.models.local")
+
+
+def test_a_gateway_that_does_not_answer_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "ROUTE_SECONDS", 0.3)
+    with pytest.raises(DemoError, match=r"has no route for m\.models\.local: 0 ConnectionRefusedError"):
+        demo._wait_for_route(unreachable())  # noqa: SLF001  `ask` needs a cluster around it
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DemoError("it is not ready", "look here"), ("error: it is not ready", "next:  look here;")),
+        (ConnectionResetError("peer"), ("error: ConnectionResetError: peer", "next:  read traceback.txt")),
+        (KeyError("url"), ("error: KeyError: 'url'", "next:  read traceback.txt")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_fails_leaves_its_cause_and_logs(
+    error: Exception,
+    told: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(_: Demo) -> None:
+        raise error
+
+    cluster = Cluster("local", {"PATH": ""})
+    monkeypatch.setattr(Cluster, "connect", lambda: cluster)
+    monkeypatch.setattr(Cluster, "kubectl", lambda *_: "some log")
+    monkeypatch.setattr(demo, "RESULTS", tmp_path)
+    monkeypatch.setattr(demo, "STEPS", {"install": fails})
+    assert demo.main([]) == 1
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in told), printed
+    assert (tmp_path / "operator.log").read_text() == "some log"
+    assert (tmp_path / "traceback.txt").exists() is not isinstance(error, DemoError), "only where the cause is unknown"

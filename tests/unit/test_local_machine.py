@@ -68,6 +68,34 @@ def test_refusal_is_one_line_with_the_alternative() -> None:
     assert machine.refusal([Check("a", "x")]) == "", "a machine that will do is not refused"
 
 
+@pytest.mark.parametrize(
+    ("os_release", "processor", "uid", "made", "problem", "reason"),
+    [
+        (BOOKWORM, "x86_64", 0, False, "", "root on Debian 12 builds them"),
+        (BOOKWORM, "x86_64", 1000, True, "", "what is made already is anybody's"),
+        (BOOKWORM, "x86_64", 1000, False, "it needs root", "packages must be installed for the build"),
+        ("ID=arch\n", "x86_64", 0, False, "not Debian 12", "there is no Kubernetes source package"),
+        ("", "arm64", 501, False, "it is arm64", "a Mac"),
+    ],
+)
+def test_programs_that_cannot_be_built_are_refused_in_one_line(
+    os_release: str,
+    processor: str,
+    uid: int,
+    made: bool,  # noqa: FBT001 - a table
+    problem: str,
+    reason: str,
+    tmp_path: Path,
+) -> None:
+    if made:
+        (tmp_path / "kube-apiserver").touch()
+    line = machine.binaries_refusal(tmp_path, os_release, processor, uid)
+    assert problem in line, reason
+    assert bool(line) is bool(problem), reason
+    assert "\n" not in line
+    assert ("KUBEBUILDER_ASSETS" in line) is bool(line), "the alternative is named"
+
+
 DEB822 = """# comment
 Types: deb deb-src
 URIs: http://deb.debian.org/debian
@@ -192,3 +220,8 @@ def test_mounts_below_gives_the_deepest_first() -> None:
         for point in ("/", "/var/lib/x", "/var/lib/x/a/b", "/var/lib/xy", "/var/lib/x/a\\040c")
     )
     assert teardown.mounts_below(mountinfo, Path("/var/lib/x")) == ["/var/lib/x/a/b", "/var/lib/x/a c", "/var/lib/x"]
+
+
+def test_a_machine_without_ip_has_no_link_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert teardown.remove_link() is False, "`make down` on a fresh Debian"

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -170,3 +172,12 @@ def test_help_has_examples() -> None:
         assert verb in shown.stdout
     assert "examples:" in shown.stdout
     assert "\033" not in shown.stdout
+
+
+def test_cancelling_a_command_that_has_just_ended_is_no_error(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"], start_new_session=True) as process:
+        process.wait()
+    shell = Shell(tmp_path / "log")
+    # As between its end and the moment at which somebody asks for it.
+    shell._running = cast("Any", SimpleNamespace(pid=process.pid, poll=lambda: None))  # noqa: SLF001
+    shell.cancel()
