@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +83,26 @@ def read_summary(message: Path) -> Summary:
     return Summary.from_json(message.read_text())
 
 
+def subprocess_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` over this process's, with what it takes to import the jobs."""
+    path = os.pathsep.join([str(REPO / "jobs"), str(REPO / "operator")])
+    return {**os.environ, **environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 class Torchrun:
     """`torchrun -m mljobs.train` with processes of its own.
 
     Args:
         environment: Of the job.
         processes: How many.
+        more: Further options of torchrun.
     """
 
-    def __init__(self, environment: Mapping[str, str], processes: int = 2) -> None:
-        path = [str(REPO / "jobs"), str(REPO / "operator")]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(_free_port())]
+    def __init__(self, environment: Mapping[str, str], processes: int = 2, more: Sequence[str] = ()) -> None:
+        launcher = [sys.executable, "-m", "torch.distributed.run", *(more or ["--master-port", str(free_port())])]
         self._process = subprocess.Popen(
             [*launcher, "--nproc-per-node", str(processes), "-m", "mljobs.train"],
-            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+            env=subprocess_environment(environment),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.output = ""
@@ -130,7 +136,16 @@ class Torchrun:
         return self._process.returncode
 
 
-def _free_port() -> int:
+def two_pods(master: Mapping[str, str], worker: Mapping[str, str]) -> tuple[Torchrun, Torchrun]:
+    """A PyTorchJob's Master and Worker: a torchrun each, of one process, that know each other by address only."""
+    address = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    return (
+        Torchrun(master, 1, [*address, "--node-rank", "0"]),
+        Torchrun(worker, 1, [*address, "--node-rank", "1"]),
+    )
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

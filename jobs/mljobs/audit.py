@@ -108,7 +108,6 @@ def audit_attribute(
         spans = [
             float(np.ptp(table.loc[names[result.assessed[rate]], rate].to_numpy(dtype=float)))
             for rate in fairness.RATES_OF[metric]
-            if result.assessed[rate].any()
         ]
         differences[metric] = {**asdict(interval), "value": max(spans)}
     not_assessed = {
@@ -124,12 +123,15 @@ def finite(interval: Mapping[str, float]) -> dict[str, float] | None:
 
 
 def by_metric(attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """``{<metric>: {<attribute>: {value, low, high}}}``, rounded for the summary."""
+    """``{<metric>: {<attribute>: {value, low, high}}}`` for the summary, its ends rounded to 4 digits.
+
+    The value is what the operator compares with the bound: rounded, it could pass one that it exceeds.
+    """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for attribute, result in attributes.items():
         for metric, interval in result["differences"].items():
-            rounded = {key: round(value, 4) for key, value in interval.items()}
-            found.setdefault(metric, {})[attribute] = rounded
+            ends = {key: round(interval[key], 4) for key in ("low", "high")}
+            found.setdefault(metric, {})[attribute] = {"value": interval["value"], **ends}
     return found
 
 

@@ -93,13 +93,21 @@ def _metrics_table(metrics: Mapping[str, float], gates: Sequence[Mapping[str, An
 def _differences_table(report: Mapping[str, Any]) -> str:
     rows = []
     for attribute, result in report["attributes"].items():
-        for metric, interval in result["differences"].items():
-            bound = report["bounds"].get(metric)
+        for metric in fairness.RATES_OF:
+            bound, interval = report["bounds"].get(metric), result["differences"].get(metric)
+            wanted = "" if bound is None else f"≤ {bound}"
+            if interval is None:  # too few large groups: the gate refuses it like a value above the bound
+                verdict = "<td></td>" if bound is None else _verdict(passed=False)
+                rows.append(
+                    f"<tr><td>{escape(attribute)}</td><td>{escape(metric)}</td><td class=muted colspan=2>not assessed</td>"
+                    f"<td>{wanted}</td>{verdict}</tr>"
+                )
+                continue
             verdict = "<td></td>" if bound is None else _verdict(passed=interval["value"] <= bound)
             rows.append(
                 f"<tr><td>{escape(attribute)}</td><td>{escape(metric)}</td><td class=number>{interval['value']:.4f}</td>"
                 f"<td class=muted>{interval['low']:.4f} to {interval['high']:.4f}</td>"
-                f"<td>{'' if bound is None else f'≤ {bound}'}</td>{verdict}</tr>"
+                f"<td>{wanted}</td>{verdict}</tr>"
             )
     return _table(["Attribute", "Difference", "Value", "Interval", "Bound", ""], rows)
 

@@ -3,7 +3,8 @@
 Called by the trainer. Each rank writes its own shards (torch.distributed.checkpoint)
 to local disk and uploads them; rank 0 writes the manifest when all have: a checkpoint
 without a manifest does not exist, so a kill at any moment leaves the previous one.
-A checkpoint can be resumed with another number of processes.
+A checkpoint can be resumed with another number of processes, but not on other data: the
+split would be another one, and rows of the training could end in the test.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import json
 import pickle
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch.distributed as dist
 from torch import Tensor
@@ -26,10 +27,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from mljobs.failure import JobFailure
+from mljobs.failure import RETRAIN, JobFailure
 from mljobs.report import say
 from mljobs.store import Store
-from mlplatform.contract import Artifacts
+from mlplatform.contract import Artifacts, FailureClass
 
 MANIFEST: Final = "manifest.json"
 METADATA: Final = ".metadata"
@@ -63,13 +64,32 @@ class Manifest:
 
     Attributes:
         step: Optimiser steps done.
+        data: Digest of the data that it was trained on.
         progress: Handed back on resuming.
         files: Name to ``sha256`` hex digest.
     """
 
     step: int
+    data: str
     progress: Progress
     files: dict[str, str]
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Reads the JSON that `Checkpoints.save` writes.
+
+        Raises:
+            ValueError: It is no JSON, lacks a field, or names a file outside the checkpoint's folder.
+        """
+        try:
+            raw = json.loads(content)
+            found = cls(raw["step"], raw["data"], dict(raw["progress"]), dict(raw["files"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        for name in found.files:
+            if name != Path(name).name or name in {"", ".."}:
+                raise ValueError(f"it names the file {name!r}")
+        return found
 
 
 class Checkpoints:
@@ -80,13 +100,15 @@ class Checkpoints:
         keep: How many to keep.
         rank: Of this process.
         world_size: All processes.
+        data: Digest of the data that is trained on.
     """
 
-    def __init__(self, store: Store, keep: int, rank: int, world_size: int) -> None:
+    def __init__(self, store: Store, keep: int, rank: int, world_size: int, data: str) -> None:
         self._store = store
         self._keep = keep
         self._rank = rank
         self._world_size = world_size
+        self._data = data
 
     def save(self, step: int, tensors: Mapping[str, Tensor], progress: Progress) -> None:
         """Saves one checkpoint and deletes those beyond `keep`. All ranks must call it.
@@ -111,19 +133,25 @@ class Checkpoints:
         dist.all_gather_object(gathered, digests)  # also the barrier: all files are up
         if self._rank == 0:
             files = {name: value for part in gathered for name, value in part.items()}
-            manifest = {"step": step, "progress": progress, "files": files}
-            self._store.write(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
-            self._prune()
+            manifest = Manifest(step, self._data, progress, files)
+            self._store.write(f"{folder}/{MANIFEST}", json.dumps(asdict(manifest)).encode())
+            self._prune(f"{folder}/{MANIFEST}")
 
     def latest(self) -> Manifest | None:
-        """The newest whole checkpoint, as rank 0 sees it. All ranks must call it.
+        """The newest whole and undamaged checkpoint, as rank 0 sees it. All ranks must call it.
 
         Raises:
-            JobFailure: The store refuses or does not answer.
+            JobFailure: It is of other data, or the store refuses or does not answer.
         """
         found: list[Any] = [self._read_latest() if self._rank == 0 else None]
         dist.broadcast_object_list(found, src=0)
         manifest: Manifest | None = found[0]
+        if manifest and manifest.data != self._data:
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the data changed after the checkpoint of step {manifest.step} ({self._data} is not {manifest.data})",
+                RETRAIN,
+            )
         return manifest
 
     def restore(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -135,10 +163,7 @@ class Checkpoints:
         """
         with tempfile.TemporaryDirectory() as scratch:
             for name, digest in manifest.files.items():
-                content = self._store.read(f"{_folder(manifest.step)}/{name}")
-                if hashlib.sha256(content).hexdigest() != digest:
-                    raise OSError(f"{self._store.uri(_folder(manifest.step))}/{name} is damaged: its SHA-256 differs")
-                (Path(scratch) / name).write_bytes(content)
+                (Path(scratch) / name).write_bytes(self._read(manifest.step, name, digest))
             load(dict(tensors), storage_reader=SafeReader(scratch))
 
     def _manifests(self) -> list[str]:
@@ -147,15 +172,37 @@ class Checkpoints:
     def _read_latest(self) -> Manifest | None:
         for name in reversed(self._manifests()):
             try:
-                raw = json.loads(self._store.read(name))
-                return Manifest(raw["step"], raw["progress"], raw["files"])
-            except (ValueError, KeyError) as error:
+                manifest = Manifest.parse(self._store.read(name))
+                for file, digest in manifest.files.items():
+                    self._read(manifest.step, file, digest)
+            except (ValueError, OSError) as error:
                 say(f"checkpoint skipped: {self._store.uri(name)} is damaged ({error})")
+            except JobFailure as error:
+                if error.failure.reason is not FailureClass.DATA_MISSING:
+                    raise
+                say(f"checkpoint skipped: {error}")
+            else:
+                return manifest
         return None
 
-    def _prune(self) -> None:
-        """Manifest first: a folder that is half deleted is no checkpoint."""
-        for name in self._manifests()[: -self._keep]:
+    def _read(self, step: int, name: str, digest: str) -> bytes:
+        """A file of a checkpoint.
+
+        Raises:
+            JobFailure: It is not there, or the store refuses or does not answer.
+            OSError: It differs from its digest.
+        """
+        content = self._store.read(f"{_folder(step)}/{name}")
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise OSError(f"{self._store.uri(_folder(step))}/{name} is damaged: its SHA-256 differs")
+        return content
+
+    def _prune(self, newest: str) -> None:
+        """Keeps this manifest and those before it; a later one is damaged, or the training would have gone on from it.
+
+        Manifest first: a folder that is half deleted is no checkpoint.
+        """
+        for name in [name for name in self._manifests() if name <= newest][: -self._keep]:
             folder = name.removesuffix(f"/{MANIFEST}")
             try:
                 self._store.delete([name])

@@ -15,14 +15,16 @@ CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def cpu_limit(cgroup: Path = CGROUP) -> int:
-    """CPUs of the cgroup's quota, rounded up, at most those the process may run on; at least 1.
+    """Whole CPUs of the cgroup's quota, at most those the process may run on; at least 1.
+
+    A thread beyond the quota would stall all the others; serving rounds down, too.
 
     Args:
         cgroup: Where the cgroup file system is mounted; version 1 and 2 are understood.
     """
     available = len(os.sched_getaffinity(0))
     quota = _quota(cgroup)
-    return max(1, min(available, math.ceil(quota))) if quota else available
+    return max(1, min(available, math.floor(quota))) if quota else available
 
 
 def _quota(cgroup: Path) -> float | None:

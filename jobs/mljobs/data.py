@@ -1,7 +1,7 @@
 """Rows from any store: loading, checking, labels, groups and the split.
 
-Called by train, audit and optimize, each of which loads the same rows and derives the
-same split from them, so no stage has to store indices. `Rows.digest` lets a later
+Called by train, and by trained for the stages after it, each of which loads the same rows and
+derives the same split from them, so no stage has to store indices. `Rows.digest` lets a later
 stage notice that the data changed in between.
 """
 
@@ -31,8 +31,6 @@ MISSING_GROUP: Final = "(missing)"
 GROUPS_LIMIT: Final = 50
 SHOWN: Final = 20
 """Names listed in a message."""
-SMALLEST_CLASS: Final = 10
-"""Rows of the rarer class below which no split can hold some of them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,11 @@ def _parse(content: bytes, file_format: str, uri: str) -> pa.Table:
     try:
         if file_format == "parquet":
             return pyarrow.parquet.read_table(source)
-        convert = pyarrow.csv.ConvertOptions(null_values=sorted(MISSING_WORDS), strings_can_be_null=True)
+        # Without words for true and false, such a column stays text, and `category` reads it as it reads a request's;
+        # Arrow would take 0 for false in a column of 0 and True.
+        convert = pyarrow.csv.ConvertOptions(
+            null_values=sorted(MISSING_WORDS), strings_can_be_null=True, true_values=[], false_values=[]
+        )
         return pyarrow.csv.read_csv(source, convert_options=convert)
     except pa.ArrowException as error:
         raise JobFailure(
@@ -134,8 +136,7 @@ def labels(table: pa.Table, data: Data) -> tuple[Flags, list[str]]:
             "Remove these rows or complete them",
         )
     values = np.array(words, dtype=np.str_)
-    names, counts = np.unique(values, return_counts=True)
-    classes = sorted(names.tolist(), key=_order)
+    classes = sorted(np.unique(values).tolist(), key=_order)
     if len(classes) != 2:  # noqa: PLR2004  binary
         shown = ", ".join(classes[:SHOWN])
         raise JobFailure(
@@ -149,12 +150,6 @@ def labels(table: pa.Table, data: Data) -> tuple[Flags, list[str]]:
             f"spec.data.positiveLabel {data.positive_label!r} is no value of {data.label!r}"
             f"{did_you_mean(data.positive_label, classes)}",
             f"Use one of {', '.join(classes)}",
-        )
-    if counts.min() < SMALLEST_CLASS:
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"only {counts.min()} rows are of the rarer class of {data.label!r}; at least {SMALLEST_CLASS} are needed",
-            "Add rows of that class",
         )
     positive = data.positive_label or classes[1]
     negative = next(name for name in classes if name != positive)
@@ -186,6 +181,9 @@ def split(positive: Flags, shares: Split) -> Parts:
     Args:
         positive: ``(rows,)``.
         shares: What to hold out, and the seed.
+
+    Raises:
+        JobFailure: A part would have no row of one class: nothing could be learned or measured there.
     """
     generator = np.random.default_rng(shares.seed)
     held: list[tuple[Indices, Indices, Indices]] = []
@@ -194,6 +192,15 @@ def split(positive: Flags, shares: Split) -> Parts:
         test = round(len(order) * shares.test)
         validation = test + round(len(order) * shares.validation)
         held.append((order[validation:], order[test:validation], order[:test]))
+        for part, rows in zip(Parts._fields, held[-1], strict=True):
+            if not len(rows):
+                name = "positive" if value else "negative"
+                raise JobFailure(
+                    FailureClass.DATA_INVALID,
+                    f"the {part} part of the split has no row of the {name} class, which has {len(order)} in all "
+                    f"(validation {shares.validation}, test {shares.test})",
+                    f"Add rows of the {name} class, or change the shares in spec.data.split",
+                )
     return Parts(*(np.sort(np.concatenate(part)) for part in zip(*held, strict=True)))
 
 

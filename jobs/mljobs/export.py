@@ -38,6 +38,8 @@ CHATTY: Final = ("torch.onnx", "root")
 """Loggers that report packages which are not needed here, and steps which do not apply."""
 INPUT: Final = "input_{}"
 OUTPUT: Final = "logits"
+PARITY_TOLERANCE: Final = 1e-4
+"""Largest difference of a probability between a file and the module it was made from: float32's rounding."""
 TRACED_ROWS: Final = 2
 """Rows of the example input: with one row a tracer may take the batch for a constant."""
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
 
-from mlplatform.contract import Failure, FailureClass
+from mlplatform.contract import ANNOTATION_RETRAIN, Failure, FailureClass
+
+RETRAIN: Final = f"Retrain the model: annotate it with a new value of {ANNOTATION_RETRAIN}"
+"""What to do when the data is no longer that of the training."""
 
 
 class JobFailure(Exception):  # noqa: N818  named after what the contract calls it

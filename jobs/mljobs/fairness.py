@@ -3,8 +3,9 @@
 Called by audit for the intervals and by optimize for each candidate's point estimates. The
 definitions are fairlearn's; audit reports fairlearn's own point estimates, and a unit
 test holds the two together. Every rate depends on the rows only through how many of each group
-fall in each cell of (positive or not, predicted or not), so a bootstrap of the rows is a
-multinomial draw of these counts: thousands of draws cost milliseconds.
+fall in each cell of (positive or not, predicted or not), so a bootstrap of the rows (Efron 1979,
+"Bootstrap methods: another look at the jackknife") is a multinomial draw of these counts: thousands
+of draws cost milliseconds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ RATES_OF: Final = {
     "demographic_parity_difference": ("selection_rate",),
     "equalized_odds_difference": ("true_positive_rate", "false_positive_rate"),
 }
-"""A difference is the largest, over these rates, of the highest group's less the lowest group's."""
+"""A difference is the largest, over these rates, of the highest group's less the lowest group's.
+
+Equalized odds is Hardt, Price and Srebro 2016, "Equality of opportunity in supervised learning".
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class Assessment:
         names: The groups, in order.
         denominators: Per rate, ``(groups,)``: the rows that the rate is a share of.
         rates: Per rate, one interval a group; NaN where the denominator is 0.
-        differences: Per fairness metric; a metric is absent if fewer than two groups are large enough.
+        differences: Per fairness metric; a metric is absent if one of its rates has fewer than two groups
+            large enough.
         assessed: Per rate, ``(groups,)``: whether the denominator reaches the smallest size.
     """
 
@@ -99,14 +104,35 @@ def rates_of(counts: Counts) -> dict[str, Floats]:
     }
 
 
-def difference(rates: dict[str, Floats], assessed: dict[str, npt.NDArray[np.bool_]], metric: str) -> Floats | None:
-    """The metric over the assessed groups, ``(…)``; None if fewer than two are assessed for any of its rates."""
-    spans = [
-        np.nanmax(rates[name][..., assessed[name]], -1) - np.nanmin(rates[name][..., assessed[name]], -1)
-        for name in RATES_OF[metric]
-        if assessed[name].sum() > 1
-    ]
-    return np.max(spans, axis=0) if spans else None
+def difference(rates: dict[str, Floats], assessed: dict[str, npt.NDArray[np.bool_]], metric: str) -> float | None:
+    """The metric over the assessed groups; None if fewer than two are assessed for any of its rates.
+
+    Half of equalized odds is not equalized odds: a bound on it would pass whatever the other half is.
+    """
+    if any(assessed[name].sum() < 2 for name in RATES_OF[metric]):  # noqa: PLR2004  a comparison takes two
+        return None
+    return max(float(np.ptp(rates[name][assessed[name]])) for name in RATES_OF[metric])
+
+
+def distance(
+    drawn: dict[str, Floats], rates: dict[str, Floats], assessed: dict[str, npt.NDArray[np.bool_]], metric: str
+) -> Floats:
+    """The farthest that each draw can have moved the metric, ``(draws,)``.
+
+    A metric D is the largest range (highest less lowest group) over its rates. With rates a instead of b each range
+    moves by at most the range of a - b, since a_i - a_j = (b_i - b_j) + ((a - b)_i - (a - b)_j), and the largest of
+    several numbers moves by no more than the one that moves most. So |D(a) - D(b)| ≤ max over rates of range(a - b).
+
+    Args:
+        drawn: Per rate, ``(draws, groups)``; NaN where a draw holds none of the rows that the rate is a share of.
+        rates: Per rate, ``(groups,)``: what was drawn from.
+        assessed: Per rate, ``(groups,)``; at least two of each.
+        metric: One of `RATES_OF`.
+    """
+    # A group that a draw misses altogether counts as unmoved.
+    moved = [np.nan_to_num(drawn[name] - rates[name])[:, assessed[name]] for name in RATES_OF[metric]]
+    spans: Floats = np.max([np.ptp(groups, axis=-1) for groups in moved], axis=0)
+    return spans
 
 
 def large_enough(counts: Counts, smallest: int) -> dict[str, npt.NDArray[np.bool_]]:
@@ -122,7 +148,13 @@ def assess(
     smallest: int,
     confidence: float,
 ) -> Assessment:
-    """Rates and differences with percentile bootstrap intervals.
+    """Rates with percentile bootstrap intervals, and differences with intervals of their own kind.
+
+    A difference is at least 0 and resampling widens it: where the groups are equal, every draw is above the truth, and
+    percentiles of the draws miss it always. The deviations of the rates have no such bias, and `distance` carries
+    their quantile c over to the difference: value ± c covers the truth at least as often as `confidence` says (about
+    as often where the groups are equal, more often otherwise), but for the bootstrap's own error: up to four points
+    less in simulations of two groups of 60 rows.
 
     Args:
         groups: ``(rows,)`` group names.
@@ -139,10 +171,9 @@ def assess(
     ends = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
     differences = {}
     for metric in RATES_OF:
-        point, spread = difference(rates, assessed, metric), difference(drawn, assessed, metric)
-        if point is not None and spread is not None:
-            low, high = np.quantile(spread, ends)
-            differences[metric] = Interval(float(point), float(low), float(high))
+        if (point := difference(rates, assessed, metric)) is not None:
+            c = float(np.quantile(distance(drawn, rates, assessed, metric), confidence))
+            differences[metric] = Interval(point, max(0.0, point - c), min(1.0, point + c))
     intervals = {
         name: [
             _interval(float(rates[name][i]), drawn[name][:, i], ends) for i in range(len(names))
@@ -161,8 +192,8 @@ def _interval(value: float, draws: Floats, ends: Floats) -> Interval:
 def point_estimates(
     groups: npt.NDArray[np.str_], positive: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], smallest: int
 ) -> dict[str, float]:
-    """The differences without intervals; a metric is absent if fewer than two groups are large enough."""
+    """The differences without intervals; a metric is absent if one of its rates has fewer than two groups large enough."""
     _, counts = cells(groups, positive, predicted)
     rates, assessed = rates_of(counts), large_enough(counts, smallest)
     found = {metric: difference(rates, assessed, metric) for metric in RATES_OF}
-    return {metric: float(value) for metric, value in found.items() if value is not None}
+    return {metric: value for metric, value in found.items() if value is not None}

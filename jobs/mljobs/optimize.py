@@ -6,8 +6,8 @@ outputs are from the trained model's, its size, and its latency for one record.
 
 A candidate's file for packaging is ``optimize/candidates/<name>.pt`` (TorchScript, always
 written: the TorchServe runtime needs it); ``<name>.onnx`` lies beside it if
-`spec.optimization.export` asks for it. `report.json` lists them under ``files`` and the chosen
-candidate under ``selected``.
+`spec.optimization.export` asks for it and the file may ship, too. `report.json` lists them under
+``files``, what became of each ONNX file under ``onnx`` and the chosen candidate under ``selected``.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from mljobs import data, export, fairness, trained
 from mljobs.cpu import cpu_limit
+from mljobs.export import PARITY_TOLERANCE
 from mljobs.failure import JobFailure
-from mljobs.report import Job, run, say
+from mljobs.report import REASON_LIMIT, Job, run, say, shorten
 from mljobs.tasks.tabular import THRESHOLD
 from mljobs.trained import Trained
+from mljobs.trainer import EVALUATION_ROWS
 from mlplatform.api import ModelVersionSpec
 from mlplatform.contract import LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
 
 REFERENCE: Final = "fp32"
 MAKE: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {REFERENCE: lambda model: model, "int8-dynamic": export.int8}
 
-PARITY_TOLERANCE: Final = 1e-4
-"""Largest difference of a probability between a file and the module it was made from: float32's rounding."""
-ONNX_INT8_TOLERANCE: Final = 0.1
-"""The same between ONNX Runtime's INT8 graph and the float graph: a check for damage, not for quality."""
 TIE: Final = 0.05
 """A candidate must beat the reference by this share of the objective: less is noise, and fp32 is exact."""
 ROUNDS: Final = 15
@@ -65,7 +64,8 @@ class Measured:
         latency: Of the model alone, for one record.
         metrics: On the test split.
         fairness: ``{<metric>: {<attribute>: value}}`` on the test split.
-        difference: Largest difference of a probability from the module that it was made from.
+        difference: Largest difference of a probability from the module that it was made from; None if it was
+            quantised since, and only its metrics tell whether it is any good.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Measured:
     latency: Latency
     metrics: Mapping[str, float]
     fairness: Mapping[str, Mapping[str, float]]
-    difference: float
+    difference: float | None
 
 
 def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec, first_metric: str) -> list[str]:
@@ -86,7 +86,7 @@ def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec,
         first_metric: Whose drop counts if there are no gates.
     """
     found = []
-    if candidate.difference > PARITY_TOLERANCE:
+    if candidate.difference is not None and candidate.difference > PARITY_TOLERANCE:
         found.append(f"its file differs from the model by {candidate.difference:.2g} in probability")
     for metric in dict.fromkeys([gate.metric for gate in spec.gates] or [first_metric]):
         drop = reference.metrics[metric] - candidate.metrics[metric]
@@ -163,9 +163,8 @@ def module_runner(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[int]
     return score
 
 
-def session_runner(content: bytes, threads: int, inputs: Sequence[Tensor]) -> Callable[[int], object]:
+def session_runner(session: InferenceSession, inputs: Sequence[Tensor]) -> Callable[[int], object]:
     """Scores the record of a number with ONNX Runtime."""
-    session = export.onnx_session(content, threads)
     records = [tuple(part[i : i + 1] for part in inputs) for i in range(min(RUNS, len(inputs[0])))]
     return lambda i: export.run_onnx(session, records[i % len(records)])
 
@@ -183,30 +182,53 @@ def group_differences(
     return differences
 
 
+def onnx_probabilities(session: InferenceSession, inputs: Sequence[Tensor]) -> npt.NDArray[np.float64]:
+    """The positive class's probabilities, ``(rows,)``; as many rows at a time as memory is sure to hold."""
+    parts = [
+        export.run_onnx(session, tuple(part[i : i + EVALUATION_ROWS] for part in inputs))
+        for i in range(0, len(inputs[0]), EVALUATION_ROWS)
+    ]
+    found: npt.NDArray[np.float64] = torch.sigmoid(torch.cat(parts).double()).numpy()
+    return found
+
+
 def export_onnx(
-    found: Trained, names: Sequence[str], threads: int
+    found: Trained, reference: Measured, spec: ModelVersionSpec, threads: int
 ) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
-    """Each candidate's ONNX file, and how far its probabilities are from the trained model's.
+    """The ONNX files that may ship, by candidate, and what the report says of each that was made.
+
+    Args:
+        found: The trained model.
+        reference: The fp32 candidate.
+        spec: Candidates, and what `objections` needs.
+        threads: Of ONNX Runtime.
 
     Raises:
-        JobFailure: A graph computes something else than the model.
+        JobFailure: The reference's graph computes something else than the model.
     """
     wanted = trained.probabilities(found.model, found.inputs)
     plain = export.to_onnx(found.model, found.inputs)
+    names = spec.optimization.candidates
     files = {name: plain if name == REFERENCE else export.onnx_int8(plain) for name in names}
+    sessions = {name: export.onnx_session(content, threads) for name, content in files.items()}
+    latencies = measure_latency({name: session_runner(session, found.inputs) for name, session in sessions.items()})
     checks: dict[str, dict[str, Any]] = {}
-    for name, content in files.items():
-        logits = export.run_onnx(export.onnx_session(content, threads), found.inputs)
-        difference = float(np.abs(torch.sigmoid(logits.double()).numpy() - wanted).max())
-        tolerance = PARITY_TOLERANCE if name == REFERENCE else ONNX_INT8_TOLERANCE
-        if difference > tolerance:
+    for name, session in sessions.items():
+        scores = onnx_probabilities(session, found.inputs)
+        difference = float(np.abs(scores - wanted).max())
+        if name == REFERENCE and difference > PARITY_TOLERANCE:
             raise JobFailure(
                 FailureClass.GATE_FAILED,
-                f"the ONNX file of {name} differs from the model by {difference:.2g} in probability, over {tolerance}",
+                f"the ONNX file of {name} differs from the model by {difference:.2g} in probability, "
+                f"over {PARITY_TOLERANCE}",
                 "Remove onnx from spec.optimization.export, or report the model's operators to ONNX's exporter",
             )
-        checks[name] = {"sizeBytes": len(content), "maxAbsDifference": difference, "tolerance": tolerance}
-    return files, checks
+        metrics, differences = found.task.evaluate(found.positive, scores), group_differences(found, scores, spec)
+        measured = Measured(name, len(files[name]), latencies[name], metrics, differences, None)
+        reasons = objections(measured, reference, spec, found.task.metrics[0])
+        say(f"{name} as ONNX: {'; '.join(reasons) or 'passed'}")
+        checks[name] = {**entry(measured, reasons), "maxAbsDifference": difference}
+    return {name: content for name, content in files.items() if checks[name]["passed"]}, checks
 
 
 def main(job: Job) -> Summary:
@@ -246,43 +268,38 @@ def main(job: Job) -> Summary:
     listed = {name: {"torchscript": f"{Artifacts.CANDIDATES}/{name}.pt"} for name in files}
     onnx_report: dict[str, dict[str, Any]] = {}
     if "onnx" in asked.export:
-        onnx_files, onnx_report = export_onnx(found, asked.candidates, threads)
-        onnx_latencies = measure_latency(
-            {name: session_runner(content, threads, found.inputs) for name, content in onnx_files.items()}
-        )
+        onnx_files, onnx_report = export_onnx(found, reference, job.spec, threads)
         for name, content in onnx_files.items():
             listed[name]["onnx"] = f"{Artifacts.CANDIDATES}/{name}.onnx"
             job.store.write(listed[name]["onnx"], content)
-            onnx_report[name] |= in_milliseconds(onnx_latencies[name])
     for name, content in files.items():
         job.store.write(listed[name]["torchscript"], content)
     return finish(job, candidates, reasons, chosen, {"files": listed, "onnx": onnx_report, "threads": threads})
 
 
-def in_milliseconds(latency: Latency) -> dict[str, float]:
-    """The latency's fields as reports name them."""
-    return {"latencyP50Ms": round(latency.p50, 4), "latencyP99Ms": round(latency.p99, 4)}
+def entry(candidate: Measured, reasons: Sequence[str]) -> dict[str, Any]:
+    """A candidate as reports and the summary list it."""
+    return {
+        "name": candidate.name,
+        "sizeBytes": candidate.size_bytes,
+        "latencyP50Ms": round(candidate.latency.p50, 4),
+        "latencyP99Ms": round(candidate.latency.p99, 4),
+        "metrics": dict(candidate.metrics),  # as they are: the operator holds them against the gates
+        "passed": not reasons,
+        "reason": "; ".join(reasons),
+    }
 
 
 def finish(
     job: Job, candidates: Sequence[Measured], reasons: Mapping[str, list[str]], chosen: str, more: Mapping[str, Any]
 ) -> Summary:
     """Writes the report and returns the summary."""
-    entries = [
-        {
-            "name": c.name,
-            "sizeBytes": c.size_bytes,
-            **in_milliseconds(c.latency),
-            "metrics": {name: round(value, 6) for name, value in c.metrics.items()},
-            "passed": not reasons[c.name],
-            "reason": "; ".join(reasons[c.name]),
-        }
-        for c in candidates
-    ]
+    entries = [entry(c, reasons[c.name]) for c in candidates]
     full = [
-        {**entry, "fairness": c.fairness, "maxAbsDifference": c.difference, "tolerance": PARITY_TOLERANCE}
-        for entry, c in zip(entries, candidates, strict=True)
+        {**listed, "fairness": c.fairness, "maxAbsDifference": c.difference, "tolerance": PARITY_TOLERANCE}
+        for listed, c in zip(entries, candidates, strict=True)
     ]
+    short = [{**listed, "reason": shorten(listed["reason"], REASON_LIMIT)} for listed in entries]
     winner = next(c for c in candidates if c.name == chosen)
     report = {
         "selected": chosen,
@@ -297,7 +314,7 @@ def finish(
         "latency_p99_ms": winner.latency.p99,
         "size_bytes": float(winner.size_bytes),
     }
-    return job.finish(report, metrics, {"selected": chosen, "candidates": entries})
+    return job.finish(report, metrics, {"selected": chosen, "candidates": short})
 
 
 if __name__ == "__main__":

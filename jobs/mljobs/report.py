@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -28,6 +28,8 @@ ENV_TERMINATION_LOG: Final = "MLPLATFORM_TERMINATION_LOG"
 
 MESSAGE_LIMIT: Final = 1500
 """Bytes of a failure's sentence as JSON: both its sentences fit the termination message."""
+REASON_LIMIT: Final = 500
+"""Bytes of a sentence within `details`, as JSON: that of every candidate fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +79,27 @@ class Job:
 
         Args:
             report: The full evidence; JSON values.
-            metrics: Headline numbers.
-            details: As `contract.Summary` lists for the stage.
+            metrics: Headline numbers; not rounded, for the operator holds them against the gates.
+            details: As `contract.Summary` lists for the stage. Lists of words lose their last ones if need be: the
+                report has them.
+
+        Raises:
+            JobFailure: The summary is too long for a termination message all the same, or the store refuses or does
+                not answer.
         """
         duration = round(time.monotonic() - self.started, 3)
         full = {"stage": self.stage, "model": self.model, "version": self.version, "durationSeconds": duration}
         content = json.dumps({**full, "metrics": metrics, **report}, indent=2, allow_nan=False).encode()
-        return Summary(
-            stage=self.stage,
-            version=self.version,
-            metrics={name: round(value, 6) for name, value in metrics.items()},
-            details=dict(details),
-            report=self.store.write(Artifacts.report(self.stage), content),
-            digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
-            duration_seconds=duration,
+        return fitting(
+            Summary(
+                stage=self.stage,
+                version=self.version,
+                metrics=dict(metrics),
+                details=dict(details),
+                report=self.store.write(Artifacts.report(self.stage), content),
+                digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
+                duration_seconds=duration,
+            )
         )
 
     def read_json(self, name: str) -> Any:
@@ -139,33 +148,84 @@ def run(stage: Stage, work: Callable[[Job], Summary | None]) -> int:
     started = time.monotonic()
     try:
         summary = work(Job.from_environment(stage))
+        if summary is not None:
+            write_termination_message(summary)
     except JobFailure as error:
         return fail(stage, error.failure, started)
     except Exception as error:  # noqa: BLE001  the process ends here: whatever it was must reach the operator
-        traceback.print_exc()
-        cause = redact(f"{type(error).__name__}: {error}")
-        return fail(stage, Failure(FailureClass.CRASHED, cause, "Read the job's log for the traceback"), started)
-    if summary is not None:
-        write_termination_message(summary)
+        sys.stderr.write(redact(traceback.format_exc()))
+        failure = Failure(
+            FailureClass.CRASHED, f"{type(error).__name__}: {error}", "Read the job's log for the traceback"
+        )
+        return fail(stage, failure, started, secondary=failure_is_told())
     return 0
 
 
-def fail(stage: Stage, failure: Failure, started: float) -> int:
-    """Reports a failure on standard error and in the termination message; returns the exit code 1."""
-    short = Failure(failure.reason, shorten(failure.message), shorten(failure.next_action))
-    sys.stderr.write(f"{stage} failed ({failure.reason}): {failure.message}\nnext: {failure.next_action}\n")
+def fail(stage: Stage, failure: Failure, started: float, *, secondary: bool = False) -> int:
+    """Reports a failure on standard error and in the termination message; returns the exit code 1.
+
+    Args:
+        stage: Which one failed.
+        failure: Why; credentials in it are left out.
+        started: `time.monotonic()` of the start.
+        secondary: Whether it may follow from one that the termination message has already, which stays then.
+    """
+    message, next_action = redact(failure.message), redact(failure.next_action)
+    sys.stderr.write(f"{stage} failed ({failure.reason}): {message}\nnext: {next_action}\n")
     sys.stderr.flush()
-    duration = round(time.monotonic() - started, 3)
-    version = os.environ.get(contract.ENV_VERSION, "")
-    write_termination_message(Summary(stage=stage, version=version, failure=short, duration_seconds=duration))
+    if not secondary:
+        short = Failure(failure.reason, shorten(message), shorten(next_action))
+        duration = round(time.monotonic() - started, 3)
+        version = os.environ.get(contract.ENV_VERSION, "")
+        write_termination_message(Summary(stage=stage, version=version, failure=short, duration_seconds=duration))
     return 1
 
 
-def shorten(text: str) -> str:
-    """The start of `text` whose JSON is at most `MESSAGE_LIMIT` bytes."""
-    while len(json.dumps(text)) > MESSAGE_LIMIT:
+def shorten(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    """The start of `text` whose JSON is at most `limit` bytes."""
+    while len(json.dumps(text)) > limit:
         text = text[: len(text) * 9 // 10]
     return text
+
+
+def fitting(summary: Summary) -> Summary:
+    """`summary`, less the last words of the lists in its details that are too many for a termination message.
+
+    Raises:
+        JobFailure: It is too long without these lists, too.
+        ValueError: The details hold a number that JSON has no word for.
+    """
+    json.dumps(summary.details, allow_nan=False)  # what `to_json` refuses from here on is the length
+    details = {key: list(value) if _is_words(value) else value for key, value in summary.details.items()}
+    summary = replace(summary, details=details)
+    lists = [value for value in details.values() if _is_words(value)]
+    while True:
+        try:
+            summary.to_json()
+        except ValueError as error:
+            longest = max(lists, key=lambda words: len(json.dumps(words)), default=[])
+            if not longest:
+                raise JobFailure(
+                    FailureClass.SPEC_INVALID,
+                    f"{error}: the names in it are too many or too long",
+                    "Name fewer columns in spec.data.sensitiveAttributes, or give them shorter names; a task of your "
+                    "own may also report fewer metrics",
+                ) from error
+            longest.pop()
+        else:
+            return summary
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def failure_is_told() -> bool:
+    """Whether a process of this pod has already written a failure to the termination message."""
+    try:
+        return Summary.from_json(_message_path().read_text()).failure is not None
+    except (OSError, ValueError):
+        return False
 
 
 def write_termination_message(summary: Summary) -> None:
@@ -173,12 +233,15 @@ def write_termination_message(summary: Summary) -> None:
 
     Outside a pod, where that file does not exist and `ENV_TERMINATION_LOG` names no other, it goes to standard output.
     """
-    override = os.environ.get(ENV_TERMINATION_LOG)
-    path = Path(override or contract.TERMINATION_LOG)
-    if override or path.exists():
+    path = _message_path()
+    if os.environ.get(ENV_TERMINATION_LOG) or path.exists():
         path.write_text(summary.to_json())
     else:
         sys.stdout.write(summary.to_json() + "\n")
+
+
+def _message_path() -> Path:
+    return Path(os.environ.get(ENV_TERMINATION_LOG) or contract.TERMINATION_LOG)
 
 
 def say(line: str) -> None:

@@ -22,6 +22,8 @@ SECRETS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOK
 CONNECT_TIMEOUT_SECONDS: Final = 5
 READ_TIMEOUT_SECONDS: Final = 60
 ATTEMPTS: Final = 4
+SECRET_LENGTH: Final = 8
+"""Shorter values are no secrets: to blot them out would mangle words."""
 
 _NO_CREDENTIALS: Final = (
     botocore.exceptions.NoCredentialsError,
@@ -41,7 +43,7 @@ _USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+@")
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """`text` without credentials: those of the environment, and ``user:password@`` of a URI."""
     for name in SECRETS:
-        if value := environment.get(name):
+        if len(value := environment.get(name, "")) >= SECRET_LENGTH:
             text = text.replace(value, "***")
     return _USER_INFO.sub("***@", text)
 
@@ -53,7 +55,7 @@ def options(uri: str, environment: Mapping[str, str] = os.environ) -> dict[str, 
     the region from AWS_DEFAULT_REGION, not AWS_REGION. Listings are not cached: other
     processes write to the same folders.
     """
-    if "://" not in uri or uri.startswith("file://"):
+    if _is_local(uri):
         return {"auto_mkdir": True}
     if not uri.startswith(("s3://", "s3a://")):
         return {}
@@ -64,6 +66,10 @@ def options(uri: str, environment: Mapping[str, str] = os.environ) -> dict[str, 
         "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
     }
     return {"client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
+
+
+def _is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
 
 
 class Store:
@@ -106,15 +112,6 @@ class Store:
         with translated("write", self.uri(name)):
             self._fs.pipe_file(self._at(name), content)
         return self.uri(name)
-
-    def exists(self, name: str) -> bool:
-        """Whether a file is there.
-
-        Raises:
-            JobFailure: The store refuses or does not answer.
-        """
-        with translated("look for", self.uri(name)):
-            return bool(self._fs.exists(self._at(name)))
 
     def is_file(self) -> bool:
         """Whether the root itself is a file.
@@ -166,44 +163,68 @@ def translated(action: str, uri: str) -> Iterator[None]:
 
 
 def _failure(error: Exception, action: str, uri: str) -> JobFailure:
+    """The first of these that fits."""
     code = _code(error)
-    cause = redact(f"{type(error).__name__}: {error}" if not code else f"{code}: {error}")
-    if code == "NoSuchBucket":
-        return JobFailure(
+    cause = redact(" ".join(f"{code or type(error).__name__}: {error}".split()))
+    could_not = f"could not {action} {uri}"
+    rules = (
+        (
+            code == "NoSuchBucket",
             FailureClass.STORE_ACCESS,
-            f"could not {action} {uri}: the bucket does not exist",
+            f"{could_not}: the bucket does not exist",
             "Create the bucket, or correct the URI",
-        )
-    if isinstance(error, _NO_CREDENTIALS):
-        return JobFailure(
+        ),
+        (
+            isinstance(error, _NO_CREDENTIALS),
             FailureClass.STORE_ACCESS,
-            f"could not {action} {uri}: there are no credentials for the store",
+            f"{could_not}: there are no credentials for the store",
             "Put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the store's Secret in this namespace",
-        )
-    if isinstance(error, PermissionError) or code in {"AccessDenied", "403"}:
-        return JobFailure(
+        ),
+        (
+            isinstance(error, PermissionError) or code in {"AccessDenied", "403"},
             FailureClass.STORE_ACCESS,
             f"the store refused to {action} {uri}: {cause}",
             "Check the keys in the store's Secret and what they may do with this bucket",
-        )
-    if isinstance(error, FileNotFoundError):
-        return JobFailure(
+        ),
+        (
+            isinstance(error, FileNotFoundError),
             FailureClass.DATA_MISSING,
-            f"could not {action} {uri}: there is no such file",
+            f"{could_not}: there is no such file",
             "Correct the URI, or write the file",
-        )
-    if isinstance(error, (ImportError, ValueError)):
-        return JobFailure(
+        ),
+        (
+            isinstance(error, botocore.exceptions.ParamValidationError),
             FailureClass.SPEC_INVALID,
-            f"could not {action} {uri}: {cause}",
+            f"{could_not}: {cause}",
+            "Correct the URI: a bucket's name is 3 to 63 lower-case letters, digits, dots and hyphens",
+        ),
+        (
+            isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)),
+            FailureClass.SPEC_INVALID,
+            f"{could_not}: {cause}",
+            "Correct the URI, or move away what is in the place of the file or of its folder",
+        ),
+        (
+            isinstance(error, (ImportError, ValueError)),
+            FailureClass.SPEC_INVALID,
+            f"{could_not}: {cause}",
             "Use a scheme that the job image has an fsspec driver for (s3://, file://), or an image with the driver",
-        )
-    # Not permanent: a store that does not answer may do so a moment later, so the workload retries.
-    return JobFailure(
-        FailureClass.CRASHED,
-        f"the store did not answer when asked to {action} {uri}: {cause}",
-        "Check that the store runs and that AWS_ENDPOINT_URL in its Secret reaches it; the job retries by itself",
+        ),
+        # From here on not permanent: a moment later it may go well, so the workload retries.
+        (
+            _is_local(uri),
+            FailureClass.CRASHED,
+            f"{could_not}: {cause}",
+            "Check the volume that holds it, first its free space; the job retries by itself",
+        ),
+        (
+            True,
+            FailureClass.CRASHED,
+            f"the store did not answer when asked to {action} {uri}: {cause}",
+            "Check that the store runs and that AWS_ENDPOINT_URL in its Secret reaches it; the job retries by itself",
+        ),
     )
+    return next(JobFailure(kind, message, advice) for fits, kind, message, advice in rules if fits)
 
 
 def _code(error: BaseException | None) -> str:

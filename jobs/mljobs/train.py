@@ -17,10 +17,11 @@ import torch.distributed as dist
 
 from mljobs import data, parallel
 from mljobs.checkpoint import Checkpoints
+from mljobs.failure import RETRAIN, JobFailure
 from mljobs.report import Job, run, say
 from mljobs.tasks import load_task
 from mljobs.trainer import Examples, Trainer
-from mlplatform.contract import Artifacts, Stage, Summary
+from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
 
 def main(job: Job) -> Summary | None:
@@ -29,6 +30,7 @@ def main(job: Job) -> Summary | None:
     task = load_task(training.task, training.hyperparameters)
     topology = parallel.start()
     rows = data.load(job.spec.data)
+    same_everywhere(rows.digest, job.spec.data.uri, topology.world_size)
     positive, classes = data.labels(rows.table, job.spec.data)
     for attribute in job.spec.data.sensitive_attributes:
         data.groups(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
@@ -42,35 +44,59 @@ def main(job: Job) -> Summary | None:
     torch.manual_seed(training.seed)
     model = task.build(config)
     prepared = parallel.Parallel(model, task.blocks(model), training, topology)
-    checkpoints = Checkpoints(job.store, training.checkpoint.keep, topology.rank, topology.world_size)
+    checkpoints = Checkpoints(job.store, training.checkpoint.keep, topology.rank, topology.world_size, rows.digest)
     trainer = Trainer(task, prepared, training, (train, validation), checkpoints)
     trainer.fit()
 
     metrics = {f"val_{name}": value for name, value in trainer.evaluate().items()}
     state = prepared.full_state()
+    summary = None
+    if topology.rank == 0:
+        save(job, state, config)
+        progress = trainer.progress
+        details = {
+            "rows": {name: len(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)},
+            "epochs": len(progress.history),
+            "worldSize": topology.world_size,
+            "resumedFromStep": trainer.resumed_from,
+        }
+        source = {"files": rows.files, "digest": rows.digest, "classes": classes, "features": len(config["features"])}
+        report = {
+            **details,
+            "data": source,
+            "batch": {"rows": trainer.plan.batch, "stepsPerEpoch": trainer.plan.steps_per_epoch},
+            "parameters": sum(weight.numel() for weight in state.values()),
+            "history": progress.history,
+            "libraries": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+        if training.early_stopping:
+            report["bestEpoch"] = progress.best_epoch
+        summary = job.finish(report, metrics, details)
+    # Last: if rank 0 could not save, no rank may succeed, for all must start again from the checkpoint.
     dist.barrier()
     dist.destroy_process_group()
-    if topology.rank:
-        return None
-    save(job, state, config)
-    counts = {name: len(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)}
-    progress = trainer.progress
-    details = {
-        "rows": counts,
-        "epochs": len(progress.history),
-        "worldSize": topology.world_size,
-        "resumedFromStep": trainer.resumed_from,
-    }
-    report = {
-        **details,
-        "data": {"files": rows.files, "digest": rows.digest, "classes": classes, "features": len(config["features"])},
-        "batch": {"rows": trainer.plan.batch, "stepsPerEpoch": trainer.plan.steps_per_epoch},
-        "parameters": sum(weight.numel() for weight in state.values()),
-        "bestEpoch": progress.best_epoch,
-        "history": progress.history,
-        "libraries": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-    return job.finish(report, metrics, details)
+    return summary
+
+
+def same_everywhere(digest: str, uri: str, world_size: int) -> None:
+    """Makes sure that every rank has loaded the same data; else their splits differ. All ranks must call it.
+
+    Args:
+        digest: Of this rank's data.
+        uri: Where it came from, for the message.
+        world_size: All processes.
+
+    Raises:
+        JobFailure: The digests differ.
+    """
+    digests = [""] * world_size
+    dist.all_gather_object(digests, digest)
+    if found := set(digests) - {digests[0]}:
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the data at {uri} changed while the processes loaded it ({min(found)} is not {digests[0]})",
+            f"Let nothing write there meanwhile, then: {RETRAIN}",
+        )
 
 
 def save(job: Job, state: dict[str, Any], config: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What the stages after training start from: the trained model and the rows it has not seen.
 
-Called by audit and optimize.
+Called by audit, optimize and package.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mljobs import data
 from mljobs.failure import JobFailure
 from mljobs.report import Job
 from mljobs.tasks import Task, load_task
+from mljobs.trainer import EVALUATION_ROWS
 from mlplatform.contract import Artifacts, FailureClass, Stage
 
 
@@ -66,13 +67,28 @@ def load(job: Job) -> Trained:
     parts = data.split(positive, job.spec.data.split)
     test = rows.table.take(pa.array(parts.test))
     model = task.build(config)
-    model.load_state_dict(torch.load(io.BytesIO(job.store.read(Artifacts.MODEL)), weights_only=True))
+    weights = job.store.read(Artifacts.MODEL)
+    try:
+        model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
+    except Exception as error:  # damaged bytes lead the unpickler to almost any exception
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the weights at {job.store.uri(Artifacts.MODEL)} do not fit the model: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}",
+            "Retrain the model: annotate it with a new value of mlplatform.dev/retrain",
+        ) from error
     return Trained(task, config, model.eval(), test, task.inputs(config, test), positive[parts.test], classes)
 
 
 @torch.inference_mode()
 def probabilities(model: nn.Module, inputs: tuple[Tensor, ...]) -> npt.NDArray[np.float64]:
-    """The positive class's probabilities, ``(rows,)``."""
-    logits: Tensor = model(*inputs)
+    """The positive class's probabilities, ``(rows,)``.
+
+    Args:
+        model: In evaluation mode.
+        inputs: At least one row; they are scored in stretches, so that memory does not grow with the test split.
+    """
+    starts = range(0, len(inputs[0]), EVALUATION_ROWS)
+    logits = torch.cat([model(*(part[i : i + EVALUATION_ROWS] for part in inputs)) for i in starts])
     found: npt.NDArray[np.float64] = torch.sigmoid(logits.double()).numpy()
     return found

@@ -33,10 +33,14 @@ from mljobs.parallel import Parallel
 from mljobs.report import say
 from mljobs.tasks import Task
 from mlplatform.api import EarlyStopping, Training
-from mlplatform.contract import FailureClass
+from mlplatform.contract import LOWER_IS_BETTER, FailureClass
 
 WARM_UP: Final = 0.05
 """Share of all steps over which the learning rate rises; from there it falls along half a cosine."""
+DIVERGED: Final = (
+    "Lower spec.training.optimizer.learningRate, or use precision fp32; look for extreme values in the data"
+)
+"""What to do when a number is not finite."""
 MOMENTUM: Final = 0.9
 EVALUATION_ROWS: Final = 4096
 """Rows of a forward pass without gradients."""
@@ -78,7 +82,7 @@ class Progress:
     Attributes:
         step: Optimiser steps done.
         best: Best value so far of the watched metric; None before the first epoch.
-        best_epoch: Epochs done when it was reached.
+        best_epoch: Epochs done when it was reached; without early stopping its weights are not kept.
         stopped: Whether early stopping has ended the training.
         loss_sum: Sum over this epoch's steps of the mean training loss.
         history: One ``{epoch, loss, rows_per_second, val_…}`` an epoch.
@@ -136,7 +140,11 @@ class Plan:
         return batch[start : start + self.accumulation * self.micro].reshape(self.accumulation, self.micro)
 
     def learning_rate(self, peak: float, step: int) -> float:
-        """Rises linearly, then falls along half a cosine to 0 at the last step."""
+        """Rises linearly, then falls along half a cosine to 0 at the last step.
+
+        Sources: Goyal et al. 2017 (arXiv:1706.02677) for the warm-up, Loshchilov & Hutter 2017 (arXiv:1608.03983) for
+        the cosine.
+        """
         warm = max(1, round(WARM_UP * self.steps))
         if step < warm:
             return peak * (step + 1) / warm
@@ -190,6 +198,7 @@ class Trainer:
         self._train, self._validation = (part.to(self._topology.device) for part in examples)
         self._checkpoints = checkpoints
         self._watch = watched_metric(training.early_stopping, task.metrics)
+        self._less_is_better = less_is_better(training.early_stopping, self._watch)
         self.plan = Plan(len(self._train), training, self._topology.world_size)
         self._optimizer = make_optimizer(training, model)
         self._best = {name: weight.clone() for name, weight in model.weights().items()}
@@ -201,10 +210,13 @@ class Trainer:
         self._order = np.empty((0, 0), dtype=np.int64)
 
     def fit(self) -> None:
-        """Trains to the end, from the newest checkpoint if there is one, and leaves the best weights in the model.
+        """Trains to the end, from the newest checkpoint if there is one.
+
+        With early stopping the best epoch's weights are in the model then, else the last epoch's.
 
         Raises:
-            JobFailure: The loss is not finite (NonFiniteLoss), or SIGTERM came (Preempted; a checkpoint was saved).
+            JobFailure: The loss or a score is not finite (NonFiniteLoss), the data changed after the checkpoint
+                (DataInvalid), or SIGTERM came (Preempted; a checkpoint was saved).
         """
         self._resume()
         with StopSignal() as stop:
@@ -227,7 +239,7 @@ class Trainer:
                 FailureClass.NON_FINITE_LOSS,
                 f"the training loss is {mean} at step {progress.step} "
                 f"(epoch {(progress.step - 1) // plan.steps_per_epoch + 1})",
-                "Lower spec.training.optimizer.learningRate, or use precision fp32; look for extreme values in the data",
+                DIVERGED,
             )
         progress.loss_sum += mean
         if progress.step % plan.steps_per_epoch == 0:
@@ -279,9 +291,7 @@ class Trainer:
         progress.history.append(record)
         progress.loss_sum = 0.0
         value, stopping = found[self._watch], self._training.early_stopping
-        better = progress.best is None or (
-            value < progress.best if stopping and stopping.mode == "min" else value > progress.best
-        )
+        better = progress.best is None or (value < progress.best if self._less_is_better else value > progress.best)
         if better:
             progress.best, progress.best_epoch = value, epoch
             for name, weight in self._model.weights().items():
@@ -311,13 +321,27 @@ class Trainer:
         say(f"epoch={epoch}/{self._training.epochs} step={progress.step}/{plan.steps} {news} {rest}")
 
     def evaluate(self) -> dict[str, float]:
-        """The task's metrics on the validation part, the same on every rank. All ranks must call it."""
+        """The task's metrics on the validation part, the same on every rank. All ranks must call it.
+
+        Raises:
+            JobFailure: A score is not finite, as after a last step that was too large.
+        """
         positive = self._validation.targets.cpu().numpy() > 0
-        return self._task.evaluate(positive, self._probabilities(self._validation))
+        logits = self._logits(self._validation)
+        if bad := int((~torch.isfinite(logits)).sum()):
+            raise JobFailure(
+                FailureClass.NON_FINITE_LOSS,
+                f"the scores of {bad} of {len(logits)} validation rows are not finite after step {self.progress.step}",
+                DIVERGED,
+            )
+        return self._task.evaluate(positive, torch.sigmoid(logits).numpy())
 
     @torch.no_grad()
-    def _probabilities(self, examples: Examples) -> npt.NDArray[np.float64]:
-        """Each rank scores a stretch of the rows; the last stretches repeat a row until all are as long."""
+    def _logits(self, examples: Examples) -> Tensor:
+        """The logits, ``(rows,)`` float64, on the CPU.
+
+        Each rank scores a stretch of the rows; the last stretches repeat a row until all are as long.
+        """
         self._model.module.eval()
         each = math.ceil(len(examples) / self._topology.world_size)
         rows = torch.arange(self._topology.rank * each, (self._topology.rank + 1) * each)
@@ -326,9 +350,7 @@ class Trainer:
             self._model.forward(tuple(part[i : i + EVALUATION_ROWS] for part in mine.inputs))
             for i in range(0, each, EVALUATION_ROWS)
         ]
-        logits = parallel.gather(torch.cat(parts))[: len(examples)]
-        probabilities: npt.NDArray[np.float64] = torch.sigmoid(logits.double()).cpu().numpy()
-        return probabilities
+        return parallel.gather(torch.cat(parts))[: len(examples)].double().cpu()
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Every tensor that a checkpoint holds, and the optimiser's whole state to merge loaded tensors into."""
@@ -378,6 +400,13 @@ def watched_metric(stopping: EarlyStopping | None, metrics: Sequence[str]) -> st
             f"Use one of {', '.join(known)}",
         )
     return name
+
+
+def less_is_better(stopping: EarlyStopping | None, metric: str) -> bool:
+    """Whether a lower value of the watched metric is better: as the specification says, or else by its nature."""
+    if stopping and stopping.mode:
+        return stopping.mode == "min"
+    return metric.removeprefix(PREFIX) in LOWER_IS_BETTER
 
 
 def make_optimizer(training: Training, model: Parallel) -> torch.optim.Optimizer:

@@ -1,18 +1,31 @@
-"""Loading rows, labels, groups and the split."""
+"""Loading rows, labels, groups, the split, and the trained model with its rows."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
+from jobs_kit import VERSION, people_spec, write_people
+from torch import Tensor, nn
 
-from mljobs import data
+from mljobs import data, trained
 from mljobs.failure import JobFailure
+from mljobs.report import Job, read_spec
+from mljobs.store import Store
+from mljobs.tasks.tabular import TabularTask
+from mljobs.tasks.tabular_model import UNKNOWN, Preprocessor
+from mljobs.trainer import EVALUATION_ROWS
 from mlplatform.api import Data, Split
-from mlplatform.contract import FailureClass
+from mlplatform.contract import Artifacts, FailureClass, Stage
 
 HEADER = "age,income\n"
 TEN = "".join(f"{20 + i},{'no' if i % 2 else 'yes'}\n" for i in range(40))
@@ -46,6 +59,23 @@ def test_words_for_missing_become_null(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("age,job\n?,\n3,clerk\n")
     table = data.load(Data(uri=str(tmp_path), label="job")).table
     assert table.to_pydict() == {"age": [None, 3], "job": [None, "clerk"]}
+
+
+def test_a_csv_file_and_the_same_text_in_a_request_give_the_same_tensors(tmp_path: Path) -> None:
+    """What training read as one category, serving must not read as an unknown one."""
+    text = "age,member,mixed,loud,rich\n31,True,0,TRUE,no\n42,False,True,FALSE,yes\n,?,1,x,no\n"
+    (tmp_path / "x.csv").write_text(text)
+    table = data.load(Data(uri=str(tmp_path), label="rich")).table
+    assert table.column("member").to_pylist() == ["True", "False", None], "as written"
+    task = TabularTask({})
+    config = task.fit(table, "rich", ["no", "yes"], np.arange(3))
+    records = [{name: row[name] for name in row if name != "rich"} for row in csv.DictReader(io.StringIO(text))]
+    read, sent = task.inputs(config, table), Preprocessor(config).transform(records)
+    assert torch.equal(read[1], sent[1])
+    assert not (sent[1] == UNKNOWN).any()
+    assert torch.equal(torch.nan_to_num(read[0], nan=-1), torch.nan_to_num(sent[0], nan=-1))
+    json_record = Preprocessor(config).transform([{**records[0], "member": True, "loud": True}])
+    assert torch.equal(json_record[1], sent[1][:1]), "a JSON boolean is the same category"
 
 
 def labelled(values: list[object]) -> pa.Table:
@@ -96,7 +126,6 @@ LABEL_FAILURES = [
     (["a", "b", "c"] * 10, {}, "has 3 distinct value(s) (a, b, c)", "three classes"),
     (["yes", "no", None] * 10, {}, "10 of 30 rows have no value in the label column", "labels missing"),
     (["yes", "no"] * 20, {"positive_label": "yess"}, "'yess' is no value of 'income' (did you mean yes?)", "positive"),
-    (["yes"] + ["no"] * 40, {}, "only 1 rows are of the rarer class", "a class too rare to split"),
 ]
 
 
@@ -144,3 +173,90 @@ def test_the_split_is_a_stratified_partition_that_only_the_seed_moves() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
     other = data.split(positive, Split(validation=0.1, test=0.2, seed=8))
     assert not np.array_equal(parts.test, other.test)
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "shares", "words", "reason"),
+    [
+        (10, 90, (0.05, 0.05), "the validation part of the split has no row of the positive class", "half a row"),
+        (10, 90, (0.1, 0.04), "the test part of the split has no row of the positive class", "only the test part"),
+        (90, 10, (0.04, 0.2), "the validation part of the split has no row of the negative class", "the other class"),
+        (2, 90, (0.25, 0.7), "has 2 in all (validation 0.25, test 0.7)", "the message holds the values"),
+        (2, 90, (0.45, 0.5), "the train part of the split has no row of the positive class", "nothing to learn from"),
+        (1, 40, (0.1, 0.2), "no row of the positive class, which has 1 in all", "a class too rare for any split"),
+    ],
+)
+def test_a_part_without_one_of_the_classes_is_named(
+    positive: int, negative: int, shares: tuple[float, float], words: str, reason: str
+) -> None:
+    flags = np.arange(positive + negative) < positive
+    with pytest.raises(JobFailure) as caught:
+        data.split(flags, Split(validation=shares[0], test=shares[1]))
+    failure = caught.value.failure
+    assert failure.reason is FailureClass.DATA_INVALID, reason
+    assert words in failure.message, reason
+    assert "spec.data.split" in failure.next_action, reason
+
+
+def test_a_rare_class_that_reaches_every_part_is_split() -> None:
+    parts = data.split(np.arange(60) < 6, Split(validation=0.3, test=0.3))
+    assert [int((part < 6).sum()) for part in parts] == [2, 2, 2]
+
+
+def job_after_training(folder: Path, weights: bytes) -> Job:
+    """The job of a stage after a training that left `weights`."""
+    spec = people_spec(write_people(folder, rows=200))
+    rows = data.load(Data(uri=spec["data"]["uri"], label="rich"))
+    job = Job(Stage.AUDIT, "people", VERSION, read_spec(json.dumps(spec)), Store(str(folder / "artifacts")))
+    config = TabularTask({"hidden": [4]}).fit(rows.table, "rich", ["no", "yes"], np.arange(100))
+    job.store.write(Artifacts.report(Stage.TRAIN), json.dumps({"data": {"digest": rows.digest}}).encode())
+    job.store.write(Artifacts.PREPROCESSOR, json.dumps(config).encode())
+    job.store.write(Artifacts.MODEL, weights)
+    return job
+
+
+def saved(state: Mapping[str, Any] | list[int]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("weights", "words", "reason"),
+    [
+        (b"", "EOFError", "an empty file"),
+        (b"no weights", "UnpicklingError", "another file"),
+        (saved({"a": torch.ones(9)})[:200], "RuntimeError", "an upload that broke off"),
+        (saved([1]), "TypeError", "something else, saved by torch"),
+        (saved({"head.weight": torch.ones(1, 3)}), "size mismatch for head.weight", "another model's weights"),
+    ],
+    ids=["empty", "other", "cut", "list", "misfit"],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path: Path, weights: bytes, words: str, reason: str) -> None:
+    with pytest.raises(JobFailure) as caught:
+        trained.load(job_after_training(tmp_path, weights))
+    failure = caught.value.failure
+    assert failure.reason is FailureClass.DATA_INVALID, reason
+    assert f"{Artifacts.MODEL} do not fit the model" in failure.message, reason
+    assert words in failure.message, reason
+    assert "\n" not in failure.message, reason
+    assert "mlplatform.dev/retrain" in failure.next_action, reason
+
+
+class Noting(nn.Module):
+    """The first column as logits; remembers how many rows each pass held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, numeric: Tensor, _: Tensor) -> Tensor:
+        self.rows.append(len(numeric))
+        return numeric[:, 0]
+
+
+def test_probabilities_are_scored_in_stretches() -> None:
+    model, numeric = Noting(), torch.linspace(-3, 3, 2 * EVALUATION_ROWS + 1).unsqueeze(1)
+    found = trained.probabilities(model, (numeric, torch.zeros(len(numeric), 0)))
+    assert model.rows == [EVALUATION_ROWS, EVALUATION_ROWS, 1]
+    assert np.array_equal(found, torch.sigmoid(numeric[:, 0].double()).numpy()), "in order"

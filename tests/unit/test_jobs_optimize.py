@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mljobs import export
+from mljobs import export, optimize
 from mljobs.failure import JobFailure
-from mljobs.optimize import Latency, Measured, measure_latency, objections, select
+from mljobs.optimize import Latency, Measured, export_onnx, finish, measure_latency, objections, select
+from mljobs.report import Job
+from mljobs.store import Store
 from mljobs.tasks.tabular_model import TabularModel
+from mljobs.trained import Trained
+from mljobs.trainer import EVALUATION_ROWS
 from mlplatform.api import Data, Fairness, Gate, ModelVersionSpec, Optimization
-from mlplatform.contract import FailureClass
+from mlplatform.contract import TERMINATION_LIMIT, Artifacts, FailureClass, Stage
 
 
 def candidate(
@@ -89,6 +97,7 @@ OBJECTIONS = [
     ),
     (candidate("x", parity=0.21), spec(on_failure="warn"), [], "a bound that only warns"),
     (candidate("x", difference=0.1), spec(), ["its file differs from the model by 0.1 in probability"], "a bad export"),
+    (replace(FP32, difference=None), spec(), [], "quantised since: only its metrics count"),
 ]
 
 
@@ -103,6 +112,95 @@ def test_runners_take_turns() -> None:
     order = [name for i, name in enumerate(calls) if i == 0 or calls[i - 1] != name]
     assert order == ["a", "b"] * 3, "a warm-up, then two rounds"
     assert 0 <= found["a"].p50 <= found["a"].p99
+
+
+# ONNX files.
+
+
+class ByScores:
+    """A task whose metric is the share of positive rows with a score above one half."""
+
+    metrics = ("roc_auc",)
+
+    def evaluate(self, positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+        return {"roc_auc": float((scores > 0.5)[positive].mean())}
+
+
+ROWS = 3 * EVALUATION_ROWS + 1
+
+
+def exported(
+    monkeypatch: pytest.MonkeyPatch, logits: dict[bytes, Tensor]
+) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
+    """What `export_onnx` makes of files that give these logits; all rows are positive, the model's logit is 2."""
+
+    def run_onnx(session: bytes, inputs: Sequence[Tensor]) -> Tensor:
+        assert len(inputs[0]) <= EVALUATION_ROWS, "memory does not grow with the test split"
+        return logits[session][inputs[0][:, 0].long()]
+
+    monkeypatch.setattr(export, "to_onnx", lambda *_: b"float")
+    monkeypatch.setattr(export, "onnx_int8", lambda _: b"quantised")
+    monkeypatch.setattr(export, "onnx_session", lambda content, _threads: content)
+    monkeypatch.setattr(export, "run_onnx", run_onnx)
+    monkeypatch.setattr(optimize, "measure_latency", lambda runners: dict.fromkeys(runners, Latency(1.0, 2.0)))
+    inputs = (torch.arange(ROWS, dtype=torch.float32)[:, None],)
+    found = Trained(
+        ByScores(),  # type: ignore[arg-type]  # its other methods are not called
+        {},
+        Fixed(),
+        pa.table({"row": range(ROWS)}),
+        inputs,
+        np.ones(ROWS, dtype=np.bool_),
+        ["no", "yes"],
+    )
+    reference = Measured("fp32", 1, Latency(1.0, 2.0), {"roc_auc": 1.0}, {}, 0.0)
+    return export_onnx(found, reference, spec(), threads=1)
+
+
+class Fixed(nn.Module):
+    """Gives every row the logit 2."""
+
+    def forward(self, numeric: Tensor) -> Tensor:
+        return torch.full((len(numeric),), 2.0)
+
+
+def test_a_quantised_onnx_file_is_judged_by_its_metrics_not_by_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantised = torch.full((ROWS,), 2.0)
+    quantised[-1] = -2.0
+    usable, report = exported(monkeypatch, {b"float": torch.full((ROWS,), 2.0), b"quantised": quantised})
+    assert usable == {"fp32": b"float", "int8-dynamic": b"quantised"}
+    assert report["int8-dynamic"]["passed"] is True
+    assert report["int8-dynamic"]["maxAbsDifference"] > 0.7
+
+
+def test_a_quantised_onnx_file_that_is_worse_is_recorded_and_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantised = torch.full((ROWS,), 2.0)
+    quantised[::10] = -2.0
+    usable, report = exported(monkeypatch, {b"float": torch.full((ROWS,), 2.0), b"quantised": quantised})
+    assert usable == {"fp32": b"float"}
+    assert report["fp32"]["passed"] is True
+    assert report["int8-dynamic"]["passed"] is False
+    assert "roc_auc is 0.1000 worse than fp32's" in report["int8-dynamic"]["reason"]
+
+
+def test_a_float_onnx_file_that_differs_fails_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    differs = torch.full((ROWS,), 2.01)
+    with pytest.raises(JobFailure, match="the ONNX file of fp32 differs from the model by") as caught:
+        exported(monkeypatch, {b"float": differs, b"quantised": differs})
+    assert caught.value.failure.reason is FailureClass.GATE_FAILED
+
+
+def test_a_reason_is_short_in_the_summary_and_whole_in_the_report(tmp_path: Path) -> None:
+    job = Job(Stage.OPTIMIZE, "m", "m-01234567", spec(), Store(str(tmp_path)))
+    slow = candidate("int8-dynamic", roc_auc=1 / 3)
+    reasons = {"fp32": [], "int8-dynamic": [f"difference by {'ü' * 128}"] * 32}
+    summary = finish(job, [FP32, slow], reasons, "fp32", {})
+    assert len(summary.to_json()) <= TERMINATION_LIMIT
+    short = summary.details["candidates"][1]
+    assert short["reason"].startswith("difference by ü")
+    assert short["metrics"]["roc_auc"] == 1 / 3, "gates judge what was measured"
+    whole = job.read_json(Artifacts.report(Stage.OPTIMIZE))["candidates"][1]
+    assert whole["reason"] == "; ".join(reasons["int8-dynamic"])
 
 
 # Exports.

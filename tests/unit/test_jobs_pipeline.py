@@ -108,9 +108,10 @@ def test_the_candidates_are_measured_and_written(done: Done) -> None:
         }
         assert (pipeline.artifacts / files["torchscript"]).stat().st_size == entry["sizeBytes"]
         assert entry["latencyP50Ms"] <= entry["latencyP99Ms"]
+        assert report["onnx"][entry["name"]]["passed"], report["onnx"]
     assert report["onnx"]["fp32"]["maxAbsDifference"] < 1e-4
-    fp32 = details["candidates"][0]
-    assert fp32["metrics"] == summaries[Stage.AUDIT].metrics, "the file that ships scores as the audited model did"
+    fp32, audited = details["candidates"][0]["metrics"], summaries[Stage.AUDIT].metrics
+    assert fp32 == pytest.approx(audited, abs=1e-6), "the file that ships scores as the audited model did"
 
 
 def test_the_shipped_file_loads_as_serving_loads_it(done: Done) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,8 +46,6 @@ def test_files_are_written_listed_read_and_deleted() -> None:
     assert store.names() == ["a/b.json", "c"]
     assert store.names("a") == ["a/b.json"]
     assert store.names("nothing") == []
-    assert store.exists("c")
-    assert not store.exists("d")
     assert Store(f"s3://{s3_server.BUCKET}/files/c").is_file()
     assert not store.is_file()
     store.delete(["c", "a/b.json", "gone already"])
@@ -121,13 +121,52 @@ def test_a_scheme_without_driver_is_a_mistake_in_the_specification(uri: str, wor
 @pytest.mark.parametrize(
     ("text", "wanted", "reason"),
     [
-        ("key K-1 refused", "key *** refused", "an access key of the environment"),
+        ("key K-123456 refused", "key *** refused", "an access key of the environment"),
+        ("the man asked", "the man asked", "too short for a secret: words would lose parts"),
         ("ftp://user:pass@host/x failed", "ftp://***@host/x failed", "a password in a URI"),
         ("s3://bucket/me@home.csv", "s3://bucket/me@home.csv", "an @ in a path is no password"),
     ],
 )
 def test_redact(text: str, wanted: str, reason: str) -> None:
-    assert redact(text, {"AWS_ACCESS_KEY_ID": "K-1", "AWS_SESSION_TOKEN": ""}) == wanted, reason
+    secrets = {"AWS_ACCESS_KEY_ID": "K-123456", "AWS_SECRET_ACCESS_KEY": "man", "AWS_SESSION_TOKEN": ""}
+    assert redact(text, secrets) == wanted, reason
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("act", [READ, WRITE, LIST], ids=["read", "write", "list"])
+def test_a_bucket_that_cannot_exist_is_a_mistake_in_the_specification(act: Callable[[Store], object]) -> None:
+    with pytest.raises(JobFailure, match="Invalid bucket name") as caught:
+        act(Store("s3://Bad_Bucket!/x"))
+    assert caught.value.failure.reason is FailureClass.SPEC_INVALID
+    assert "a bucket's name is" in caught.value.failure.next_action
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("folder", "a folder in the file's place"), ("file/x", "a file in the folder's place")]
+)
+def test_a_local_path_that_is_something_else_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(JobFailure) as caught:
+        Store(str(tmp_path)).write(name, b"x")
+    failure = caught.value.failure
+    assert failure.reason is FailureClass.SPEC_INVALID, reason
+    assert str(tmp_path / name) in failure.message, reason
+    assert "move away what is in the place" in failure.next_action, reason
+
+
+def test_a_full_disk_is_no_matter_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.pipe_file", full)
+    with pytest.raises(JobFailure, match="No space left") as caught:
+        store.write("x", b"x")
+    assert caught.value.failure.reason is FailureClass.CRASHED
+    assert "free space" in caught.value.failure.next_action
+    assert "AWS_ENDPOINT_URL" not in caught.value.failure.next_action
 
 
 def test_local_folders_are_made_as_needed(tmp_path: Path) -> None:

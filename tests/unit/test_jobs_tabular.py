@@ -15,7 +15,16 @@ import torch
 from mljobs.failure import JobFailure
 from mljobs.tasks import load_task, tabular_model
 from mljobs.tasks.tabular import TabularTask, quantile_edges
-from mljobs.tasks.tabular_model import NumericEncoder, Preprocessor, RecordError, TabularModel
+from mljobs.tasks.tabular_model import (
+    MISSING,
+    UNKNOWN,
+    CategoricalEncoder,
+    NumericEncoder,
+    Preprocessor,
+    RecordError,
+    TabularModel,
+    category,
+)
 from mlplatform.contract import TASK_METRICS, FailureClass
 
 CONFIG: dict[str, Any] = {
@@ -113,6 +122,36 @@ def test_numeric_encoding(value: float, wanted: list[float], reason: str) -> Non
     encoder = NumericEncoder([{"edges": [20.0, 40.0, 60.0]}])
     assert encoder.size == 3
     assert encoder(torch.tensor([[value]])).tolist() == [wanted], reason
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ((True, "true", "True", "TRUE", " True "), "true"),
+        ((False, "false", "False", "FALSE"), "false"),
+        ((1, 1.0, "1"), "1"),
+        ((None, "", "?", "NA", float("nan")), None),
+        (("yes",), "yes"),
+    ],
+)
+def test_ways_of_writing_one_category(values: tuple[Any, ...], wanted: str | None) -> None:
+    assert [category(value) for value in values] == [wanted] * len(values)
+
+
+def test_a_value_that_training_never_saw_is_neutral() -> None:
+    """Its embedding is 0 at first and, as no gradient reaches it, ever after."""
+    torch.manual_seed(1)
+    encoder = CategoricalEncoder([{"categories": ["a", "b"]}, {"categories": ["c"]}], 3)
+    seen = torch.tensor([[2, 2], [3, 2]])
+    unseen = torch.tensor([[UNKNOWN, UNKNOWN], [MISSING, MISSING]])
+    assert encoder(seen).all(), "values of the training start at random"
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1)
+    for _ in range(3):
+        assert not encoder(unseen).any()
+        optimizer.zero_grad()
+        torch.autograd.backward(encoder(seen).square().sum())
+        optimizer.step()
+    assert not encoder(unseen).any()
 
 
 @pytest.mark.parametrize("kinds", [("numeric",), ("categorical",), ("numeric", "categorical")])

@@ -1,6 +1,6 @@
 """Tasks: what is to be learned, apart from how the training is run.
 
-Called by train, audit and optimize. `tabular` is built in; a user's own is named
+Called by train, and by trained for the stages after it. `tabular` is built in; a user's own is named
 ``package.module:Class`` and lives in the training image.
 """
 

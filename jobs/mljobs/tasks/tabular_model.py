@@ -22,6 +22,8 @@ UNKNOWN: Final = 1
 """Category index of a value not seen in training."""
 FIRST_CATEGORY: Final = 2
 MISSING_WORDS: Final = frozenset({"", "?", "NA", "N/A", "NaN", "nan", "null", "None"})
+BOOLEAN_WORDS: Final = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
+"""How Python, R and spreadsheets write booleans, to how JSON does."""
 
 
 class RecordError(ValueError):
@@ -113,11 +115,11 @@ def _numbers(column: Iterable[Any], name: str) -> list[float]:
 def category(value: Any) -> str | None:
     """The category that a raw value stands for; None if it is missing.
 
-    Numbers are written so that 1, 1.0 and "1" are one category, and booleans as JSON writes them.
+    Numbers are written so that 1, 1.0 and "1" are one category, and booleans, also those in words, as JSON writes them.
     """
     if type(value) is str:
         text = value.strip()
-        return None if text in MISSING_WORDS else text
+        return None if text in MISSING_WORDS else BOOLEAN_WORDS.get(text, text)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool):
@@ -188,6 +190,10 @@ class CategoricalEncoder(nn.Module):
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         self.register_buffer("offset", torch.tensor(offsets, dtype=torch.int64), persistent=False)
         self.table = nn.Embedding(max(sum(sizes), 1), width)
+        # Rows that no training row reaches keep their first value: 0, the mean of the others', favours no class by chance.
+        with torch.no_grad():
+            for offset in offsets:
+                self.table.weight[offset : offset + FIRST_CATEGORY] = 0.0
         self.size = len(features) * width
 
     def forward(self, categorical: Tensor) -> Tensor:
