@@ -43,7 +43,7 @@ RESYNC: Final = timedelta(minutes=10)
 """A pass that nothing asked for: it looks for deletions that a broken watch has missed."""
 
 LAG: Final = 10.0
-"""Seconds after which the watch counts for more than what was written."""
+"""Seconds after which a write that the watch has not shown is looked for."""
 
 BACKOFF: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds to wait after the first, second, … error in a row, give or take a half."""
@@ -97,9 +97,18 @@ class Recent:
         """Takes note that an object is gone though the watch still shows it."""
         self._gone.setdefault(obj["kind"], set()).add(uid_of(obj))
 
+    def forget(self, obj: Object) -> None:
+        """Takes note that an object that was written is gone again."""
+        self._written.pop((obj["kind"], name_of(obj)), None)
+
+    @property
+    def overdue(self) -> list[Object]:
+        """What was written `LAG` ago, and the watch has not shown."""
+        return [obj for when, obj in self._written.values() if time.monotonic() - when >= LAG]
+
     @property
     def lag(self) -> float | None:
-        """Seconds until the oldest write that the watch has not shown yet stops counting; None when there is none."""
+        """Seconds until something is overdue; None when the watch has shown everything."""
         oldest = min((when for when, _ in self._written.values()), default=None)
         return None if oldest is None else max(oldest + LAG - time.monotonic(), 0)
 
@@ -108,10 +117,10 @@ class Recent:
         seen, gone = tuple(seen), self._gone.get(kind, set())
         gone.intersection_update(map(uid_of, seen))  # What the watch no longer shows need not be remembered.
         found = {name_of(obj): obj for obj in seen if uid_of(obj) not in gone}
-        for (written_kind, name), (when, obj) in list(self._written.items()):
+        for (written_kind, name), (_, obj) in list(self._written.items()):
             if written_kind != kind:
                 continue
-            if time.monotonic() - when > LAG or _revision(found.get(name)) >= _revision(obj):
+            if _revision(found.get(name)) >= _revision(obj):
                 del self._written[written_kind, name]
             else:
                 found[name] = obj
@@ -142,13 +151,13 @@ class Reconciler:
                 if now >= resync:
                     resync = now + RESYNC * random.uniform(0.8, 1.2)  # noqa: S311  spreads load; no secret
                     await self._check_deletions()
+                await self._confirm()
                 with metrics.RECONCILE_SECONDS.labels(self._kind).time():
                     look_again = await self.once()
                 errors = 0
                 until = min(resync, look_again or resync)
                 pause = max((until - self._world.clock()).total_seconds(), 0)
                 if self._recent.lag is not None:
-                    # A deletion right after the write went unseen; nothing else would wake us when the write is forgotten.
                     pause = min(pause, self._recent.lag)
             except Exception as error:  # noqa: BLE001  one object's mistake must not end its daemon, nor go unseen
                 pause = BACKOFF[min(errors, len(BACKOFF) - 1)] * random.uniform(0.5, 1.5)  # noqa: S311  likewise
@@ -291,6 +300,15 @@ class Reconciler:
             book.keep(c["type"])
         book.set("Ready", "False", reason, message)
         return {**before, "observedGeneration": generation, "conditions": conditions_json(book.conditions())}
+
+    async def _confirm(self) -> None:
+        """Looks for what was written and the watch has not shown: it may be slow, or somebody was quick to delete it."""
+        for obj in self._recent.overdue:
+            live = await asyncio.to_thread(self._world.cluster.get, Ref.to(obj))
+            if live is None:
+                self._recent.forget(obj)
+            else:
+                self._recent.remember(live)
 
     async def _check_deletions(self) -> None:
         """Looks past the watch at every object that this daemon's decisions rest on.

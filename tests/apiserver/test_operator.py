@@ -24,7 +24,7 @@ from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, free_port, star
 from kubernetes import client, config
 
 from mlplatform.actions import Delete, Event, Patch, Ref
-from mlplatform.cluster import Cluster, Forbidden, NameTaken, Rejected
+from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected
 from mlplatform.snapshot import Object, annotations_of, condition
 
 pytestmark = pytest.mark.apiserver
@@ -155,7 +155,7 @@ def test_life_of_a_model_on_a_real_api_server(server: ApiServer, operator: Progr
     eventually(lambda: version_settled(server, namespace))
     before = writes(server)
     time.sleep(10)  # idleness is the absence of something: there is no event to wait for
-    assert writes(server) == before, "an idle operator writes nothing"
+    assert writes(server) == before, f"an idle operator writes nothing\n{operator.log.read_text()[-3000:]}"
 
     for kill in (True, False):
         operator.stop(kill=kill)
@@ -292,7 +292,7 @@ def test_status_is_replaced_as_a_whole_and_only_on_the_same_object(
     assert written
     assert written["status"] == {"stage": "Serving"}
     namesake = {**model, "metadata": {**model["metadata"], "uid": "another"}}
-    with pytest.raises(Rejected):
+    with pytest.raises(Conflict):
         cluster.write_status(namesake, {"stage": "Wrong"})
     assert get(server, namespace, "mlmodel/adult-income")["status"] == {"stage": "Serving"}
     server.kubectl("-n", namespace, "delete", "mlmodel", "adult-income")

@@ -44,12 +44,16 @@ class TestRecent:
         assert recent.view("Pod", []) == {}
         assert set(recent.view("Job", [obj("y")])) == {"x", "y"}
 
-    def test_a_watch_that_never_catches_up_counts_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_the_watch_does_not_show_for_long_is_overdue(self, monkeypatch: pytest.MonkeyPatch) -> None:
         recent = Recent()
         recent.remember(obj(revision=5))
+        assert recent.overdue == []
         later = reconciler.time.monotonic() + reconciler.LAG + 1
         monkeypatch.setattr(reconciler.time, "monotonic", lambda: later)
-        assert recent.view("Job", []) == {}, "somebody deleted it before the watch had shown it"
+        assert recent.overdue == [obj(revision=5)]
+        assert set(recent.view("Job", [])) == {"x"}, "it counts until somebody has looked"
+        recent.forget(obj())
+        assert recent.view("Job", []) == {}
 
     def test_a_lost_object_stays_lost_but_its_namesake_does_not(self) -> None:
         recent = Recent()
@@ -59,7 +63,9 @@ class TestRecent:
         namesake["metadata"]["uid"] = "another"
         assert recent.view("Job", [namesake]) == {"x": namesake}
 
-    def test_it_says_when_a_write_that_is_not_confirmed_stops_counting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_says_when_a_write_that_is_not_confirmed_is_to_be_looked_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         recent = Recent()
         assert recent.lag is None
         now = reconciler.time.monotonic()
@@ -113,6 +119,31 @@ def test_an_error_that_lasts_is_told_in_ready_and_one_that_passes_is_not(error: 
     assert ready.get("reason") == (type(error).__name__ if told else None)
     if told:
         assert str(error) in ready["message"]
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted at once", "a watch that is slow"])
+def test_a_write_that_the_watch_never_shows_is_looked_for(monkeypatch: pytest.MonkeyPatch, *, deleted: bool) -> None:
+    class Slow(Fake):
+        """Its watch does not show ModelVersions."""
+
+        def objects(self, kind: str, namespace: str, model: str) -> list[Object]:
+            return [] if kind == "ModelVersion" else super().objects(kind, namespace, model)
+
+    clock = [0.0]
+    monkeypatch.setattr(reconciler.time, "monotonic", lambda: clock[0])
+    fake = Slow()
+    fake.apply(mlmodel())
+    subject = passing(fake)
+    asyncio.run(subject.run(Loop(fake, 2).sleep))
+    [version] = fake.names("ModelVersion")
+    uid = fake.one("ModelVersion", version)["metadata"]["uid"]
+    if deleted:
+        fake.remove("ModelVersion", version)
+    clock[0] += reconciler.LAG
+    asyncio.run(subject.run(Loop(fake, 1).sleep))
+    assert fake.names("ModelVersion") == [version]
+    assert (fake.one("ModelVersion", version)["metadata"]["uid"] == uid) is not deleted
+    assert fake.log.count(f"create ModelVersion/{version}") == (2 if deleted else 1)
 
 
 def test_an_error_that_lasts_is_about_the_generation_that_it_was_met_with() -> None:
