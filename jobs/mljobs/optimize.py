@@ -310,6 +310,7 @@ def finish(
         **more,
     }
     metrics = {
+        **winner.metrics,  # of what ships, not of the model it was made from
         "latency_p50_ms": winner.latency.p50,
         "latency_p99_ms": winner.latency.p99,
         "size_bytes": float(winner.size_bytes),

@@ -99,6 +99,9 @@ def test_the_candidates_are_measured_and_written(done: Done) -> None:
     details = summaries[Stage.OPTIMIZE].details
     assert [entry["name"] for entry in details["candidates"]] == ["fp32", "int8-dynamic"]
     assert details["selected"] in {entry["name"] for entry in details["candidates"] if entry["passed"]}
+    [shipped] = [entry for entry in details["candidates"] if entry["name"] == details["selected"]]
+    measured = summaries[Stage.OPTIMIZE].metrics
+    assert shipped["metrics"].items() <= measured.items(), "the version's metrics are those of what ships"
     report = pipeline.report(Stage.OPTIMIZE)
     for entry in details["candidates"]:
         files = report["files"][entry["name"]]
