@@ -22,9 +22,15 @@ help: ## Lists the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 	@echo "  CLUSTER=local|kind|current chooses the cluster of up, down, demo, test and install (now: $(CLUSTER))"
 
+# Targets share the machine and each other's files.
+.NOTPARALLEL:
+
 # --- what a fresh machine needs --------------------------------------------------------------------------------------
 
-.PHONY: system
+.PHONY: fit system
+fit:
+	@local/fit
+
 system:
 	@local/bootstrap
 
@@ -47,7 +53,7 @@ venv: $(DEV_READY) ## Makes .venv with everything development needs
 # --- the cluster -----------------------------------------------------------------------------------------------------
 
 .PHONY: up down status images binaries
-up: system ## Starts the cluster with its add-ons and images (local: builds them once)
+up: fit system ## Starts the cluster with its add-ons and images (local: builds them once)
 	@local/up
 
 down: ## Stops the local cluster and removes what it made (kind: deletes the kind cluster)
@@ -56,7 +62,7 @@ down: ## Stops the local cluster and removes what it made (kind: deletes the kin
 status: ## Says what runs of the local cluster
 	@python3 -m local status
 
-images: system ## Builds the images
+images: fit system ## Builds the images
 	@python3 -m local images
 
 binaries: system ## Builds or finds the Kubernetes binaries and prints their folder
@@ -64,7 +70,7 @@ binaries: system ## Builds or finds the Kubernetes binaries and prints their fol
 
 .PHONY: demo install
 demo: export DEMO_STARTED := $(shell date +%s)
-demo: system $(CLI_READY) ## From nothing to a served, replaced model: the whole path, live
+demo: fit system $(CLI_READY) ## From nothing to a served, replaced model: the whole path, live
 	@local/up
 	@$(PY) -m local.demo
 
@@ -94,7 +100,7 @@ manifests: $(DEV_READY) ## Writes what is derived: the dashboards, the chart's c
 BINARIES := [ -n "$${KUBEBUILDER_ASSETS:-}" ] || python3 -m local binaries >/dev/null
 
 .PHONY: test test-unit test-apiserver test-e2e
-test: test-unit test-apiserver test-e2e ## All tests, fast ones first
+test: fit test-unit test-apiserver test-e2e ## All tests, fast ones first
 
 test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
 	@local/bootstrap java:openjdk-17-jre-headless
@@ -105,7 +111,7 @@ test-apiserver: $(DEV_READY) ## Semantics and contracts against a real kube-apis
 	@$(BINARIES)
 	@$(PY) -m pytest -n auto --dist loadfile tests/apiserver tests/contract
 
-test-e2e: $(DEV_READY) ## Given/When/Then on the cluster
+test-e2e: fit $(DEV_READY) ## Given/When/Then on the cluster
 	@local/up
 	@$(PY) -m pytest tests/e2e
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,12 @@ def main() -> int:
     print("Asking for a new version …", flush=True)
     started = datetime.now(UTC)
     patch = {"metadata": {"annotations": {"mlplatform.dev/retrain": started.isoformat()}}}
-    model = api.patch_namespaced_custom_object(GROUP, VERSION, args.namespace, PLURAL, args.model, patch)
+    try:
+        model = api.patch_namespaced_custom_object(GROUP, VERSION, args.namespace, PLURAL, args.model, patch)
+    except client.ApiException as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        raise SystemExit(f"there is no MLModel {args.namespace}/{args.model}: run `make demo` first") from None
     before = model.get("status", {}).get("latestVersion")
     deadline = time.monotonic() + args.timeout
     while model.get("status", {}).get("latestVersion") == before:

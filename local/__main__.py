@@ -92,6 +92,8 @@ def show_binaries(_: argparse.Namespace, layout: Layout, console: Console) -> in
 
 def show_images(arguments: argparse.Namespace, layout: Layout, console: Console) -> int:
     """Builds the images and prints their references."""
+    if not arguments.no_build and _refuse(layout, console):
+        return EXIT_MACHINE
     refs = images.loaded_references() if arguments.no_build else cluster.build_images(layout, console)
     print(json.dumps(refs, indent=2) if arguments.json else "\n".join(refs.values()))
     return 0
@@ -106,8 +108,10 @@ def kubeconfig(_: argparse.Namespace, layout: Layout, console: Console) -> int:
     return 0
 
 
-def doctor(_: argparse.Namespace, layout: Layout, console: Console) -> int:
+def doctor(arguments: argparse.Namespace, layout: Layout, console: Console) -> int:
     """Says whether this machine can carry the cluster, and why not."""
+    if arguments.brief:
+        return EXIT_MACHINE if _refuse(layout, console) else 0
     checks = machine.examine(layout.cache)
     for check in checks:
         mark = console.paint("✗", "red") if check.problem else console.paint("✓", "green")
@@ -141,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="print {name: reference}")
     show.add_argument("--no-build", action="store_true", help="only compute the references")
     verb("kubeconfig", kubeconfig)
-    verb("doctor", doctor)
+    verb("doctor", doctor).add_argument("--brief", action="store_true", help="say nothing when it can, else one line")
     return top
 
 

@@ -25,7 +25,7 @@ from kubernetes import client, config
 
 from mlplatform.actions import Delete, Event, Patch, Ref
 from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected
-from mlplatform.snapshot import Object, annotations_of, condition
+from mlplatform.snapshot import Object, annotations_of, condition, moment
 
 pytestmark = pytest.mark.apiserver
 
@@ -194,6 +194,8 @@ def test_bad_input_is_refused_in_accepted(
     eventually(lambda: model_condition(server, namespace, "Accepted")[0] == "False", lambda: reason)
     accepted = condition(get(server, namespace, "mlmodel/adult-income"), "Accepted")
     assert contains in accepted["message"], reason
+    created = get(server, namespace, "mlmodel/adult-income")["metadata"]["creationTimestamp"]
+    assert (moment(accepted["lastTransitionTime"]) - moment(created)).total_seconds() <= 10, reason
     assert operator.process
     assert operator.process.poll() is None, "nothing that people write ends the operator"
 

@@ -286,6 +286,17 @@ class Model:
         finally:
             connection.close()
 
+    def asks(self, path: str, body: Object | None = None) -> int:
+        """The HTTP status of one request through the gateway: a POST of this body, or a GET."""
+        target = self.target()
+        connection = target.connect()
+        headers = {"Host": target.host, "Content-Type": "application/json"}
+        try:
+            connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
     @contextmanager
     def under_load(self, per_second: float = 20.0) -> Iterator[Load]:
         """Requests go on for the whole block."""

@@ -91,6 +91,14 @@ BAD = [
         "at most 36 chars",
     ),
     Bad(
+        "an empty data URI",
+        "e2e-empty-uri",
+        {"data.uri": ""},
+        "",
+        ("spec.data.uri",),
+        "at least 1 char",
+    ),
+    Bad(
         "a data URI under which nothing lies",
         "e2e-no-data",
         {"data.uri": f"s3://{FOLDER}/nothing-here/"},

@@ -12,7 +12,17 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from e2e.scenario import NAMESPACE, STAGE_SECONDS, Model, Object, Platform, condition, stages
+from e2e.scenario import (
+    NAMESPACE,
+    PROMPT_SECONDS,
+    STAGE_SECONDS,
+    Model,
+    Object,
+    Platform,
+    condition,
+    find_condition,
+    stages,
+)
 
 from local.demo import PEOPLE, ROUTE_SECONDS, weights
 from local.load import Outcome, predict
@@ -41,6 +51,37 @@ def test_a_model_is_trained_audited_packaged_and_served(model: Model) -> None:
     assert 0.5 <= answer.body["confidence"] <= 1
     assert answer.body["model_version"] == version
     assert model.answers(headers={contract.HEADER_VERSION: version}).status == 200
+    columns = [
+        {
+            "name": name,
+            "shape": [1],
+            "datatype": "FP64" if isinstance(value, (int, float)) else "BYTES",
+            "data": [value],
+        }
+        for name, value in PEOPLE[0].items()
+    ]
+    assert model.asks(f"/v1/models/{model.name}:predict", {"instances": [PEOPLE[0]]}) == 200
+    assert model.asks(f"/v2/models/{model.name}/infer", {"inputs": columns}) == 200
+    assert model.asks("/health") == 200
+
+
+def test_a_change_that_is_refused_changes_nothing_that_serves(model: Model) -> None:
+    # Given a model that serves under load, when a gate on a metric that does not exist is applied
+    sound, stable = model.spec, model.becomes_ready()["status"]["stable"]
+    with model.under_load() as load:
+        model.is_changed(gates=[{"metric": "roc_acu", "min": 0.6}])
+        refused = model.fails("Accepted", PROMPT_SECONDS)
+
+        # Then the status says so, the stable version is the same, and no request is lost
+        assert refused["status"]["stable"] == stable
+        assert "did you mean roc_auc?" in find_condition(refused, "Ready")["message"]
+        assert load.wait_for(load.outcome.total + 40)
+    assert (load.outcome.failed, load.outcome.failures) == (0, [])
+    assert set(load.outcome.by_version) == {stable["version"]}
+
+    # And when it is corrected, the model is ready again without another version
+    model.is_applied(sound)
+    assert model.becomes_ready()["status"]["latestVersion"] == stable["version"]
 
 
 @dataclass

@@ -60,6 +60,13 @@ def pods(found: tuple[dict[str, Any], ...]) -> Iterator[tuple[str, dict[str, Any
             yield obj["metadata"]["name"], obj["spec"]["template"]["spec"]
 
 
+def serving(found: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """The containers that every serving pod gets."""
+    (runtime,) = objects("ClusterServingRuntime", found).values()
+    spec: dict[str, Any] = runtime["spec"]
+    return spec
+
+
 @cache
 def generator() -> ModuleType:
     """charts/generate.py, which lies in no package."""
@@ -171,6 +178,19 @@ def test_pods_are_restricted() -> None:
             assert security["readOnlyRootFilesystem"] is True, name
             assert security["capabilities"] == {"drop": ["ALL"]}, name
             assert "memory" in container["resources"]["limits"], name
+
+
+def test_serving_containers_are_restricted() -> None:
+    for container in serving(rendered())["containers"]:
+        security = container["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["runAsUser"] == 65532
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert {port["containerPort"] for port in container["ports"]}.isdisjoint({8081, 7071}), (
+            "management stays inside"
+        )
 
 
 def test_only_the_operator_gets_a_token() -> None:
