@@ -17,11 +17,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 from mlplatform import contract, metrics
-from mlplatform.actions import Apply, Create, Ref, Write
+from mlplatform.actions import Apply, Create, Event, Ref, Write
 from mlplatform.cluster import Cluster, ClusterError, Conflict
 from mlplatform.conditions import Book
 from mlplatform.contract import Stage
 from mlplatform.plan import Plan, plan_model, plan_version
+from mlplatform.plan.model_status import OBSERVED
 from mlplatform.plan.plan import conditions_json
 from mlplatform.resources import inferenceservice
 from mlplatform.settings import Settings
@@ -193,33 +194,32 @@ class Reconciler:
         except ClusterError:
             raise
         except Exception as error:
-            await self._write_status(me, self._confession(me, "InternalError", _apology(error)))
+            await self._apologise(me, error)
             raise
+        if self._kind == "MLModel":
+            self._show(me, plan.status)  # What is seen is so, whatever becomes of the writes.
         failed: ClusterError | None = None
         try:
             await self._write(plan.writes)
         except ClusterError as error:
             failed = error
             if error.lasting:
-                plan.status = self._confession(me, type(error).__name__, str(error))
+                plan.status = self._confession(me, type(error).__name__, str(error), plan.status)
         if not failed or failed.lasting:
-            self._measure(me, plan.status)
             await self._write_status(me, plan.status)
         if failed:
             raise failed
         try:
             await self._write(plan.cleanup)
         finally:
-            await self._post(me, plan)
+            await self._post(me, plan.events)
+        await self._post(me, plan.farewells)
         return plan.look_again
 
-    def _measure(self, me: Object, status: Object) -> None:
-        """Shows Prometheus what the status says."""
-        if self._kind == "ModelVersion":
-            metrics.record_version(status_of(me), status)
-        else:
-            stable = (status.get("stable") or {}).get("version", "")
-            metrics.record_model({**me, "status": status}, self._all("ModelVersion").get(stable))
+    def _show(self, me: Object, status: Object) -> None:
+        """Shows Prometheus what an MLModel's status says."""
+        stable = (status.get("stable") or {}).get("version", "")
+        metrics.record_model({**me, "status": status}, self._all("ModelVersion").get(stable))
 
     async def _plan(self, me: Object) -> Plan:
         world = self._world
@@ -282,22 +282,43 @@ class Reconciler:
             return
         metrics.WRITES.labels(self._kind, "status").inc()
         self._recent.remember(await asyncio.to_thread(self._world.cluster.write_status, me, status))
+        if self._kind == "ModelVersion":
+            metrics.record_version(status_of(me), status)
+        else:
+            self._show(me, status)
 
-    async def _post(self, me: Object, plan: Plan) -> None:
-        for event in plan.events:
+    async def _post(self, me: Object, events: Iterable[Event]) -> None:
+        for event in events:
             log.info("%s: %s: %s", self, event.reason, event.message)
             metrics.WRITES.labels("Event", "create").inc()
             await asyncio.to_thread(self._world.cluster.post, me, event, self._world.clock())
 
-    def _confession(self, me: Object, reason: str, message: str) -> Object:
+    async def _apologise(self, me: Object, error: Exception) -> None:
+        """Tells of a mistake of ours, but for a version that is ready: it serves, or may, and must go on being so."""
+        if self._kind == "ModelVersion" and condition(me, "Ready").get("status") == "True":
+            return
+        try:
+            await self._write_status(me, self._confession(me, "InternalError", _apology(error)))
+        except ClusterError as untold:
+            log.warning("%s: its status could not say so: %s", self, untold)
+
+    def _confession(self, me: Object, reason: str, message: str, planned: Object | None = None) -> Object:
         """A status that puts an error which will not pass by itself where a person looks: into `Ready`.
 
-        The rest of the status stays as it was, for what it would say has not happened.
+        The rest of the status stays as it was, for what it would say has not happened; but for what of a model's
+        `planned` status was seen, not done.
         """
         before, generation = status_of(me), me["metadata"].get("generation", 0)
         book = Book(before.get("conditions") or (), generation, self._world.clock())
         for c in before.get("conditions") or ():
             book.keep(c["type"])
+        if self._kind == "MLModel" and planned:
+            before = {
+                **{key: value for key, value in before.items() if key not in OBSERVED},
+                **{key: planned[key] for key in OBSERVED if key in planned},
+            }
+            serving = condition({"status": planned}, "Serving")
+            book.set("Serving", serving["status"], serving["reason"], serving["message"])
         book.set("Ready", "False", reason, message)
         return {**before, "observedGeneration": generation, "conditions": conditions_json(book.conditions())}
 

@@ -137,11 +137,10 @@ class Record:
         """Reads the annotation; None when it is absent or somebody has damaged it."""
         try:
             found = api.decode(cls, json.loads(text), unknown="skip")
-            for time in (found.started_at, found.step_started_at, found.finished_at):
-                moment(time)
+            times = [moment(t) for t in (found.started_at, found.step_started_at, found.finished_at) if t]
         except ValueError:
             return None
-        return found
+        return found if all(time and time.tzinfo for time in times) else None
 
 
 def step_of(weight: int, steps: tuple[int, ...]) -> int:
@@ -166,13 +165,15 @@ def _give_up(view: View) -> Verdict | None:
     """A candidate that cannot become ready, or stay so, must not hold up the model for ever."""
     if view.ready:
         return None
-    if view.now >= view.overdue_at:
-        message = f"{view.candidate} was not ready for as long as rollout.maxDuration{_because(view)}"
-        return Verdict(Move.ROLLBACK, 0, "NotReadyInTime", message)
-    if view.weight and not view.serving and view.setbacks + 1 >= SETBACKS:
+    if view.weight and not view.serving:  # It loses its traffic now, and its time begins.
+        if view.setbacks + 1 < SETBACKS:
+            return None
         message = f"{view.candidate} lost all its ready pods under traffic {SETBACKS} times{_because(view)}"
         return Verdict(Move.ROLLBACK, 0, "Unstable", message)
-    return None
+    if view.now < view.overdue_at:
+        return None
+    message = f"{view.candidate} was not ready for as long as rollout.maxDuration{_because(view)}"
+    return Verdict(Move.ROLLBACK, 0, "NotReadyInTime", message)
 
 
 def protect_traffic(view: View) -> Verdict | None:

@@ -51,7 +51,7 @@ def retire(facts: Facts, plan: Plan) -> None:
             plan.look(until)
             continue
         plan.cleanup.append(Delete(Ref.to(served)))
-        plan.events.append(Event("Normal", "VersionRetired", f"the pods of {facts.label(version)} were stopped"))
+        plan.farewells.append(Event("Normal", "VersionRetired", f"the pods of {facts.label(version)} were stopped"))
 
 
 def prune(facts: Facts, plan: Plan) -> None:

@@ -112,7 +112,9 @@ class Facts:
         """When the last of the version's pods that take no traffic began to take none; None when there is no such pod."""
         waiting = [pod for pod in self.snapshot.pods.get(version, ()) if not failures.ready(pod)]
         times = [
-            condition(pod, "Ready").get("lastTransitionTime") or pod["metadata"].get("creationTimestamp")
+            pod["metadata"].get("deletionTimestamp")
+            or condition(pod, "Ready").get("lastTransitionTime")
+            or pod["metadata"].get("creationTimestamp")
             for pod in waiting
         ]
         return max(filter(None, map(moment, times)), default=None)

@@ -17,11 +17,11 @@ from mlplatform import api, rollout
 from mlplatform.actions import Event
 from mlplatform.conditions import Book
 from mlplatform.plan import children, traffic
-from mlplatform.plan.facts import gather
-from mlplatform.plan.model_status import describe
+from mlplatform.plan.facts import Facts, gather
+from mlplatform.plan.model_status import OBSERVED, describe, observed
 from mlplatform.plan.plan import Plan, conditions_json
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, name_of, status_of
+from mlplatform.snapshot import ModelSnapshot, Object, name_of, status_of
 
 
 def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Plan:
@@ -36,16 +36,15 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
     found = api.problems(spec, name_of(model), facts.trigger)
     if found:
         reason = "InvalidName" if found[0].startswith("metadata.name") else "SpecInvalid"
-        traffic.protect(facts, plan)
-        return _refuse(snapshot, book, reason, "; ".join(found), plan)
+        book.set("Accepted", "False", reason, "; ".join(found))
+        _keep_serving(facts, plan)
+        seen = observed(facts, book, plan)
+        return _refuse(snapshot, book, reason, "; ".join(found), plan, seen)
     book.set("Accepted", "True", "SpecValid", "the spec is sound")
 
     verdict: rollout.Verdict | None = None
     if spec.suspend:
-        for version in (facts.stable, *(name for name, weight in facts.weights.items() if weight)):
-            if version not in snapshot.services:
-                children.ensure_served(facts, plan, version)
-        traffic.protect(facts, plan)
+        _keep_serving(facts, plan)
     else:
         # What serves comes first: a write that is refused stops those after it.
         children.ensure_served(facts, plan, facts.stable)
@@ -58,12 +57,34 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
     return plan
 
 
-def _refuse(snapshot: ModelSnapshot, book: Book, reason: str, message: str, plan: Plan) -> Plan:
-    """A spec that cannot be used changes nothing that runs: only conditions say so."""
+def _keep_serving(facts: Facts, plan: Plan) -> None:
+    """Nothing new is begun, but what takes traffic is put back where somebody deleted it, and its traffic is protected."""
+    for version in dict.fromkeys([facts.stable, *(name for name, weight in facts.weights.items() if weight)]):
+        if version not in facts.snapshot.services:
+            children.ensure_served(facts, plan, version)
+    traffic.protect(facts, plan)
+
+
+def _refuse(  # noqa: PLR0913, PLR0917  what one refusal says
+    snapshot: ModelSnapshot, book: Book, reason: str, message: str, plan: Plan, seen: Object | None = None
+) -> Plan:
+    """A spec that cannot be used changes nothing that runs: only conditions say so.
+
+    Args:
+        snapshot: What the cluster shows.
+        book: The conditions; `Serving` is set already where `seen` is given.
+        reason: Of `Accepted` and `Ready`.
+        message: Likewise.
+        plan: What is done all the same.
+        seen: The parts of the status that hold whatever the spec says; None when it cannot even be decoded.
+    """
     previous = status_of(snapshot.model)
+    if seen is not None:
+        previous = {**{k: v for k, v in previous.items() if k not in OBSERVED}, **seen}
     book.set("Accepted", "False", reason, message)
     for kind in ("VersionReady", "Serving", "RolloutPassed"):
-        book.keep(kind)
+        if book.get(kind) is None:
+            book.keep(kind)
     book.set("Ready", "False", reason, message)
     plan.status = {
         **{k: v for k, v in previous.items() if k not in {"failure", "conditions"}},

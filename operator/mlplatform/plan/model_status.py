@@ -17,6 +17,9 @@ from mlplatform.resources import ADD_ONS, virtualservice
 from mlplatform.rollout import Move
 from mlplatform.snapshot import Object, condition, stamp, status_of
 
+OBSERVED: Final = ("stable", "rollout", "history")
+"""Keys of the status that say what is there, not what the spec asks for."""
+
 HISTORY_LIMIT: Final = 20
 """Decision records kept."""
 
@@ -42,6 +45,17 @@ def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Pl
         failure=_failure(facts, verdict),
     )
     return status_json(status)
+
+
+def observed(facts: Facts, book: Book, plan: Plan) -> Object:
+    """The parts of the status that hold whether or not the spec can be used, as JSON; sets `Serving`."""
+    history = _history(facts, plan)
+    _serving_condition(facts, book)
+    plan.events += [event for event in _events(book) if event.reason in {"ServingStarted", "ServingStopped"}]
+    status = api.MLModelStatus(
+        stable=_stable_status(facts, history), rollout=_rollout_status(facts, None), history=history
+    )
+    return {key: value for key, value in status_json(status).items() if key in OBSERVED}
 
 
 def _history(facts: Facts, plan: Plan) -> tuple[api.Decision, ...]:

@@ -27,7 +27,8 @@ class Plan:
         writes: Children to make or move, in order.
         status: The whole next status as JSON; written only when it differs.
         cleanup: What is stopped or deleted once the status is written, in order.
-        events: To be posted last, whatever becomes of `cleanup`; each belongs to a change above.
+        events: To be posted once the status is written, whatever becomes of `cleanup`.
+        farewells: To be posted once `cleanup` is done.
         look_again: When time alone may change the plan; None when only the cluster can.
     """
 
@@ -35,6 +36,7 @@ class Plan:
     status: Object = field(default_factory=dict)
     cleanup: list[Write] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    farewells: list[Event] = field(default_factory=list)
     look_again: datetime | None = None
 
     def look(self, when: datetime | None) -> None:

@@ -38,7 +38,8 @@ def move(  # noqa: PLR0911  one link of the chain each, in order
         _point_apex(facts, record.version, plan)  # The promotion was cut short between its two writes.
         return rollout.Verdict(Move.PROMOTE, FULL, record.reason, record.message)
     if record and not facts.recorded:
-        return None  # Its outcome goes into status first; the next pass goes on.
+        _hold(facts, record, plan)  # Its outcome goes into status first; the next pass goes on.
+        return None
     candidate = facts.candidate
     if record and facts.rolling and record.version != candidate:
         wanted = "is no longer there" if record.version == facts.latest else f"made way: {facts.latest} was asked for"
@@ -100,9 +101,11 @@ def _advance(facts: Facts, record: Record, plan: Plan) -> rollout.Verdict:
 def protect(facts: Facts, plan: Plan) -> None:
     """Moves nothing on, but keeps what serves serving: for a model that is suspended, or whose spec is refused."""
     record = facts.record
-    if "VirtualService" in facts.snapshot.missing or not facts.stable or not facts.recorded:
+    if "VirtualService" in facts.snapshot.missing or not facts.stable:
         return
-    if record and facts.rolling:
+    if record and not facts.recorded:
+        _hold(facts, record, plan)
+    elif record and facts.rolling:
         view = facts.view(record)
         verdict = rollout.protect_traffic(view)
         if verdict:
@@ -111,7 +114,15 @@ def protect(facts: Facts, plan: Plan) -> None:
             _apply_route(facts, _split(facts, record.version, view.weight), record, plan)
         _point_apex(facts, facts.stable, plan)
     else:
-        _keep_route(facts, plan)
+        _keep_route(facts, plan, forget=False)
+
+
+def _hold(facts: Facts, record: Record, plan: Plan) -> None:
+    """What has been decided stays in place, however long it takes until the status says so."""
+    winner = record.version if record.outcome == "Promoted" else facts.stable
+    if winner:
+        _apply_route(facts, {winner: FULL}, record, plan)
+        _point_apex(facts, facts.stable or winner, plan)
 
 
 def _shift(facts: Facts, record: Record, verdict: rollout.Verdict, plan: Plan) -> None:
@@ -134,14 +145,14 @@ def _close(facts: Facts, record: Record, plan: Plan) -> None:
     _apply_route(facts, {winner: FULL}, replace(record, finished_at=stamp(facts.now)), plan)
 
 
-def _keep_route(facts: Facts, plan: Plan) -> None:
+def _keep_route(facts: Facts, plan: Plan, *, forget: bool = True) -> None:
     """Between rollouts: the stable version has everything, and the apex and the route say so.
 
     A rollback is forgotten once another version is asked for, so that coming
     back to the version that failed counts as asking for it anew.
     """
     record = facts.record
-    if record and record.outcome != "Promoted" and record.version != facts.latest:
+    if forget and record and record.outcome != "Promoted" and record.version != facts.latest:
         record = None
     if facts.ready_pods(facts.stable) or facts.snapshot.route is not None:
         _apply_route(facts, {facts.stable: FULL}, record, plan)
@@ -176,4 +187,4 @@ def _unless_changed(wanted: Object, live: Object | None) -> Object:
 
 
 def _split(facts: Facts, candidate: str, weight: int) -> dict[str, int]:
-    return {facts.stable: FULL - weight, candidate: weight}
+    return {facts.stable: FULL} if candidate == facts.stable else {facts.stable: FULL - weight, candidate: weight}

@@ -141,6 +141,8 @@ def _held(snapshot: VersionSnapshot) -> tuple[str, str] | None:
     except api.SpecError:
         return None  # The MLModel says so itself; what already runs was asked for by a sound spec.
     trigger = annotations_of(model).get(ANNOTATION_RETRAIN, "")
+    if api.problems(spec, name_of(model), trigger):
+        return None  # Likewise.
     latest = api.version_name(name_of(model), spec, trigger)
     if latest != name_of(snapshot.version):
         return "Superseded", f"the MLModel asks for {latest}; this version goes on if it is asked for again"

@@ -269,6 +269,72 @@ def test_a_version_that_cannot_be_created_does_not_hold_up_what_serves() -> None
     assert status(fake, "Ready")[:2] == ("False", "Forbidden")
 
 
+MISSPELT = {**SECOND, "gates": [{"metric": "roc_acu", "min": 0.9}]}
+
+
+def test_an_outcome_that_the_status_cannot_take_does_not_hold_up_what_serves() -> None:
+    class Full(Fake):
+        """A quota has room for two versions."""
+
+        def do(self, write: Write) -> Object | None:
+            kind = write.manifest["kind"] if isinstance(write, Create) else ""
+            if kind == "ModelVersion" and len(self.names("ModelVersion")) > 1:
+                raise Forbidden("exceeded quota")
+            return super().do(write)
+
+    fake = play([(0, applied()), (400, applied(SECOND)), (ROLLING_AT, nothing)], Full())
+    fake.apply(mlmodel(spec=THIRD))
+    for _ in range(2):
+        with pytest.raises(Forbidden):
+            settle(fake)
+    assert fake.weights() == {V1: 100}, "the candidate made way"
+    fake.remove("Service", "adult")
+    edited(fake, "VirtualService", "adult", http=[])
+    with pytest.raises(Forbidden):
+        settle(fake)
+    assert fake.weights() == {V1: 100}
+    assert "adult" in fake.names("Service")
+    assert [d["decision"] for d in fake.one("MLModel", "adult")["status"]["history"]] == ["Superseded", "Promoted"]
+    fake.unready.add(V1)
+    with pytest.raises(Forbidden):
+        settle(fake)
+    assert status(fake, "Serving")[0] == "False", "what is seen is told, whatever becomes of the writes"
+
+
+def test_a_refused_spec_says_what_is_seen_and_forgets_nothing() -> None:
+    fake = rolling()
+    fake.unready.add(V2)
+    settle(fake, seconds=400)
+    fake.unready.clear()
+    fake.apply(mlmodel(spec=MISSPELT))
+    assert [entry for entry in settle(fake) if not entry.startswith("status")] == [], "nothing that runs is changed"
+    fake.remove("InferenceService", V1)
+    fake.remove("Pod", f"{V1}-predictor-0")
+    settle(fake)
+    assert status(fake, "Serving")[0] == "False"
+    settle(fake, seconds=30)
+    assert status(fake, "Serving")[0] == "True", "it was put back"
+    fake.apply(mlmodel(spec=SECOND))
+    settle(fake, seconds=60)
+    assert fake.weights() == {V1: 100}, "the version that was rolled back still counts as tried"
+
+
+def test_a_refused_spec_does_not_stop_a_training() -> None:
+    fake = play([(0, applied()), (300, nothing), (300, applied(SECOND)), (320, nothing)])
+    [job] = [name for name in fake.names("PyTorchJob") if name.startswith(V2)]
+    fake.apply(mlmodel(spec=MISSPELT))
+    settle(fake, seconds=5)
+    assert fake.one("PyTorchJob", job)["spec"]["runPolicy"]["suspend"] is False
+
+
+def test_suspended_with_the_apex_on_the_candidate_the_route_stays_whole() -> None:
+    fake = rolling()
+    fake.apply(mlmodel(spec={**SECOND, "suspend": True}))
+    edited(fake, "Service", "adult", selector={"app": f"isvc.{V2}-predictor"})
+    settle(fake)
+    assert sum(fake.weights().values()) == 100
+
+
 def test_a_candidate_that_keeps_losing_its_pods_is_given_up() -> None:
     fake = rolling()
     for _ in range(3):

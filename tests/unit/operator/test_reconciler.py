@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from datetime import timedelta
 from typing import Any, cast
@@ -177,6 +178,61 @@ def test_a_mistake_of_ours_is_told_counted_and_tried_again(
     assert loop.pauses[2] > loop.pauses[0], "it backs off"
     assert "Traceback" in caplog.text
     assert [entry for entry in fake.log if entry.startswith("status")] == ["status MLModel/adult"], "told once"
+
+
+def test_a_mistake_of_ours_leaves_a_ready_version_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Plan:
+        raise KeyError("outcome")
+
+    fake = play([(0, lambda f: f.apply(mlmodel())), (300, nothing)], Fake())
+    [version] = fake.names("ModelVersion")
+    monkeypatch.setattr(reconciler, "plan_version", broken)
+    world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
+    with pytest.raises(KeyError):
+        asyncio.run(Reconciler(world, "ModelVersion", NAMESPACE, version, "adult").once())
+    assert condition(fake.one("ModelVersion", version), "Ready")["status"] == "True", "or its rollout would end"
+
+
+def test_pods_that_could_not_be_stopped_are_not_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Refusing()
+    fake.apply(mlmodel())
+    plan = Plan(status={"stage": "X"})
+    plan.cleanup.append(Delete(Ref("v1", "Service", NAMESPACE, "x")))
+    plan.farewells.append(Event("Normal", "VersionRetired", "its pods were stopped"))
+    monkeypatch.setattr(reconciler, "plan_model", lambda *_: plan)
+    fake.error, fake.on = Forbidden("no"), "Delete"
+    subject = passing(fake)
+    with pytest.raises(Forbidden):
+        asyncio.run(subject.once())
+    assert fake.events == []
+    fake.error = None
+    asyncio.run(subject.once())
+    assert [event.reason for _, event in fake.events] == ["VersionRetired"]
+
+
+def test_a_stage_whose_record_could_not_be_written_is_counted_once() -> None:
+    class Deaf(Fake):
+        """Its first two statuses of ended stages are lost."""
+
+        left = 2
+
+        def write_status(self, obj: Object, status: Object) -> Object | None:
+            if self.left and any(s["outcome"] != "Running" for s in status.get("stages") or ()):
+                self.left -= 1
+                raise ClusterError("no answer")
+            return super().write_status(obj, status)
+
+    def count() -> float:
+        labels = {"stage": "train", "outcome": "Succeeded"}
+        return prometheus_client.REGISTRY.get_sample_value("mlplatform_stage_seconds_count", labels) or 0
+
+    fake, before = Deaf(), count()
+    fake.apply(mlmodel())
+    operator = Operator(fake)
+    for _ in range(4):
+        with contextlib.suppress(ClusterError):
+            run(fake, operator, fake.now + timedelta(seconds=61))
+    assert count() == before + 1
 
 
 def test_the_workload_of_a_deleted_namesake_is_not_taken_for_its_own() -> None:
@@ -358,4 +414,4 @@ def test_a_deletion_that_the_watch_has_missed_is_found_in_time() -> None:
 
 def test_plans_are_carried_out_in_the_order_that_survives_a_crash() -> None:
     fields = list(Plan.__dataclass_fields__)
-    assert fields == ["writes", "status", "cleanup", "events", "look_again"]
+    assert fields == ["writes", "status", "cleanup", "events", "farewells", "look_again"]

@@ -111,6 +111,13 @@ CASES = [
         "WaitingForPods",
     ),
     Case(
+        "its last pod lost in a step longer than maxDuration: its time begins now",
+        {**NOT_READY, "started_at": NOW - 3 * HOUR, "step_started_at": NOW - 2 * HOUR},
+        Move.HOLD,
+        0,
+        "CandidateNotReady",
+    ),
+    Case(
         "its last pod lost under traffic again and again",
         {**NOT_READY, "setbacks": 2},
         Move.ROLLBACK,
@@ -137,10 +144,7 @@ def test_verdict(case: Case) -> None:
 
 # For each two neighbours in the chain a view about which both have an opinion.
 OVERLAPS = [
-    (
-        "an overdue end comes before protecting traffic",
-        {**NOT_READY, "started_at": NOW - HOUR, "step_started_at": NOW - HOUR},
-    ),
+    ("a candidate that is given up is not merely held back", {**NOT_READY, "setbacks": 2}),
     ("traffic is protected before waiting for pods", NOT_READY),
     ("pods are waited for before a step is held", {"ready": False, "step_started_at": NOW}),
     ("a step is held before moving on", {"step_started_at": NOW}),
@@ -200,6 +204,7 @@ SOUND = '{"version": "m-1", "startedAt": "2026-01-01T00:00:00Z", "stepStartedAt"
         ('{"version": "m-1"}', "a field is missing"),
         (f'{SOUND}, "outcome": "Held"}}', "an outcome that nobody here would ever record"),
         (f'{SOUND}, "finishedAt": "yesterday"}}', "a time that is none"),
+        (f'{SOUND}, "finishedAt": "2026-01-01T00:00:00"}}', "a time without a zone compares with none"),
     ],
 )
 def test_a_damaged_record_is_none(damaged: str, reason: str) -> None:
