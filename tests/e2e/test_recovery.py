@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from e2e.scenario import NAMESPACE, Model, Platform
+from e2e.scenario import NAMESPACE, Platform
 
 from local import node, processes
 from local.access import OPERATOR, SYSTEM
@@ -19,17 +19,16 @@ KEPT = "e2e-kept"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ours(platform: Platform, model: Model) -> None:
+def _ours(platform: Platform) -> None:
     if platform.cluster.kind != "local":
         pytest.skip("the cluster is somebody else's: nothing here may crash it")
-    model.is_deleted()
 
 
 def crash() -> None:
     """SIGKILL to process 1 of the node, with which every daemon and container ends; nobody tidies up."""
     layout = default_layout()
-    [record] = processes.read_records(layout.supervisor_record).values()
-    assert processes.kill(record)
+    for record in processes.read_records(layout.supervisor_record).values():
+        processes.kill(record)
     assert node.supervisor_pid(layout) is None
 
 
@@ -43,6 +42,7 @@ def up() -> str:
 
 def test_a_cluster_that_was_killed_comes_back_with_what_it_held(platform: Platform) -> None:
     # Given a cluster with an object of its own, when everything is killed and somebody says `up`
+    platform.kubectl("delete", "configmap", KEPT, "-n", NAMESPACE, "--ignore-not-found")
     platform.kubectl("create", "configmap", KEPT, "-n", NAMESPACE)
     crash()
     up()
