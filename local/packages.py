@@ -165,7 +165,7 @@ def machine_sources(folder: Path = Path("/etc/apt")) -> list[tuple[str, str, str
     if not found:
         raise StepError(
             f"apt has no source for Debian {CODENAME} main",
-            f"Add `deb http://deb.debian.org/debian {CODENAME} main` to /etc/apt/sources.list.",
+            f"Add `deb <mirror> {CODENAME} main` with a Debian mirror to /etc/apt/sources.list.",
         )
     return found
 

@@ -98,7 +98,7 @@ def test_programs_that_cannot_be_built_are_refused_in_one_line(
 
 DEB822 = """# comment
 Types: deb deb-src
-URIs: http://deb.debian.org/debian
+URIs: http://mirror.example/debian
 Suites: bookworm bookworm-updates
 Components: main contrib
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
@@ -111,7 +111,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
         (
             DEB822,
             [
-                ("http://deb.debian.org/debian", suite, "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]")
+                ("http://mirror.example/debian", suite, "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]")
                 for suite in ("bookworm", "bookworm-updates")
             ],
             "Debian 12's default format",
