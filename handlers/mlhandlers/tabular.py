@@ -79,7 +79,7 @@ class TabularHandler:
         self._record_error: type[ValueError] = code.RecordError
         self._preprocessor = code.Preprocessor(config)
         serialized = folder / description["serializedFile"]
-        self._model = torch.jit.load(serialized, map_location="cpu").eval()  # type: ignore[no-untyped-call]  # untyped in torch
+        self._model = torch.jit.load(serialized, map_location="cpu").eval()
         self._sample = sample_record(config)
         self._latency = latency_metric(context.metrics)
         quiet_worker()

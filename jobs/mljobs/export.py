@@ -76,7 +76,7 @@ def int8(model: nn.Module) -> nn.Module:
     from torch.ao.quantization import quantize_dynamic as quantize  # noqa: PLC0415  its import warns too
 
     with quiet():
-        quantized: nn.Module = quantize(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]  # untyped in torch
+        quantized: nn.Module = quantize(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
     return quantized
 
 
@@ -94,7 +94,7 @@ def torchscript(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
     buffer = io.BytesIO()
     try:
         with quiet(), torch.inference_mode():
-            traced = torch.jit.trace(model, example)  # type: ignore[no-untyped-call]  # untyped in torch
+            traced = torch.jit.trace(model, example)
             torch.jit.save(torch.jit.freeze(traced.eval()), buffer)
     except RuntimeError as error:
         raise _refused("TorchScript", error) from error
@@ -104,7 +104,7 @@ def torchscript(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
 def load_torchscript(content: bytes) -> nn.Module:
     """The module of `torchscript`'s bytes, as the serving pod loads it."""
     with quiet():
-        module: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]  # untyped in torch
+        module: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")
     return module.eval()
 
 

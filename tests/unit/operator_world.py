@@ -105,7 +105,7 @@ class Fake:
 
     def do(self, write: Write) -> Object | None:
         target = write.manifest if isinstance(write, (Create, Apply)) else None
-        ref = Ref.to(target) if target else write.ref  # type: ignore[union-attr]  # the two others have one
+        ref = Ref.to(target) if target else write.ref
         self._count(f"{type(write).__name__.lower()} {ref.kind}/{ref.name}")
         return self._write(write, ref)
 

@@ -255,7 +255,7 @@ def test_a_drain_ends_when_it_is_quiet(case: Draining, monkeypatch: pytest.Monke
     monkeypatch.setattr(server, "requests_seen", requests_seen)
     drain = server.Drain(quiet=0.05, limit=case.limit, poll=0.01)
     begin = time.monotonic()
-    server.wait_until_quiet("", drain, FakeServer())  # type: ignore[arg-type]  all that is used of a process
+    server.wait_until_quiet("", drain, FakeServer())
     assert looks >= case.least, case.reason
     assert time.monotonic() - begin < 10, case.reason
 
@@ -266,7 +266,7 @@ def test_a_drain_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(server, "requests_seen", requests_seen)
     ended = FakeServer(looks=3)
-    server.wait_until_quiet("", server.Drain(limit=30, poll=0.01), ended)  # type: ignore[arg-type]  likewise
+    server.wait_until_quiet("", server.Drain(limit=30, poll=0.01), ended)
     assert ended.looks == -1, "it is not looked at again"
 
 

@@ -145,7 +145,7 @@ def exported(
     monkeypatch.setattr(optimize, "measure_latency", lambda runners: dict.fromkeys(runners, Latency(1.0, 2.0)))
     inputs = (torch.arange(ROWS, dtype=torch.float32)[:, None],)
     found = Trained(
-        ByScores(),  # type: ignore[arg-type]  # its other methods are not called
+        ByScores(),
         {},
         Fixed(),
         pa.table({"row": range(ROWS)}),

@@ -507,7 +507,7 @@ class ByGetattr:
 def test_a_member_of_an_enumeration_is_read_however_python_pickled_it(tmp_path: Path) -> None:
     member = next(iter(_MEM_FORMAT_ENCODING))
     (tmp_path / METADATA).write_bytes(pickle.dumps(ByGetattr(_MEM_FORMAT_ENCODING, member.name)))
-    assert SafeReader(tmp_path).read_metadata() is member  # type: ignore[comparison-overlap]  # a member alone
+    assert SafeReader(tmp_path).read_metadata() is member
 
 
 @pytest.mark.parametrize(

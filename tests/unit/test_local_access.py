@@ -85,7 +85,7 @@ def test_kind_gets_its_images_and_the_mode_its_kserve_knows(
     names = ("operator", "jobs", "serving", "seaweedfs")
     access.KIND_IMAGES.write_text(json.dumps({name: f"docker.io/mlplatform/{name}:0123" for name in names}))
     told: list[tuple[str, ...]] = []
-    monkeypatch.setattr(Cluster, "helm", lambda _self, *words, seconds=0: told.append(words) or str(seconds))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Cluster, "helm", lambda _self, *words, seconds=0: told.append(words) or str(seconds))
     kind.install("--set", "mine=1")
     assert "images.operator=docker.io/mlplatform/operator:0123" in told[0]
     assert "kserve.deploymentMode=RawDeployment" in told[0]

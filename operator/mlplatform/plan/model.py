@@ -21,7 +21,7 @@ from mlplatform.plan.facts import Facts, gather
 from mlplatform.plan.model_status import OBSERVED, describe, observed
 from mlplatform.plan.plan import Plan, conditions_json
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, Object, name_of, status_of
+from mlplatform.snapshot import ModelSnapshot, name_of, status_of
 
 
 def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Plan:
@@ -31,15 +31,12 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
     try:
         spec = api.decode(api.MLModelSpec, model["spec"])
     except api.SpecError as error:
-        return _refuse(snapshot, book, "SpecInvalid", str(error), plan)
+        return _refuse(snapshot, book, "SpecInvalid", str(error))
     facts = gather(snapshot, settings, spec, now)
     found = api.problems(spec, name_of(model), facts.trigger)
     if found:
         reason = "InvalidName" if found[0].startswith("metadata.name") else "SpecInvalid"
-        book.set("Accepted", "False", reason, "; ".join(found))
-        _keep_serving(facts, plan)
-        seen = observed(facts, book, plan)
-        return _refuse(snapshot, book, reason, "; ".join(found), plan, seen)
+        return _refuse(snapshot, book, reason, "; ".join(found), facts)
     book.set("Accepted", "True", "SpecValid", "the spec is sound")
 
     verdict: rollout.Verdict | None = None
@@ -65,23 +62,21 @@ def _keep_serving(facts: Facts, plan: Plan) -> None:
     traffic.protect(facts, plan)
 
 
-def _refuse(  # noqa: PLR0913, PLR0917  what one refusal says
-    snapshot: ModelSnapshot, book: Book, reason: str, message: str, plan: Plan, seen: Object | None = None
-) -> Plan:
+def _refuse(snapshot: ModelSnapshot, book: Book, reason: str, message: str, facts: Facts | None = None) -> Plan:
     """A spec that cannot be used changes nothing that runs: only conditions say so.
 
     Args:
         snapshot: What the cluster shows.
-        book: The conditions; `Serving` is set already where `seen` is given.
+        book: The conditions.
         reason: Of `Accepted` and `Ready`.
         message: Likewise.
-        plan: What is done all the same.
-        seen: The parts of the status that hold whatever the spec says; None when it cannot even be decoded.
+        facts: By which what serves is looked after all the same; None when the spec cannot even be decoded.
     """
-    previous = status_of(snapshot.model)
-    if seen is not None:
-        previous = {**{k: v for k, v in previous.items() if k not in OBSERVED}, **seen}
+    previous, plan = status_of(snapshot.model), Plan()
     book.set("Accepted", "False", reason, message)
+    if facts is not None:
+        _keep_serving(facts, plan)
+        previous = {**{k: v for k, v in previous.items() if k not in OBSERVED}, **observed(facts, book, plan)}
     for kind in ("VersionReady", "Serving", "RolloutPassed"):
         if book.get(kind) is None:
             book.keep(kind)

@@ -60,7 +60,7 @@ def test_every_kind_that_is_written_is_watched() -> None:
 
 def test_wiring_gives_each_kind_an_index_and_an_alarm_and_the_two_of_ours_a_daemon() -> None:
     registry = kopf.OperatorRegistry()
-    main.wire(registry, Settings(), cluster=None)  # type: ignore[arg-type]  # nothing is written while wiring
+    main.wire(registry, Settings(), cluster=None)
     kinds = main.watched(Settings())
     indexes = {str(h.id) for h in registry._indexing.get_all_handlers()}  # noqa: SLF001  kopf shows them nowhere else
     wakes = {str(h.id) for h in registry._watching.get_all_handlers()}  # noqa: SLF001  likewise
@@ -120,7 +120,7 @@ def test_a_rest_ends_with_the_alarm_the_time_or_the_end() -> None:
 
 
 def test_a_reconciler_names_itself_in_logs() -> None:
-    assert str(Reconciler(None, "MLModel", "a", "m", "m")) == "MLModel a/m"  # type: ignore[arg-type]  # it works on nothing
+    assert str(Reconciler(None, "MLModel", "a", "m", "m")) == "MLModel a/m"
 
 
 def test_a_bad_setting_ends_the_program_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
