@@ -13,9 +13,6 @@ PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 CLI_READY := $(VENV)/.cli
 DEV_READY := $(VENV)/.dev
-# Where the contract tests find the CRDs that Kubeflow, KServe and Istio publish; without them those tests say so and
-# are skipped (tests/contract/README.md says how to get them).
-export UPSTREAM_CRDS ?= $(abspath ../shared/upstream-crds)
 
 .PHONY: help
 help: ## Lists the targets
@@ -99,7 +96,7 @@ manifests: $(DEV_READY) ## Writes what is derived: the dashboards, the chart's c
 # Of another making where KUBEBUILDER_ASSETS names their folder (envtest), so that any machine can run these tests.
 BINARIES := [ -n "$${KUBEBUILDER_ASSETS:-}" ] || python3 -m local binaries >/dev/null
 
-.PHONY: test test-unit test-apiserver test-e2e
+.PHONY: test test-unit test-apiserver test-oldest test-e2e
 test: fit test-unit test-apiserver test-e2e ## All tests, fast ones first
 
 test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
@@ -111,13 +108,19 @@ test-apiserver: $(DEV_READY) ## Semantics and contracts against a real kube-apis
 	@$(BINARIES)
 	@$(PY) -m pytest -n auto --dist loadfile tests/apiserver tests/contract
 
+# Not part of `test`: the build takes some minutes, once.
+test-oldest: $(DEV_READY) ## The tests against a kube-apiserver, on that of the oldest supported Kubernetes
+	@$(BINARIES)
+	@TEST_ASSET_KUBE_APISERVER=$$(python3 -m local upstream build kubernetes-oldest)/kube-apiserver \
+	  $(PY) -m pytest -n auto --dist loadfile tests/apiserver
+
 test-e2e: fit $(DEV_READY) ## Given/When/Then on the cluster
 	@local/up
 	@$(PY) -m pytest tests/e2e
 
 # --- measurements ----------------------------------------------------------------------------------------------------
 
-.PHONY: bench-demo bench-serving bench-operator
+.PHONY: bench-demo bench-serving bench-operator bench-memory
 bench-demo: demo ## `make demo`, and its table in docs/benchmarks.md
 	@$(PY) -m benchmarks.demo
 
@@ -129,6 +132,10 @@ bench-serving: $(DEV_READY) ## Requests/s and latency of the gateway path, again
 bench-operator: $(DEV_READY) ## The operator's own share of a rollout, its memory, and writes while idle
 	@local/up
 	@$(PY) -m benchmarks.operator
+
+bench-memory: $(DEV_READY) ## What the idle local cluster holds in memory, by program
+	@local/up
+	@$(PY) -m benchmarks.memory
 
 .PHONY: clean
 clean: ## Removes what make and Python left in the checkout (caches outside stay)

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from local import cluster, images, machine
+from local import cluster, images, machine, upstream, wheelhouse
 from local.console import Console, table
 from local.layout import Layout, default_layout
-from local.steps import RunError, StepError
+from local.steps import RunError, Shell, StepError
 
 EXIT_FAILED: Final = 1
 EXIT_MACHINE: Final = 2
@@ -28,6 +28,8 @@ EXAMPLES: Final = """examples:
   export PATH=$(python3 -m local binaries):$PATH
   kubectl get pods --all-namespaces
   python3 -m local images --json               rebuild what changed, load it, print {name: reference}
+  python3 -m local upstream                    what runs, at which version, from where
+  python3 -m local upstream move kserve v0.20.1
   python3 -m local status
   python3 -m local down                        remove the cluster; builds stay in the cache
 
@@ -99,6 +101,38 @@ def show_images(arguments: argparse.Namespace, layout: Layout, console: Console)
     return 0
 
 
+def show_upstream(arguments: argparse.Namespace, layout: Layout, console: Console) -> int:
+    """Prints what the cluster is made of, fetches a module's source, or moves a version."""
+    shell = Shell(layout.step_logs / "upstream.log")
+    if arguments.action is None:
+        rows = [
+            {
+                "name": module.name,
+                "release": module.release,
+                "module": module.module,
+                "version": module.version,
+                "programs": " ".join(module.programs),
+            }
+            for module in upstream.ALL
+            if module.module
+        ]
+        print(json.dumps(rows, indent=2) if arguments.json else "\n".join(table([tuple(row.values()) for row in rows])))
+        return 0
+    module = upstream.named(arguments.name)
+    python = wheelhouse.pip(shell, layout.cache)
+    if arguments.action == "move":
+        upstream.move(shell, layout.cache, python, module, arguments.version)
+        console.line(
+            f"{module.name} is at {module.version}; `make up` builds it, `make test` says whether all of it still holds"
+        )
+    elif arguments.action == "sources":
+        print(upstream.sources(shell, layout.cache, upstream.go(shell, layout.cache, python), module))
+    else:
+        with cluster.locked(layout, console):
+            print(upstream.build(shell, layout.cache, python, module)[0])
+    return 0
+
+
 def kubeconfig(_: argparse.Namespace, layout: Layout, console: Console) -> int:
     """Prints the kubeconfig's path."""
     print(layout.kubeconfig)
@@ -144,6 +178,19 @@ def parser() -> argparse.ArgumentParser:
     show = verb("images", show_images)
     show.add_argument("--json", action="store_true", help="print {name: reference}")
     show.add_argument("--no-build", action="store_true", help="only compute the references")
+    shown = verb("upstream", show_upstream)
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    shown.set_defaults(action=None)
+    actions = shown.add_subparsers(dest="action", metavar="action")
+    for name, words in (
+        ("move", "pin another version: rewrites go.mod and go.sum"),
+        ("sources", "fetch a module's source and print its folder"),
+        ("build", "build a module's programs and print their folder"),
+    ):
+        action = actions.add_parser(name, help=words, description=words)
+        action.add_argument("name", choices=[module.name for module in upstream.ALL])
+        if name == "move":
+            action.add_argument("version", help="e.g. v1.36.4")
     verb("kubeconfig", kubeconfig)
     verb("doctor", doctor).add_argument("--brief", action="store_true", help="say nothing when it can, else one line")
     return top

@@ -39,8 +39,6 @@ KIND: Final = "mlplatform"
 """Name of the kind cluster."""
 KIND_IMAGES: Final = REPO / "build" / "kind-images.json"
 """References of the images in the kind cluster; `local/kind-up` writes it."""
-KIND_VALUES: Final = ("--set", "kserve.deploymentMode=RawDeployment")
-"""What the versions of `local/kind-up` need: KServe before 0.16 does not know the mode by its name Standard."""
 
 _FORWARD_SECONDS: Final = 30.0
 _COMMAND_SECONDS: Final = 120.0
@@ -158,8 +156,6 @@ class Cluster:
         if self.kind == "local":
             # The local cluster provisions no volumes, and its few cores must do for training beside a rollout.
             values = ("--set", "store.embedded.persistence.enabled=false", "--set", "maxCpuRequest=100m", *values)
-        elif self.kind == "kind":
-            values = (*KIND_VALUES, *values)
         self.helm(
             "upgrade", "--install", RELEASE, "charts/mlplatform", "--namespace", SYSTEM, "--create-namespace",
             "--wait", "--timeout", f"{seconds}s", *self.image_values(), *values, seconds=seconds + 30,

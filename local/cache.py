@@ -65,6 +65,14 @@ def prune(folder: Path, kept: int = KEPT) -> None:
         shutil.rmtree(stale)
 
 
+def write(path: Path, text: str) -> None:
+    """Writes a file in one rename, so that nobody ever reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 @contextmanager
 def lock(root: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Holds the cache's lock, so that two runs do not build or start the same thing.

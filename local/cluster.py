@@ -7,29 +7,30 @@ work is already done, so that the same `up` builds, starts, heals or does nothin
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from local import (
+    addons,
     api,
     binaries,
     cache,
     control_plane,
     images,
-    install_addons,
-    kubernetes_build,
     node,
     packages,
     pki,
     processes,
     teardown,
+    upstream,
     wheelhouse,
 )
-from local.console import Console
+from local.console import Console, seconds
 from local.layout import Layout
 from local.steps import RunError, Shell, Step, StepError, Timing, run_steps, timing_table
 
@@ -62,31 +63,41 @@ class Cluster:
 
     def install_packages(self, shell: Shell) -> str:
         """Debian packages for what is not cached yet."""
-        return packages.install(shell, (*self.tools, *binaries.needs_packages(self.layout.cache)))
+        return packages.install(shell, self.tools)
 
     def unpack_daemons(self, shell: Shell) -> str:
-        """containerd, runc, etcd and the CNI plugins."""
+        """containerd, runc and the CNI plugins."""
         folder, new = packages.unpack(shell, self.layout.cache)
         binaries.link(self.layout.cache, binaries.debian_programs(folder))
         return "unpacked" if new else "cached"
 
-    def build_kubernetes(self, shell: Shell) -> str:
-        """The Kubernetes programs."""
-        folder, new = kubernetes_build.build(shell, self.layout.cache)
-        binaries.link(self.layout.cache, binaries.kubernetes_programs(folder))
-        return "built" if new else "cached"
+    def fetch_sources(self, shell: Shell) -> str:
+        """The modules whose programs are not cached, held against their locks before anything is built or started."""
+        wanted = [module for module in upstream.UPSTREAMS if module.module and not self._is_built(module)]
+        if not wanted:
+            return "cached"
+        program = upstream.go(shell, self.layout.cache, wheelhouse.pip(shell, self.layout.cache))
+        for module in wanted:
+            upstream.sources(shell, self.layout.cache, program, module)
+        return f"{len(wanted)} modules fetched"
+
+    def _is_built(self, module: upstream.Upstream) -> bool:
+        root = self.layout.cache
+        return upstream.entry(root, module).is_dir() and not upstream.damaged(root, module)
+
+    def build_upstream(self, shell: Shell, module: upstream.Upstream) -> str:
+        """A module's programs."""
+        python = wheelhouse.pip(shell, self.layout.cache)
+        _, new = upstream.build(shell, self.layout.cache, python, module)
+        if module.name in binaries.ON_PATH:
+            binaries.link(self.layout.cache, binaries.upstream_programs(self.layout.cache, [module.name]))
+        return f"{module.version} built" if new else f"{module.version} cached"
 
     def fetch_helm(self, shell: Shell) -> str:
         """Helm."""
         python = wheelhouse.pip(shell, self.layout.cache)
         folder, new = binaries.helm(shell, self.layout.cache, python)
         binaries.link(self.layout.cache, {"helm": folder / "helm"})
-        return "fetched" if new else "cached"
-
-    def fetch_promtool(self, shell: Shell) -> str:
-        """promtool; the cluster runs without it, the tests of alerts/ and dashboards/ do not."""
-        folder, new = binaries.promtool(shell, self.layout.cache)
-        binaries.link(self.layout.cache, {"promtool": folder / "promtool"})
         return "fetched" if new else "cached"
 
     def fill_wheelhouse(self, shell: Shell) -> str:
@@ -145,17 +156,22 @@ class Cluster:
             raise self._daemon_error(shell, "kubelet")
         return "Ready"
 
-    def apply_addons(self, shell: Shell) -> str:
-        """The stand-in add-ons."""
-        return install_addons.apply(shell, self.layout, self.programs, self.refs, self._since())
+    def install_addon(self, shell: Shell, addon: addons.AddOn) -> str:
+        """An add-on, as its own project installs it."""
+        return addons.Installer(self.layout, self.programs, self.refs, self._since()).install(shell, addon)
 
-    def prune_images(self, shell: Shell) -> str:
-        """Images that the checkout no longer makes."""
-        built = images.Builder(self.layout).prune(shell, self.refs)
-        loaded = 0
+    def prune(self, shell: Shell) -> str:
+        """Images that the checkout no longer makes, and what only builds need."""
+        compiled = upstream.forget_compiled(self.layout.cache)
+        removed = images.Builder(self.layout).prune(shell, self.refs)
         if self.is_new:  # else pods to come may still name an older image
-            loaded = images.Store(self.layout, self.programs).prune(shell, set(self.refs.values()))
-        return f"removed {loaded + built}" if loaded + built else "nothing stale"
+            removed += images.Store(self.layout, self.programs).prune(shell, set(self.refs.values()))
+        notes = [f"{removed} images"] if removed else []
+        return (
+            f"removed {' and '.join([*notes, *(['Go build cache'] if compiled else [])])}"
+            if notes or compiled
+            else "nothing stale"
+        )
 
     # Inside the steps.
 
@@ -163,6 +179,7 @@ class Cluster:
         self.layout.state.mkdir(parents=True, exist_ok=True)
         self.layout.state.chmod(0o711)
         pki.issue(shell, self.layout)
+        (self.layout.state / "kubernetes").write_text(upstream.named("kubernetes").version)
         node.write_files(self._files())
 
     def _files(self) -> dict[Path, str]:
@@ -185,7 +202,8 @@ class Cluster:
         """What the running node was made of; another value means it must start anew."""
         contents = {str(path): text for path, text in self._files().items()}
         daemons = [daemon.to_dict() for daemon in self._daemons()]
-        return cache.key(self._setup(), daemons, contents, kubernetes_build.name(), packages.unpacked_key())
+        programs = [upstream.named(name).key for name in binaries.NODE]
+        return cache.key(self._setup(), daemons, contents, programs, packages.unpacked_key())
 
     def _since(self) -> float:
         """When the node was started, Unix seconds."""
@@ -226,7 +244,7 @@ class Cluster:
         )
         argv = ["timeout", "30", "unshare", "--net", "bash", "-c", script, "bash", *etcd.argv]
         try:
-            shell.run(argv, env={**etcd.env, "ETCDCTL_API": "3"}, contained=True)
+            shell.run(argv, env=etcd.env, contained=True)
         except StepError:
             return False
         return True
@@ -254,47 +272,70 @@ def plan(cluster: Cluster) -> list[Step]:
     """The steps of `up`."""
     found = images.present()
     loads = tuple(f"image {image.name}" for image in found)
-    for_addons = tuple(name for name in ("image pause", "image addons") if name in loads)
     return [
-        *_programs(cluster),
-        Step("helm", "fetch Helm", cluster.fetch_helm, ("packages", "wheelhouse")),
-        Step("node", "certificates, namespaces, containerd", cluster.start_runtime, ("daemons",)),
+        *_programs(cluster, upstream.UPSTREAMS),
+        Step("helm", "fetch Helm", cluster.fetch_helm, ("packages",)),
+        Step("node", "certificates, namespaces, containerd", cluster.start_runtime, ("daemons", "sources")),
         *_images(cluster, load=True, after=("node",)),
         Step(
             "control plane",
             "etcd, API server, controllers, scheduler",
             cluster.start_control_plane,
-            ("node", "kubernetes"),
+            ("node", *(f"build {name}" for name in binaries.NODE)),
         ),
         Step("kubelet", "wait for the node to be Ready", cluster.wait_for_node, ("control plane",)),
+        *(_addon(cluster, addon) for addon in addons.ADDONS),
         Step(
-            "add-ons",
-            "apply cluster DNS and the stand-ins for KServe, Istio and the Training Operator",
-            cluster.apply_addons,
-            ("kubelet", *for_addons),
+            "prune",
+            "remove what nothing names any more",
+            cluster.prune,
+            (*(f"add-on {addon.name}" for addon in addons.ADDONS), *loads),
         ),
-        Step("prune", "remove images that nothing names any more", cluster.prune_images, ("add-ons", *loads)),
     ]
 
 
-def _programs(cluster: Cluster) -> list[Step]:
+def _addon(cluster: Cluster, addon: addons.AddOn) -> Step:
+    needed = ("pause", *addon.images)
+    return Step(
+        f"add-on {addon.name}",
+        f"install {addon.name} and wait until it is ready",
+        lambda shell: cluster.install_addon(shell, addon),
+        (
+            *("kubelet", "helm"),
+            *(f"image {name}" for name in needed),
+            *(f"add-on {name}" for name in addon.after),
+            *((f"build {addon.module}",) if addon.module else ()),
+        ),
+    )
+
+
+def _programs(cluster: Cluster, modules: Sequence[upstream.Upstream]) -> list[Step]:
     apt_hint = packages.NETWORK_HINT
     return [
         Step("packages", "install the Debian packages that are missing", cluster.install_packages, hint=apt_hint),
         Step(
             "daemons",
-            "unpack Debian's containerd, runc, etcd and CNI plugins",
+            "unpack Debian's containerd, runc and CNI plugins",
             cluster.unpack_daemons,
             ("packages",),
             apt_hint,
         ),
-        Step(
-            "kubernetes",
-            "build Kubernetes from Debian's source (minutes, once)",
-            cluster.build_kubernetes,
-            ("packages",),
-        ),
+        Step("sources", "fetch and check what must be built", cluster.fetch_sources, ("packages",)),
+        *(_build(cluster, module) for module in modules),
     ]
+
+
+def _build(cluster: Cluster, module: upstream.Upstream) -> Step:
+    cached = upstream.entry(cluster.layout.cache, module).is_dir()
+    why = "find" if cached else "build"
+    what = f"{module.module} {module.version}" if module.module else "the sandbox's process 1"
+    return Step(
+        f"build {module.name}",
+        f"{why} {what}",
+        lambda shell: cluster.build_upstream(shell, module),
+        ("sources",),
+        "Run it again: what was compiled is kept.",
+    )
 
 
 def _images(cluster: Cluster, *, load: bool, after: tuple[str, ...] = ()) -> list[Step]:
@@ -312,13 +353,17 @@ def _images(cluster: Cluster, *, load: bool, after: tuple[str, ...] = ()) -> lis
 
 
 def _image(cluster: Cluster, image: images.Image, *, load: bool, after: tuple[str, ...]) -> Step:
-    own = {"base": ("root file system",), "pause": ("kubernetes",)}
+    needs = [f"image {image.base}"] if image.base else []
+    needs += [f"build {image.program}"] if image.program else []
+    needs += ["wheelhouse"] if image.wheels else []
+    if image.name == "base":
+        needs = ["root file system"]
     work = cluster.load_image if load else cluster.build_image
     return Step(
         f"image {image.name}",
         f"build {image.dockerfile}" + (" and load it" if load and image.loaded else ""),
         lambda shell: work(shell, image),
-        (*own.get(image.name, (f"image {image.base}", "wheelhouse")), *after),
+        (*needs, *after),
         f"The log has the failing line of {image.dockerfile}; finished layers are kept.",
     )
 
@@ -347,32 +392,49 @@ def build_images(layout: Layout, console: Console) -> dict[str, str]:
     """
     cluster = Cluster(layout)
     running = node.supervisor_pid(layout) is not None
-    _run([*_programs(cluster), *_images(cluster, load=running)], layout, console)
+    built = {image.program for image in images.present()}
+    modules = [module for module in upstream.UPSTREAMS if module.name in built]
+    _run([*_programs(cluster, modules), *_images(cluster, load=running)], layout, console)
     return images.loaded_references()
 
 
 def build_binaries(layout: Layout, console: Console) -> Path:
-    """Finds or builds every program; returns their folder.
+    """Finds or builds every program that runs outside of pods; returns their folder.
 
     Raises:
         RunError: A step failed; it has been reported.
     """
     cluster = Cluster(layout, tools=packages.WHEEL_TOOLS)
     helm = Step("helm", "fetch Helm", cluster.fetch_helm, ("packages",))
-    # After the daemons: both may ask apt to update, which it does for one at a time.
-    promtool = Step("promtool", "fetch promtool", cluster.fetch_promtool, ("daemons",), packages.NETWORK_HINT)
-    _run([*_programs(cluster), helm, promtool], layout, console)
+    modules = [upstream.named(name) for name in binaries.ON_PATH]
+    _run([*_programs(cluster, modules), helm], layout, console)
     return cluster.programs
 
 
 def _run(steps: list[Step], layout: Layout, console: Console) -> list[Timing]:
     with locked(layout, console):
+        last = _durations(layout)
         start = time.monotonic()
-        timings = run_steps(steps, console, layout.step_logs)
+        timings = run_steps([_with_last(step, last.get(step.name, 0.0)) for step in steps], console, layout.step_logs)
+        worked = {timing.name: round(timing.duration, 1) for timing in timings if timing.worked}
+        cache.write(layout.cache / "durations.json", json.dumps({**last, **worked}, indent=1))
     console.line()
     for line in timing_table(timings, time.monotonic() - start):
         console.line(f"  {line}")
     return timings
+
+
+def _durations(layout: Layout) -> dict[str, float]:
+    """Step → seconds that it took the last time it had something to do, on this machine."""
+    try:
+        found: dict[str, float] = json.loads((layout.cache / "durations.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _with_last(step: Step, duration: float) -> Step:
+    return replace(step, why=f"{step.why} (took {seconds(duration)} the last time)") if duration else step
 
 
 def down(layout: Layout, console: Console) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from local.layout import API_PORT, NODE_IP, POD_CIDR, SERVICE_CIDR, Layout
+from local.pki import FRONT_PROXY
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,6 @@ def daemons(layout: Layout, binaries: Path, path: str) -> list[Daemon]:
             f"--bind-address={NODE_IP}",
             f"--advertise-address={NODE_IP}",
             f"--secure-port={API_PORT}",
-            "--insecure-port=0",
             f"--service-cluster-ip-range={SERVICE_CIDR}",
             "--allow-privileged=true",
             "--authorization-mode=Node,RBAC",
@@ -99,6 +99,14 @@ def daemons(layout: Layout, binaries: Path, path: str) -> list[Daemon]:
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
             f"--service-account-signing-key-file={pki}/service-account.key",
             f"--service-account-key-file={pki}/service-account.pub",
+            # So that the API server is believed by those it hands requests on to (metrics-server).
+            f"--requestheader-client-ca-file={pki}/ca.crt",
+            f"--requestheader-allowed-names={FRONT_PROXY}",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={pki}/front-proxy.crt",
+            f"--proxy-client-key-file={pki}/front-proxy.key",
             f"--audit-policy-file={layout.etc}/audit-policy.json",
             f"--audit-log-path={layout.audit_log}",
             "--audit-log-maxsize=20",
@@ -118,7 +126,6 @@ def daemons(layout: Layout, binaries: Path, path: str) -> list[Daemon]:
             "--allocate-node-cidrs=false",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
-            "--port=0",
             "--horizontal-pod-autoscaler-sync-period=15s",
             "--profiling=false",
         ),
@@ -127,7 +134,6 @@ def daemons(layout: Layout, binaries: Path, path: str) -> list[Daemon]:
             f"--kubeconfig={pki}/scheduler.kubeconfig",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
-            "--port=0",
             "--profiling=false",
         ),
     ]

@@ -5,7 +5,11 @@ over its Dockerfile, the files that this copies, the Python constraints and its 
 unchanged image is neither built nor imported again and a changed one is never mistaken.
 
 The chain: ``base`` (Debian and Python, by mmdebstrap) → ``torch`` (PyTorch in /opt/venv, one
-layer that ``jobs`` and ``serving`` share) → the platform's images.
+layer that ``jobs`` and ``serving`` share) → the platform's images. Beside them other projects'
+programs, which `upstream.py` builds, and Debian's Alertmanager.
+
+The node is given the layers that it lacks, nothing else: the image tool writes an image into a
+folder where the node's layers seem to lie already, and what it has added is imported.
 """
 
 from __future__ import annotations
@@ -13,13 +17,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from local import cache, kubernetes_build, packages, wheelhouse
+from local import cache, packages, upstream, wheelhouse
+from local.api import wait_until
 from local.layout import REPO, Layout
 from local.machine import CODENAME
 from local.steps import Shell, StepError
@@ -33,6 +39,13 @@ LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/man/*/*.gz", "/usr/share/loca
 IGNORED: Final = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 PIP_ARGS: Final = "--no-index --find-links /wheels"
 CONCURRENT_BUILDS: Final = threading.Semaphore(2)
+ONE_LOAD: Final = threading.Lock()
+"""Two images that share a large layer, loaded side by side, would both bring it."""
+MANAGED: Final = "io.cri-containerd.image=managed"
+"""The label of an image that the kubelet knows of."""
+BLOBS: Final = "blobs/sha256"
+IMPORT: Final = ("bash", "-o", "pipefail", "-c", 'tar --create --directory "$1" . | "${@:2}"', "bash")
+"""Feeds a folder to a command as an archive that is never written to the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +56,46 @@ class Image:
         name: Last part of its reference.
         dockerfile: Path in the repository.
         base: Image that takes the place of ``BASE_IMAGE``; empty when it starts from scratch.
+        wheels: Whether it installs Python packages from the wheelhouse.
+        program: Name in `upstream.UPSTREAMS` of the module whose programs it copies.
+        debs: Debian packages whose files it copies; nothing of them is installed.
+        arguments: Build arguments of its own.
         loaded: Whether the cluster runs it (else it is a base only).
     """
 
     name: str
     dockerfile: str
     base: str = ""
+    wheels: bool = False
+    program: str = ""
+    debs: tuple[str, ...] = ()
+    arguments: Mapping[str, str] = field(default_factory=dict)
     loaded: bool = True
+
+
+def _static(name: str, module: str, program: str, path: str) -> Image:
+    """An image of one static program, which has it at ``path`` as the project's own image does."""
+    arguments = {"PROGRAM": program, "TARGET": path}
+    return Image(name, "images/upstream/Dockerfile", base="base", program=module, arguments=arguments)
 
 
 IMAGES: Final = (
     Image("base", "images/base/Dockerfile", loaded=False),
-    Image("torch", "images/torch/Dockerfile", base="base", loaded=False),
-    Image("pause", "images/pause/Dockerfile"),
-    Image("addons", "local/addons/Dockerfile", base="base"),
-    Image("operator", "images/operator/Dockerfile", base="base"),
-    Image("seaweedfs", "images/seaweedfs/Dockerfile", base="base"),
-    Image("jobs", "images/jobs/Dockerfile", base="torch"),
-    Image("serving", "images/serving/Dockerfile", base="torch"),
+    Image("torch", "images/torch/Dockerfile", base="base", wheels=True, loaded=False),
+    Image("pause", "images/pause/Dockerfile", program="pause"),
+    _static("coredns", "coredns", "coredns", "/coredns"),
+    _static("metrics-server", "metrics-server", "metrics-server", "/metrics-server"),
+    _static("training-operator", "training-operator", "training-operator", "/manager"),
+    _static("kserve", "kserve", "manager", "/manager"),
+    _static("istiod", "istio", "pilot-discovery", "/usr/local/bin/pilot-discovery"),
+    Image("proxyv2", "images/proxyv2/Dockerfile", base="base", wheels=True, program="istio"),
+    Image("storage-initializer", "images/storage-initializer/Dockerfile", base="base", wheels=True),
+    _static("prometheus", "prometheus", "prometheus", "/bin/prometheus"),
+    Image("alertmanager", "images/alertmanager/Dockerfile", base="base", debs=("prometheus-alertmanager",)),
+    Image("operator", "images/operator/Dockerfile", base="base", wheels=True),
+    Image("seaweedfs", "images/seaweedfs/Dockerfile", base="base", wheels=True),
+    Image("jobs", "images/jobs/Dockerfile", base="torch", wheels=True),
+    Image("serving", "images/serving/Dockerfile", base="torch", wheels=True),
 )
 """A base stands before what is built on it."""
 
@@ -127,14 +162,21 @@ def references(repo: Path = REPO) -> dict[str, str]:
     found: dict[str, str] = {}
     for image in present(repo):
         text = (repo / image.dockerfile).read_text()
-        if image.name == "base":
-            parts: list[object] = [rootfs_key()]
-        elif image.name == "pause":
-            parts = [kubernetes_build.name()]
-        else:
-            parts = [found[image.base], source_digests(repo, copied_sources(text)), wheelhouse.name(repo)]
-        found[image.name] = f"{PREFIX}/{image.name}:{cache.key(text, RECIPE, *parts)}"
+        wheels = wheelhouse.name(repo) if image.wheels else ""
+        parts = [text, RECIPE, found.get(image.base), wheels, dict(image.arguments), _copied(image, repo, text)]
+        found[image.name] = f"{PREFIX}/{image.name}:{cache.key(*parts)}"
     return found
+
+
+def _copied(image: Image, repo: Path, text: str) -> object:
+    """What stands for the files that its Dockerfile copies."""
+    if image.name == "base":
+        return rootfs_key()
+    if image.program:
+        return upstream.named(image.program).key
+    if image.debs:
+        return unpacked_key(image)
+    return source_digests(repo, copied_sources(text))
 
 
 def loaded_references(repo: Path = REPO) -> dict[str, str]:
@@ -154,6 +196,45 @@ def rootfs(shell: Shell, root: Path) -> tuple[Path, bool]:
         shell.run(["mmdebstrap", *options, CODENAME, folder / "rootfs.tar", *mirrors], contained=True)
 
     return cache.entry(root, "rootfs", rootfs_key(), build)
+
+
+def unpacked_key(image: Image) -> str:
+    """The cache key of the packages that `unpacked` unpacks."""
+    return cache.key(CODENAME, image.debs, RECIPE)
+
+
+def unpacked(shell: Shell, root: Path, image: Image) -> Path:
+    """Finds or fetches the Debian packages whose files an image copies; returns the folder that stands for ``/``."""
+    folder, _ = cache.entry(root, f"debs-{image.name}", unpacked_key(image), lambda new: _unpack(shell, image, new))
+    return folder
+
+
+def _unpack(shell: Shell, image: Image, folder: Path) -> None:
+    names = packages.extract(shell, image.debs, folder)
+    (folder / "packages.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def seem_there(folder: Path, layers: Mapping[str, int]) -> None:
+    """Makes an OCI layout that seems to hold these layers, digest → size; they take no disk."""
+    (folder / BLOBS).mkdir(parents=True)
+    for digest, size in layers.items():
+        with _blob(folder, digest).open("wb") as blob:
+            blob.truncate(size)
+
+
+def keep_new(folder: Path, layers: Mapping[str, int], reference: str) -> None:
+    """Takes those layers out of an OCI layout again, and names its image in the words that containerd reads."""
+    for digest in layers:
+        _blob(folder, digest).unlink()
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    for manifest in index["manifests"]:
+        manifest["annotations"] = {"io.containerd.image.name": reference}
+    path.write_text(json.dumps(index))
+
+
+def _blob(folder: Path, digest: str) -> Path:
+    return folder / BLOBS / digest.removeprefix("sha256:")
 
 
 class Builder:
@@ -176,28 +257,36 @@ class Builder:
         with CONCURRENT_BUILDS:
             if self.has(shell, refs[image.name]):
                 return False
-            context, options = self._context(image, refs)
-            options += ["--isolation=chroot", "--layers", "--pull-never", f"--tag={refs[image.name]}"]
+            options = [*self._options(image, refs), f"--tag={refs[image.name]}"]
             dockerfile = f"--file={REPO / image.dockerfile}"
+            context = self._context(shell, image)
             shell.run(["buildah", *self._storage, "bud", *options, dockerfile, context], contained=True)
         return True
 
-    def _context(self, image: Image, refs: Mapping[str, str]) -> tuple[Path, list[str]]:
+    def _context(self, shell: Shell, image: Image) -> Path:
         root = self._layout.cache
         if image.name == "base":
-            return root / "rootfs" / rootfs_key(), []
-        if image.name == "pause":
-            return root / "kubernetes" / kubernetes_build.name(), []
-        wheels = root / "wheels" / wheelhouse.name()
-        arguments = [f"--build-arg=BASE_IMAGE={refs[image.base]}", f"--build-arg=PIP_ARGS={PIP_ARGS}"]
-        ignore = root / "ignore"
-        ignored = "".join(f"**/{name}\n" for name in (*IGNORED, "*.pyc"))
-        # Another build may be reading it.
-        if not ignore.exists() or ignore.read_text() != ignored:
-            new = root / f"ignore.{image.name}"
-            new.write_text(ignored)
-            new.replace(ignore)
-        return REPO, [*arguments, f"--volume={wheels}:/wheels:ro", f"--ignorefile={ignore}"]
+            return root / "rootfs" / rootfs_key()
+        if image.program:
+            return upstream.entry(root, upstream.named(image.program))
+        if image.debs:
+            return unpacked(shell, root, image)
+        return REPO
+
+    def _options(self, image: Image, refs: Mapping[str, str]) -> list[str]:
+        root = self._layout.cache
+        ignore = root / "tmp" / f"{image.name}.ignore"
+        cache.write(ignore, "".join(f"**/{name}\n" for name in (*IGNORED, "*.pyc")))
+        arguments = dict(image.arguments)
+        if image.base:
+            arguments["BASE_IMAGE"] = refs[image.base]
+        if image.wheels:
+            arguments["PIP_ARGS"] = PIP_ARGS
+        options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        options += [f"--volume={root / 'wheels' / wheelhouse.name()}:/wheels:ro"] if image.wheels else []
+        # Layers that only another build would use are kept where making them again takes long.
+        layers = "false" if image.program or image.debs else "true"
+        return [*options, f"--ignorefile={ignore}", f"--layers={layers}", "--isolation=chroot", "--pull-never"]
 
     def prune(self, shell: Shell, refs: Mapping[str, str]) -> int:
         """Removes images of ours that are no longer named, and remains of killed builds; returns how many images."""
@@ -207,14 +296,20 @@ class Builder:
             shell.run(["buildah", *self._storage, "rmi", *stale], contained=True, check=False)
         return len(stale)
 
-    def export(self, shell: Shell, reference: str, archive: Path) -> None:
-        """Writes the image to a file, layers uncompressed."""
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        archive.unlink(missing_ok=True)
-        shell.run(
-            ["buildah", *self._storage, "push", "--quiet", reference, f"docker-archive:{archive}:{reference}"],
-            contained=True,
-        )
+    def layers(self, shell: Shell, reference: str) -> dict[str, int]:
+        """The image's layers, uncompressed: digest → size."""
+        said = shell.run(["skopeo", "inspect", "--raw", self._stored(reference)], capture=True, contained=True)
+        return {layer["digest"]: layer["size"] for layer in json.loads(said)["layers"]}
+
+    def push(self, shell: Shell, reference: str, folder: Path) -> None:
+        """Writes the image into an OCI layout; layers that are there stay as they are."""
+        # skopeo, because buildah compresses what it writes into a layout.
+        copy = ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-oci-accept-uncompressed-layers"]
+        shell.run([*copy, self._stored(reference), f"oci:{folder}:{reference}"], contained=True)
+
+    def _stored(self, reference: str) -> str:
+        root = self._layout.cache
+        return f"containers-storage:[{root / 'buildah'}+{root / 'buildah-run'}]{reference}"
 
 
 class Store:
@@ -229,13 +324,24 @@ class Store:
         return set(shell.run([*self._ctr, "images", "list", "--quiet"], capture=True).split())
 
     def load(self, shell: Shell, builder: Builder, reference: str) -> None:
-        """Imports an image from buildah's storage and unpacks it."""
-        archive = self._layout.cache / "tmp" / f"{reference.rpartition('/')[2].replace(':', '-')}.tar"
-        try:
-            builder.export(shell, reference, archive)
-            shell.run([*self._ctr, "images", "import", "--snapshotter", "overlayfs", archive])
-        finally:
-            archive.unlink(missing_ok=True)
+        """Imports an image from buildah's storage, of its layers those that the node lacks, and unpacks it."""
+        folder = self._layout.cache / "tmp" / reference.rpartition("/")[2].replace(":", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        with ONE_LOAD:
+            known = set(shell.run([*self._ctr, "content", "list", "--quiet"], capture=True).split())
+            layers = builder.layers(shell, reference)
+            there = {digest: size for digest, size in layers.items() if digest in known}
+            try:
+                seem_there(folder, there)
+                builder.push(shell, reference, folder)
+                keep_new(folder, there, reference)
+                shell.run([*IMPORT, folder, *self._ctr, "images", "import", "--snapshotter", "overlayfs", "-"])
+                # The kubelet's side of containerd takes an image in a moment later; a pod that comes before would pull it.
+                wait_until(
+                    lambda: MANAGED in shell.run([*self._ctr, "images", "list", f"name=={reference}"], capture=True), 30
+                )
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def prune(self, shell: Shell, wanted: set[str]) -> int:
         """Removes images of ours that nothing names; returns how many."""

@@ -26,7 +26,10 @@ ASSETS: Final = (
 CODENAME: Final = "bookworm"
 MIN_MEMORY_GIB: Final = 7
 """What the kernel of an 8 GiB machine leaves of it, rounded down; the READMEs say 8."""
-MIN_DISK_GIB: Final = 15
+MIN_DISK_GIB: Final = 25
+"""Sources, what Go compiles (6 GB, removed at the end), images and their layers, PyTorch with CUDA."""
+MIN_DISK_BUILT_GIB: Final = 3
+"""Once everything is built: etcd, logs, and layers that changed."""
 V1_CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer")
 V2_CONTROLLERS: Final = ("cpu", "cpuset", "memory", "pids")
 
@@ -171,11 +174,22 @@ def _memory() -> Check:
 def _disk(cache: Path) -> Check:
     existing = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(existing).free / 2**30
-    enough = free >= MIN_DISK_GIB or (cache / "containerd").is_dir()
+    least = MIN_DISK_BUILT_GIB if (cache / "containerd").is_dir() else MIN_DISK_GIB
     return Check(
         "disk",
         f"{free:.0f} GiB free in {existing}",
-        "" if enough else f"{existing} has {free:.0f} GiB free, below {MIN_DISK_GIB}",
+        "" if free >= least else f"{existing} has {free:.0f} GiB free, below {least}",
+    )
+
+
+def check_state(state: Path) -> Check:
+    """No cluster of an earlier kind lies there: its etcd and its configuration do not fit."""
+    if not (state / "kubeconfig").exists() or (state / "kubernetes").exists():
+        return Check("state", str(state))
+    return Check(
+        "state",
+        str(state),
+        f"{state} holds a cluster of Kubernetes 1.20, made by an earlier version of this project: run `make down` first",
     )
 
 
@@ -187,6 +201,7 @@ def examine(cache: Path) -> list[Check]:
         check_root(os.geteuid()),
         _memory(),
         _disk(cache),
+        check_state(layout.STATE),
         _cgroups(),
         *_network(),
     ]

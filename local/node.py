@@ -36,7 +36,7 @@ PROTECTED_TUNABLES: Final = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
-"""What the kubelet would write for the whole machine (kubelet ``setupKernelTunables``, 1.20).
+"""What the kubelet would write for the whole machine (kubelet ``setupKernelTunables``).
 
 The node shows it files that already hold these values, so the machine's stay as they are.
 """
@@ -83,6 +83,8 @@ def setup_commands(layout: Layout, existing_tunables: list[str]) -> list[list[st
         ["ip", "link", "add", net.POD_BRIDGE, "type", "bridge"],
         ["ip", "address", "add", f"{net.POD_GATEWAY}/24", "dev", net.POD_BRIDGE],
         ["ip", "link", "set", net.POD_BRIDGE, "up"],
+        # The API server calls webhooks by their Services: kube-proxy turns the address, but a route must be there first.
+        ["ip", "route", "add", net.SERVICE_CIDR, "dev", net.POD_BRIDGE],
     ]
     # A pod reaches itself through its Service only when bridged traffic passes iptables.
     settings = ("net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=1")
@@ -174,7 +176,9 @@ def kubelet_config(layout: Layout) -> dict[str, Any]:
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": f"{pki}/kubelet-server.crt",
         "tlsPrivateKeyFile": f"{pki}/kubelet-server.key",
+        "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",
         "cgroupDriver": "cgroupfs",
+        "failCgroupV1": False,
         "cgroupRoot": f"/{net.CGROUP}",
         "clusterDNS": [net.DNS_IP],
         "clusterDomain": net.CLUSTER_DOMAIN,
@@ -246,8 +250,6 @@ def daemons(layout: Layout, binaries: Path, path: str) -> list[Daemon]:
         f"--cert-dir={layout.pki}",
         f"--hostname-override={net.NODE_NAME}",
         f"--node-ip={net.NODE_IP}",
-        "--container-runtime=remote",
-        f"--container-runtime-endpoint=unix://{layout.containerd_socket}",
     )
     proxy = (str(binaries / "kube-proxy"), f"--config={layout.etc}/proxy.json")
     return [Daemon("kubelet", kubelet, env), Daemon("kube-proxy", proxy, env)]

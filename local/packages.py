@@ -1,7 +1,7 @@
-"""Debian's packages: what is installed, what is only unpacked, and sources.
+"""Debian's packages: what is installed, and what is only unpacked.
 
-Called by `cluster.py`, `binaries.py` and `kubernetes_build.py`. Build tools are installed.
-Daemons (containerd, runc, etcd, CNI plugins, Prometheus) are never installed: their packages
+Called by `cluster.py`, `binaries.py` and `images.py`. Build tools are installed.
+Daemons (containerd, runc, CNI plugins, Prometheus) are never installed: their packages
 are unpacked into the cache, so no service of theirs starts and a Docker or containerd that is
 already on the machine stays as it is. The machine's apt configuration is read, not changed.
 """
@@ -30,10 +30,9 @@ RUNTIME: Final = (
     "util-linux",
 )
 """Programs that the node runs."""
-IMAGE_TOOLS: Final = ("buildah", "mmdebstrap")
+IMAGE_TOOLS: Final = ("buildah", "mmdebstrap", "skopeo")
 WHEEL_TOOLS: Final = ("python3-venv",)
-KUBERNETES_TOOLS: Final = ("dpkg-dev", "golang-go", "golang-github-modern-go-reflect2-dev", "jq", "make", "rsync")
-UNPACKED: Final = ("containerd", "containernetworking-plugins", "etcd-client", "etcd-server", "runc")
+UNPACKED: Final = ("containerd", "containernetworking-plugins", "runc")
 
 NONINTERACTIVE: Final = {"DEBIAN_FRONTEND": "noninteractive"}
 NETWORK_HINT: Final = "Check that apt can reach its mirror (`apt-get update`), then run it again."
@@ -104,7 +103,7 @@ def unpacked(root: Path) -> Path:
 
 
 def unpack(shell: Shell, root: Path) -> tuple[Path, bool]:
-    """Debian's containerd, runc, etcd and CNI plugins, unpacked in the cache.
+    """Debian's containerd, runc and CNI plugins, unpacked in the cache.
 
     Returns:
         The folder that stands for ``/``, and whether it had to be made.
@@ -168,26 +167,3 @@ def machine_sources(folder: Path = Path("/etc/apt")) -> list[tuple[str, str, str
             f"Add `deb <mirror> {CODENAME} main` with a Debian mirror to /etc/apt/sources.list.",
         )
     return found
-
-
-def download_source(shell: Shell, package: str, folder: Path) -> None:
-    """Fetches a source package, verified by apt against the signed archive index.
-
-    apt gets a source list and an index folder of its own, so that the machine's stay as they are
-    even when this is killed.
-    """
-    own = folder / ".apt"
-    (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    lines = {
-        f"deb-src {options} {uri} {CODENAME} main\n" for uri, suite, options in machine_sources() if suite == CODENAME
-    }
-    (own / "sources.list").write_text("".join(sorted(lines)))
-    options = [
-        f"-oDir::Etc::SourceList={own}/sources.list",
-        "-oDir::Etc::SourceParts=/dev/null",
-        f"-oDir::State::Lists={own}/lists",
-        "-oAPT::Sandbox::User=root",
-    ]
-    shell.run(["apt-get", *options, "update"], cwd=folder)
-    shell.run(["apt-get", *options, "source", "--download-only", package], cwd=folder)
-    shutil.rmtree(own)

@@ -16,6 +16,8 @@ from local.layout import API_URL, NODE_IP, NODE_NAME, SERVICE_IP, Layout
 from local.steps import Shell
 
 DAYS: Final = "3650"
+FRONT_PROXY: Final = "front-proxy-client"
+AUTHORITIES: Final = ("ca", "addons-ca")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,19 @@ class Certificate:
         name: File name without suffix.
         subject: openssl's form, e.g. ``/O=system:masters/CN=admin``.
         names: Subject alternative names, e.g. ``IP:10.0.0.1``; empty for clients.
+        authority: Who signs it: ``ca``, the cluster's, or ``addons-ca``, which only webhooks' callers trust.
     """
 
     name: str
     subject: str
     names: tuple[str, ...] = ()
+    authority: str = "ca"
+
+
+def _webhook(name: str, service: str) -> Certificate:
+    return Certificate(
+        f"addons-{name}", f"/CN={service}", (f"DNS:{service}", f"DNS:{service}.cluster.local"), "addons-ca"
+    )
 
 
 CERTIFICATES: Final = (
@@ -55,6 +65,10 @@ CERTIFICATES: Final = (
     Certificate("scheduler", "/CN=system:kube-scheduler"),
     Certificate("proxy", "/CN=system:kube-proxy"),
     Certificate("admin", "/O=system:masters/CN=mlplatform-admin"),
+    # The API server, as it calls aggregated API servers (metrics-server).
+    Certificate("front-proxy", f"/CN={FRONT_PROXY}"),
+    _webhook("kserve", "kserve-webhook-server-service.kserve.svc"),
+    _webhook("training-operator", "training-operator.kubeflow.svc"),
 )
 WITH_KUBECONFIG: Final = ("kubelet", "controller-manager", "scheduler", "proxy")
 
@@ -106,11 +120,12 @@ def issue(shell: Shell, layout: Layout) -> str:
     folder = layout.pki
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    authority = folder / "ca"
-    _key(shell, authority.with_suffix(".key"))
-    request = ["openssl", "req", "-x509", "-new", "-subj", "/CN=mlplatform-local-ca", "-days", DAYS]
-    usage = ["-addext", "keyUsage=critical,keyCertSign,digitalSignature"]
-    shell.run([*request, *usage, "-key", f"{authority}.key", "-out", f"{authority}.crt"])
+    for name in AUTHORITIES:
+        authority = folder / name
+        _key(shell, authority.with_suffix(".key"))
+        request = ["openssl", "req", "-x509", "-new", "-subj", f"/CN=mlplatform-local-{name}", "-days", DAYS]
+        usage = ["-addext", "keyUsage=critical,keyCertSign,digitalSignature"]
+        shell.run([*request, *usage, "-key", f"{authority}.key", "-out", f"{authority}.crt"])
     _key(shell, folder / "service-account.key")
     shell.run(
         ["openssl", "pkey", "-in", folder / "service-account.key", "-pubout", "-out", folder / "service-account.pub"]
@@ -133,7 +148,8 @@ def _certificate(shell: Shell, folder: Path, certificate: Certificate) -> None:
     _key(shell, Path(f"{stem}.key"))
     shell.run(["openssl", "req", "-new", "-key", f"{stem}.key", "-subj", certificate.subject, "-out", f"{stem}.csr"])
     Path(f"{stem}.ext").write_text(extensions(certificate))
-    signing = ["openssl", "x509", "-req", "-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key", "-CAcreateserial"]
+    authority = folder / certificate.authority
+    signing = ["openssl", "x509", "-req", "-CA", f"{authority}.crt", "-CAkey", f"{authority}.key", "-CAcreateserial"]
     shell.run([*signing, "-days", DAYS, "-extfile", f"{stem}.ext", "-in", f"{stem}.csr", "-out", f"{stem}.crt"])
 
 

@@ -7,6 +7,7 @@ function; every command it runs goes to the step's own log, so a failure can sho
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -180,6 +181,11 @@ class Timing:
     note: str
     duration: float
 
+    @property
+    def worked(self) -> bool:
+        """Whether there was something to do; a step that found its work done says so."""
+        return not re.search(r"\b(cached|kept|all there|running|ready|loaded before|nothing stale)\b", self.note)
+
 
 class RunError(Exception):
     """A run ended early; the console has already told why."""
@@ -264,14 +270,14 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def run_steps(steps: Sequence[Step], console: Console, logs: Path, workers: int = 6) -> list[Timing]:
+def run_steps(steps: Sequence[Step], console: Console, logs: Path, workers: int = 24) -> list[Timing]:
     """Runs the graph.
 
     Args:
         steps: The graph; of two that may start, the earlier one does.
         console: Where to tell.
         logs: Folder of the steps' logs.
-        workers: Most steps at a time.
+        workers: Most steps at a time; what is heavy limits itself further.
 
     Returns:
         How long each took, in the order they ended.

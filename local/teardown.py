@@ -121,8 +121,8 @@ def remove_state(layout: Layout) -> list[str]:
 
 
 def forget_cluster(layout: Layout) -> None:
-    """Removes what a damaged cluster remembers: etcd and the kubelet's folder."""
-    for name in ("etcd", "kubelet", "root"):
+    """Removes what a damaged cluster remembers: etcd, the kubelet's folder and which add-ons were applied."""
+    for name in ("etcd", "kubelet", "root", "addons"):
         if (layout.state / name).exists():
             shutil.rmtree(layout.state / name)
     os.sync()

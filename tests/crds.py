@@ -1,7 +1,6 @@
-"""Reading of the CRD files for tests: schemas, defaults and rules as an API server applies them.
+"""Reading of the CRD files for tests: schemas, defaults as an API server fills them in, and what rules say.
 
-Used by test_crds.py and test_crds_rules.py, by tests/apiserver and by the chart's tests. The rules run in Google's
-CEL library, so a mistake in one is found without an API server that evaluates rules (Kubernetes 1.25 and later).
+Used by test_crds.py and test_crds_rules.py, by tests/apiserver and by the chart's tests.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cel_expr_python import cel
 
 FOLDER = Path(__file__).parents[1] / "manifests/crd"
 
@@ -47,6 +45,16 @@ def walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]
         yield from walk(node["additionalProperties"], f"{path}.*")
 
 
+@cache
+def rules(plural: str) -> tuple[str, ...]:
+    """Every rule of a CRD in the words that a user reads: its path, of a list's first item, and its message."""
+    return tuple(
+        f"{path.removeprefix('.').replace('[]', '[0]')}{rule.get('fieldPath', '')}: {rule['message']}"
+        for path, node in walk(version(plural)["schema"]["openAPIV3Schema"], "")
+        for rule in node.get("x-kubernetes-validations", [])
+    )
+
+
 def with_defaults(node: dict[str, Any], value: Any) -> Any:
     """`value` as the API server stores it: absent fields that have a default get it, parents before children."""
     if isinstance(value, dict) and "properties" in node:
@@ -60,50 +68,3 @@ def with_defaults(node: dict[str, Any], value: Any) -> Any:
     if isinstance(value, list) and "items" in node:
         return [with_defaults(node["items"], item) for item in value]
     return value
-
-
-@cache
-def _environment() -> cel.Env:
-    sorted_overload = cel.Overload(
-        "list_isSorted", return_type=cel.Type.BOOL, parameters=[cel.Type.LIST], is_member=True
-    )
-    return cel.NewEnv(
-        variables={"self": cel.Type.DYN, "oldSelf": cel.Type.DYN},
-        functions=[cel.FunctionDecl("isSorted", [sorted_overload])],  # of Kubernetes' own CEL list library
-        function_impls={"list_isSorted": lambda items: list(items) == sorted(items)},
-    )
-
-
-@cache
-def _program(rule: str) -> cel.Expression:
-    return _environment().compile(rule)
-
-
-def broken_rules(node: dict[str, Any], value: Any, old: Any = None) -> list[str]:
-    """Messages of the rules that `value` breaks, at any depth.
-
-    A rule that names ``oldSelf`` runs only when there is an old value, as in the API server; items of a list map are
-    matched by their keys.
-    """
-    found = []
-    for rule in node.get("x-kubernetes-validations", []):
-        if "oldSelf" in rule["rule"] and old is None:
-            continue
-        passed = _program(rule["rule"]).eval(data={"self": value, "oldSelf": old}).value()
-        if not isinstance(passed, bool):
-            raise TypeError(f"the rule {rule['rule']!r} cannot be evaluated: {passed}")
-        if not passed:
-            found.append(rule["message"])
-    if isinstance(value, dict):
-        extra = node.get("additionalProperties")
-        for name, item in value.items():
-            child = node.get("properties", {}).get(name, extra)
-            if isinstance(child, dict):
-                found += broken_rules(child, item, old.get(name) if old else None)
-    elif isinstance(value, list):
-        keys = node.get("x-kubernetes-list-map-keys", [])
-        by_key = {tuple(item[key] for key in keys): item for item in old or []} if keys else {}
-        for item in value:
-            old_item = by_key.get(tuple(item[key] for key in keys)) if keys else None
-            found += broken_rules(node["items"], item, old_item)
-    return found

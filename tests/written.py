@@ -1,7 +1,7 @@
 """Everything the operator writes in whole scenarios, in order: what the contract tests hold against the API server and the SDKs.
 
-Used by tests/contract and tests/apiserver. The scenarios run the real reconcilers against the cluster in memory of unit/operator_world, so a
-kind or a field that the operator starts to write is under test without a line here.
+Used by tests/contract, tests/apiserver and tests/e2e. The scenarios run the real reconcilers against the cluster in memory of
+unit/operator_world, so a kind or a field that the operator starts to write is under test without a line here.
 """
 
 from __future__ import annotations

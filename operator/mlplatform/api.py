@@ -503,7 +503,7 @@ def version_name(model: str, spec: MLModelSpec, trigger: str = "") -> str:
 def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:
     """Cross-field mistakes, each a sentence with its fix; empty when the spec is sound.
 
-    The CRD's CEL rules say the same of the spec where the API server evaluates them (Kubernetes ≥ 1.25).
+    The CRD's rules say the same of the spec, but not of one that was stored before they were there.
     """
     found = _name_problems(name) + _training_problems(spec.training)
     if len(trigger) > contract.TRIGGER_LIMIT:

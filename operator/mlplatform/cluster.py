@@ -2,7 +2,7 @@
 
 Called by `mlplatform.reconciler`, in threads. Plain requests over the official
 client's connection (TLS, tokens and their renewal): the objects are dicts
-already, and requests like these are the same on every Kubernetes since 1.20.
+already, and requests like these are the same on every Kubernetes.
 """
 
 from __future__ import annotations

@@ -105,16 +105,6 @@ def test_defaults_are_written_out(api_server: ApiServer, namespace: str) -> None
     assert "earlyStopping" not in spec["training"], "absent means none"
 
 
-def test_rules_are_evaluated_by_servers_that_can(api_server: ApiServer, namespace: str) -> None:
-    minor = int(json.loads(api_server.kubectl("version", "-o", "json"))["serverVersion"]["minor"].rstrip("+"))
-    given = yaml.safe_dump(model(serving={"replicas": {"min": 2}}))
-    done = api_server.run("create", "-n", namespace, "-f", "-", given=given)
-    if minor < 25:
-        assert done.returncode == 0, "without rules the operator says it in the Accepted condition"
-    else:
-        assert "max is below min; raise max" in done.stderr
-
-
 def test_status_is_a_subresource(api_server: ApiServer, namespace: str) -> None:
     api_server.kubectl(
         "create", "-n", namespace, "-f", "-", given=yaml.safe_dump({**model(), "status": {"stage": "x"}})
@@ -141,7 +131,7 @@ def test_a_condition_must_be_complete(api_server: ApiServer, namespace: str) -> 
             "patch", "mlmodel", "m", "-n", namespace, "--subresource=status", "--type=merge", "-p", patch
         )
         assert done.returncode != 0, f"accepted {change}"
-        assert "status.conditions" in done.stderr
+        assert "conditions[0]" in done.stderr
 
 
 def test_columns_show_a_rollout(api_server: ApiServer, namespace: str) -> None:

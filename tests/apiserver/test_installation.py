@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from apiserver_fixture import COMMAND_TIMEOUT, REPOSITORY, ApiServer, binary, started
+from contract import modules
 from kubernetes import config
 from written import SCENARIOS, scenario, send
 
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.apiserver
 CHART = REPOSITORY / "charts/mlplatform"
 SYSTEM = "mlplatform-system"
 OPERATOR = f"system:serviceaccount:{SYSTEM}:mlplatform-operator"
-STAND_INS = REPOSITORY / "local/addons/manifests/00-crds.yaml"
 
 
 def helm(server: ApiServer, *arguments: str) -> str:
@@ -41,7 +41,7 @@ def helm(server: ApiServer, *arguments: str) -> str:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server of its own, with the add-ons' CRDs and the release `mlplatform`, models in `default`."""
     with started(tmp_path_factory.mktemp("installation")) as server:
-        server.install_crds(STAND_INS)
+        server.install_crds(*modules.crds())
         helm(server, "install", "mlplatform", str(CHART), "--create-namespace")
         yield server
 
@@ -83,11 +83,11 @@ def test_overlays_apply(overlay: str, tmp_path: Path) -> None:
     folder = tmp_path / "server"
     folder.mkdir()
     with started(folder) as server:
-        server.install_crds(STAND_INS)
+        server.install_crds(*modules.crds())
         target = str(tmp_path / "manifests/overlays" / overlay)
-        server.kubectl("apply", "--validate=false", "-k", target)
+        server.kubectl("apply", "-k", target)
         before = server.kubectl("get", "deployments", "-n", SYSTEM, "-o", "jsonpath={.items[*].metadata.generation}")
-        server.kubectl("apply", "--validate=false", "-k", target)
+        server.kubectl("apply", "-k", target)
         after = server.kubectl("get", "deployments", "-n", SYSTEM, "-o", "jsonpath={.items[*].metadata.generation}")
         assert set(before.split()) == set(after.split()) == {"1"}, "applying again restarted something"
 

@@ -22,6 +22,8 @@ from local import demo
 from local.access import OPERATOR, SYSTEM, AccessError, Cluster
 from local.layout import REPO
 
+RESTRICTED = "pod-security.kubernetes.io/enforce"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test of this folder needs a cluster."""
@@ -64,6 +66,8 @@ def cluster() -> Iterator[Cluster]:
 def platform(cluster: Cluster) -> Iterator[Platform]:
     """The platform on the cluster, as this checkout has it: installed, or upgraded where anything differs."""
     cluster.install()
+    # Every pod of every scenario meets the strictest standard, those of two-worker trainings included.
+    cluster.kubectl("label", "namespace", NAMESPACE, f"{RESTRICTED}=restricted", "--overwrite")
     api = config.new_client_from_config(cluster.env.get("KUBECONFIG"))
     yield Platform(cluster, api, cluster.gateway())
     api.close()

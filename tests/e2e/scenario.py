@@ -105,6 +105,7 @@ class Platform:
         self.core = client.CoreV1Api(self.api)
         self.batch = client.BatchV1Api(self.api)
         self.apps = client.AppsV1Api(self.api)
+        self.scaling = client.AutoscalingV2Api(self.api)
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """Runs kubectl."""
@@ -147,6 +148,7 @@ class Platform:
             "services": self.core.list_namespaced_service,
             "jobs": self.batch.list_namespaced_job,
             "deployments": self.apps.list_namespaced_deployment,
+            "horizontalpodautoscalers": self.scaling.list_namespaced_horizontal_pod_autoscaler,
         }
         return calls[kind], (namespace,)
 

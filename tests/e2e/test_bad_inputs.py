@@ -78,9 +78,17 @@ BAD = [
         "a gate on a metric that the task does not report",
         "e2e-unknown-metric",
         {"gates": [{"metric": "roc_acu", "min": 0.5}]},
+        "",
+        ("spec.gates",),
+        "roc_auc",
+    ),
+    Bad(
+        "a value that no rule of the API server can judge",
+        "e2e-no-end",
+        {"rollout.interval": "90000h"},
         "Accepted",
-        ("spec.gates[0].metric", "'roc_acu'"),
-        "did you mean roc_auc?",
+        ("spec.rollout.interval", "90000h"),
+        "87600h",
     ),
     Bad(
         "a name that leaves no room for its children's",
@@ -88,7 +96,7 @@ BAD = [
         {},
         "",
         ("metadata.name",),
-        "at most 36 chars",
+        "at most 36 characters",
     ),
     Bad(
         "an empty data URI",

@@ -24,6 +24,7 @@ from e2e.scenario import (
     stages,
 )
 
+from local.access import AccessError
 from local.demo import PEOPLE, ROUTE_SECONDS, weights
 from local.load import Outcome, predict
 from mlplatform import contract
@@ -69,12 +70,17 @@ def test_a_change_that_is_refused_changes_nothing_that_serves(model: Model) -> N
     # Given a model that serves under load, when a gate on a metric that does not exist is applied
     sound, stable = model.spec, model.becomes_ready()["status"]["stable"]
     with model.under_load() as load:
-        model.is_changed(gates=[{"metric": "roc_acu", "min": 0.6}])
+        with pytest.raises(AccessError, match="spec.gates"):
+            model.is_changed(gates=[{"metric": "roc_acu", "min": 0.6}])
+
+        # Then the API server refuses it, and when a value comes that none of its rules can judge
+        model.spec = sound
+        model.is_changed(rollout={"interval": "90000h"})
         refused = model.fails("Accepted", PROMPT_SECONDS)
 
         # Then the status says so, the stable version is the same, and no request is lost
         assert refused["status"]["stable"] == stable
-        assert "did you mean roc_auc?" in find_condition(refused, "Ready")["message"]
+        assert "spec.rollout.interval" in find_condition(refused, "Ready")["message"]
         assert load.wait_for(load.outcome.total + 40)
     assert (load.outcome.failed, load.outcome.failures) == (0, [])
     assert set(load.outcome.by_version) == {stable["version"]}

@@ -19,12 +19,14 @@ import pytest
 import yaml
 from apiserver_fixture import binary
 
+from local import upstream
 from mlplatform.resources import PLURALS
 from mlplatform.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 CHART = REPOSITORY / "charts/mlplatform"
-VERSIONS = ["1.20", "1.24", "1.25", "1.28", "1.36"]
+VERSIONS = [module.version[1:].rpartition(".")[0] for module in (upstream.OLDEST, upstream.named("kubernetes"))]
+"""The oldest supported Kubernetes and the newest: those whose API servers the tests run."""
 EVERYTHING = (
     "podDisruptionBudget.enabled=true", "networkPolicy.enabled=true", "serviceMonitor.enabled=true",
     "prometheusRule.enabled=true", "dashboards.enabled=true",
@@ -38,7 +40,7 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def rendered(*values: str, version: str = "1.28", apis: tuple[str, ...] = ()) -> tuple[dict[str, Any], ...]:
+def rendered(*values: str, version: str = VERSIONS[0], apis: tuple[str, ...] = ()) -> tuple[dict[str, Any], ...]:
     """The objects of a release `mlplatform` in `mlplatform-system` with these ``--set`` values."""
     flags = [flag for value in values for flag in ("--set", value)] + [f"--api-versions={api}" for api in apis]
     done = helm("template", "mlplatform", str(CHART), "-n", "mlplatform-system", "--kube-version", version, *flags)
@@ -101,10 +103,20 @@ def test_renders_for(version: str, values: tuple[str, ...]) -> None:
     assert all(o["metadata"]["labels"]["app.kubernetes.io/name"] == "mlplatform" for o in found)
 
 
-@pytest.mark.parametrize(("version", "api"), [("1.20", "policy/v1beta1"), ("1.21", "policy/v1"), ("1.36", "policy/v1")])
-def test_disruption_budgets_follow_the_server(version: str, api: str) -> None:
-    (budget,) = objects("PodDisruptionBudget", rendered(*EVERYTHING, version=version)).values()
-    assert (budget["apiVersion"], budget["spec"]["maxUnavailable"]) == (api, 1)
+def test_a_drain_may_evict_the_operator() -> None:
+    (budget,) = objects("PodDisruptionBudget", rendered(*EVERYTHING)).values()
+    assert budget["spec"]["maxUnavailable"] == 1
+
+
+def test_an_older_kubernetes_is_refused_by_name() -> None:
+    """By Helm, before anything is changed."""
+    done = helm("template", "mlplatform", str(CHART), "--kube-version", "1.27")
+    assert f"chart requires kubeVersion: >={VERSIONS[0]}.0-0 which is incompatible with Kubernetes v1.27" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/deployment.md", "charts/mlplatform/README.md"])
+def test_documents_name_the_versions_that_tests_run(path: str) -> None:
+    assert "Kubernetes {} to {}".format(*VERSIONS) in (REPOSITORY / path).read_text()
 
 
 @pytest.mark.parametrize(
@@ -122,16 +134,11 @@ def test_istio_api_follows_the_server(apis: tuple[str, ...], expected: str) -> N
     assert environment(found)["MLPLATFORM_ISTIO_API_VERSION"] == expected
 
 
-@pytest.mark.parametrize(("version", "ruled"), [("1.24", False), ("1.25", True)])
 @pytest.mark.parametrize("plural", ["mlmodels", "modelversions"])
-def test_crds_are_the_manifests(plural: str, version: str, ruled: bool) -> None:  # noqa: FBT001  a table
-    """Whole from 1.25 on; before, less the rules and nothing else. Never deleted with the release."""
-    crd = objects("CustomResourceDefinition", rendered(version=version))[f"/{plural}.mlplatform.dev"]
-    expected = json.loads(json.dumps(crds.crd(plural)["spec"]))
-    if not ruled:
-        for _, node in crds.walk(expected["versions"][0]["schema"]["openAPIV3Schema"], ""):
-            node.pop("x-kubernetes-validations", None)
-    assert crd["spec"] == expected
+def test_crds_are_the_manifests(plural: str) -> None:
+    """Whole, and never deleted with the release."""
+    crd = objects("CustomResourceDefinition", rendered())[f"/{plural}.mlplatform.dev"]
+    assert crd["spec"] == crds.crd(plural)["spec"]
     assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 

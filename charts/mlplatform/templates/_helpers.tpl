@@ -79,13 +79,3 @@ networking.istio.io/v1beta1
 networking.istio.io/v1
 {{- end -}}
 {{- end -}}
-
-{{/* Takes the rules out of a schema, at any depth: Kubernetes before 1.25 refuses the field when it validates. */}}
-{{- define "mlplatform.withoutRules" -}}
-{{- $_ := unset . "x-kubernetes-validations" -}}
-{{- range $key, $value := . -}}
-{{- if kindIs "map" $value -}}
-{{- include "mlplatform.withoutRules" $value -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}

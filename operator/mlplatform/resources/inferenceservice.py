@@ -17,7 +17,8 @@ from mlplatform.snapshot import Object, name_of, namespace_of
 
 PORT: Final = 8080
 
-_SCALING: Final = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")
+CPU_PERCENT: Final = 80
+"""Of the CPU that the model may use: busier than that, and another replica is added."""
 
 
 def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str, settings: Settings) -> Object:
@@ -25,11 +26,12 @@ def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str,
     name, serving = name_of(model), spec.serving
     meta = metadata(model, version, "predictor", version=version)
     meta["annotations"] = {"serving.kserve.io/deploymentMode": settings.kserve_mode}
+    resources = pod.resources(serving.resources.cpu, serving.resources.memory, settings)
     scaling = {
         "minReplicas": serving.replicas.min,
         "maxReplicas": serving.replicas.max,
         "scaleMetric": "cpu",
-        "scaleTarget": 80,
+        "scaleTarget": _target(resources),
     }
     predictor = {
         "serviceAccountName": settings.serving_service_account,
@@ -40,7 +42,7 @@ def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str,
             "modelFormat": {"name": "pytorch"},
             "runtime": settings.serving_runtime,
             "storageUri": storage_uri,
-            "resources": pod.resources(serving.resources.cpu, serving.resources.memory, settings),
+            "resources": resources,
             "env": [
                 {"name": contract.ENV_MODEL, "value": name},
                 {"name": contract.ENV_VERSION, "value": version},
@@ -72,6 +74,15 @@ def same(live: Object | None, wanted: Object) -> bool:
         return False
     found, asked = live["spec"]["predictor"], wanted["spec"]["predictor"]
     return all(found.get(key) == asked[key] for key in _SCALING)
+
+
+_SCALING: Final = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")
+
+
+def _target(resources: Object) -> int:
+    """Percent of the request at which a replica is added; the request may be less than the model may use."""
+    limit, request = (pod.cores(resources[kind]["cpu"]) for kind in ("limits", "requests"))
+    return round(CPU_PERCENT * limit / (request or limit))
 
 
 def _probe(model: str, **timing: int) -> Object:

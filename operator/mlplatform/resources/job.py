@@ -1,6 +1,6 @@
 """The batch Job of a stage that runs in one pod: audit, optimize, package.
 
-Called by those stages. Uses nothing newer than Kubernetes 1.20 has.
+Called by those stages.
 """
 
 from __future__ import annotations
@@ -54,8 +54,5 @@ def stopped(job: Object) -> bool:
 
 
 def stop() -> Object:
-    """The merge patch that ends a job's retries but keeps its finished pods.
-
-    ``suspend`` would say it better but is not there in Kubernetes 1.20.
-    """
+    """The merge patch that ends a job's retries but keeps its finished pods."""
     return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"parallelism": 0}}

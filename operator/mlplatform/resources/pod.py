@@ -92,11 +92,11 @@ def resources(cpu: str, memory: str, settings: Settings, *, gpu: int = 0) -> Obj
     """``resources`` of a container; requests equal limits, less what `max_cpu_request` allows."""
     limits = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
     cap = settings.max_cpu_request
-    request = min(cpu, cap, key=_cores) if cap else cpu
+    request = min(cpu, cap, key=cores) if cap else cpu
     return {"requests": {**limits, "cpu": request}, "limits": limits}
 
 
-def _cores(quantity: str) -> float:
+def cores(quantity: str) -> float:
     """A CPU quantity in cores: ``500m`` is 0.5."""
     return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 

@@ -242,6 +242,22 @@ def test_cpu_requests_can_be_capped(reason: str, cpu: str, cap: str, asked: str)
     assert found["limits"]["cpu"] == cpu, "limits stay as the model says"
 
 
+@pytest.mark.parametrize(
+    ("reason", "cpu", "cap", "percent"),
+    [
+        ("80 % of what the model may use", "1", "", 80),
+        ("a request below the cap is not bent", "50m", "100m", 80),
+        ("80 % of one core are 800 % of a tenth", "1", "100m", 800),
+        ("and of one and a half 1,200 %", "1500m", "100m", 1200),
+        ("no request, no percent of it: the autoscaler says so itself", "1", "0", 80),
+    ],
+)
+def test_a_capped_request_does_not_bend_the_autoscalers_target(reason: str, cpu: str, cap: str, percent: int) -> None:
+    spec = api.decode(api.MLModelSpec, {**SPEC, "serving": {"resources": {"cpu": cpu, "memory": "1Gi"}}})
+    rendered = inferenceservice.render(mlmodel("m"), spec, "m-1", "s3://x", Settings(max_cpu_request=cap))
+    assert rendered["spec"]["predictor"]["scaleTarget"] == percent, reason
+
+
 # Digests
 
 

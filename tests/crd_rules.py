@@ -1,0 +1,243 @@
+"""What each rule of the CRDs (``x-kubernetes-validations``) refuses and what it lets through: one table, two judges.
+
+Used by tests/apiserver/test_crds.py, where a real API server decides, and by tests/unit/test_crds_rules.py, where
+`api.problems` does: `kubectl apply` and the Accepted condition must agree. A rule without a row here fails the latter.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlplatform import api
+
+EXAMPLE = Path(__file__).parents[1] / "examples/adult-income/mlmodel.yaml"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change to the example.
+
+    Attributes:
+        reason: Why it must end as it does.
+        change: Dotted path in the rule's section → value; ``...`` takes the field out.
+        before: For a rule about change: a change that is made first, and must be accepted.
+    """
+
+    reason: str
+    change: Mapping[str, object]
+    before: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        words: What the user reads when it is broken: the path and the message.
+        refused: Cases that break this rule and no other.
+        accepted: Their nearest neighbours that break none.
+    """
+
+    words: str
+    refused: tuple[Case, ...]
+    accepted: tuple[Case, ...]
+
+    @property
+    def section(self) -> str:
+        """``spec`` or ``status``: where the paths of its cases begin."""
+        return self.words.partition(":")[0].partition(".")[0]
+
+
+RULES = [
+    Rule(
+        "spec.data.split: validation + test must be less than 1 to leave rows for training; lower one of them",
+        refused=(
+            Case("no rows are left to train on", {"data.split": {"validation": 0.5, "test": 0.5}}),
+            Case("a default takes part in the sum", {"data.split": {"validation": 0.85}}),
+        ),
+        accepted=(
+            Case("a hundredth is left", {"data.split": {"validation": 0.5, "test": 0.49}}),
+            Case("the defaults leave most", {"data.split": ...}),
+        ),
+    ),
+    Rule(
+        "spec.data.sensitiveAttributes: contains the label, which cannot be audited against itself; take it out",
+        refused=(Case("the label is among them", {"data.sensitiveAttributes": ["sex", "income"]}),),
+        accepted=(Case("other columns only", {"data.sensitiveAttributes": ["sex"]}),),
+    ),
+    Rule(
+        "spec.fairness.metrics: needs data.sensitiveAttributes, the columns to compare groups by",
+        refused=(
+            Case("bounds without groups compare nothing", {"data.sensitiveAttributes": ...}),
+            Case("an empty list has no groups either", {"data.sensitiveAttributes": []}),
+        ),
+        accepted=(
+            Case("neither bounds nor groups", {"data.sensitiveAttributes": ..., "fairness": ...}),
+            Case("no bounds in the map, no groups", {"data.sensitiveAttributes": [], "fairness.metrics": {}}),
+            Case("groups that are only reported", {"fairness": {"minGroupSize": 10}}),
+        ),
+    ),
+    Rule(
+        "spec.fairness.metrics: unknown metric; known: demographic_parity_difference, equalized_odds_difference",
+        refused=(Case("a misspelt bound would hold nothing back", {"fairness.metrics": {"equal_odds_difference": 0.1}}),),
+        accepted=(Case("one of the two", {"fairness.metrics": {"equalized_odds_difference": 0.1}}),),
+    ),
+    Rule(
+        "spec.gates: task tabular reports no such metric; it reports roc_auc, average_precision, accuracy, "
+        "balanced_accuracy, f1, log_loss, brier_score",
+        refused=(
+            Case("a misspelt metric", {"gates": [{"metric": "roc_acu", "min": 0.5}]}),
+            Case("one of two is wrong", {"gates": [{"metric": "f1", "min": 0.5}, {"metric": "rmse", "max": 1}]}),
+        ),
+        accepted=(
+            Case("one that it reports", {"gates": [{"metric": "log_loss", "max": 0.4}]}),
+            Case("no gates", {"gates": ...}),
+            Case(
+                "a task of one's own reports metrics of its own",
+                {"training.task": "mine.ranking:Task", "gates": [{"metric": "ndcg", "min": 0.4}]},
+            ),
+        ),
+    ),
+    Rule(
+        "spec.gates[0]: give min or max: a gate without a bound holds nothing back",
+        refused=(Case("a metric alone", {"gates": [{"metric": "roc_auc"}]}),),
+        accepted=(Case("a bound of 0 is one", {"gates": [{"metric": "roc_auc", "min": 0}]}),),
+    ),
+    Rule(
+        "spec.gates[0]: min is above max, so no version could pass; swap or correct them",
+        refused=(Case("bounds in the wrong order", {"gates": [{"metric": "roc_auc", "min": 0.9, "max": 0.1}]}),),
+        accepted=(Case("both ends count as passed", {"gates": [{"metric": "roc_auc", "min": 0.9, "max": 0.9}]}),),
+    ),
+    Rule(
+        "spec.training.strategy: single is one process; set workers and processesPerWorker to 1, or use fsdp",
+        refused=(
+            Case("it cannot be two pods", {"training.strategy": "single"}),
+            Case("nor two processes in one", {"training": {"strategy": "single", "processesPerWorker": 2}}),
+        ),
+        accepted=(Case("one pod, one process, by default", {"training": {"strategy": "single"}}),),
+    ),
+    Rule(
+        "spec.training.task: neither a built-in task (tabular) nor package.module:Class",
+        refused=(Case("a misspelt task", {"training.task": "tabluar", "gates": ...}),),
+        accepted=(
+            Case("a class of one's own", {"training.task": "mine.ranking:Task"}),
+            Case("the built-in one by default", {"training": ...}),
+        ),
+    ),
+    Rule(
+        "spec.training.deadline: must be longer than 0s; write it like 90s, 10m or 1h30m",
+        refused=(
+            Case("no time to train", {"training.deadline": "0s"}),
+            Case("nothing of each unit is nothing", {"training.deadline": "0h0m0s"}),
+        ),
+        accepted=(Case("a second", {"training.deadline": "0h1s"}),),
+    ),
+    Rule(
+        "spec.optimization.candidates: must contain fp32, the reference that the others are compared with; add it",
+        refused=(Case("no reference", {"optimization.candidates": ["int8-dynamic"]}),),
+        accepted=(Case("the reference alone", {"optimization.candidates": ["fp32"]}),),
+    ),
+    Rule(
+        "spec.serving.replicas: max is below min; raise max",
+        refused=(
+            Case("bounds in the wrong order", {"serving.replicas": {"min": 3, "max": 2}}),
+            Case("max is 1 by default", {"serving.replicas": {"min": 2}}),
+        ),
+        accepted=(Case("the same number always", {"serving.replicas": {"min": 2, "max": 2}}),),
+    ),
+    Rule(
+        "spec.rollout.steps: must rise, each between 1 and 99; 100 follows by itself",
+        refused=(
+            Case("they fall", {"rollout.steps": [50, 25]}),
+            Case("a step twice is a step too many", {"rollout.steps": [5, 25, 25]}),
+        ),
+        accepted=(
+            Case("no steps: all traffic at once", {"rollout.steps": []}),
+            Case("one step", {"rollout.steps": [10]}),
+            Case("as many as there may be", {"rollout.steps": list(range(80, 100))}),
+        ),
+    ),
+    Rule(
+        "spec.rollout.maxDuration: must be longer than 0s; write it like 90s, 10m or 1h30m",
+        refused=(Case("no time to become ready", {"rollout.maxDuration": "0m"}),),
+        accepted=(Case("a minute", {"rollout.maxDuration": "1m"}),),
+    ),
+    Rule(
+        "spec: a version never changes; change its MLModel, which makes a new version",
+        refused=(
+            Case("another number", {"sequence": 2}, before={}),
+            Case("a list that is longer", {"data.sensitiveAttributes": ["sex", "race", "age"]}, before={}),
+            Case("a field taken out", {"gates": ...}, before={}),
+            Case("another hyperparameter's value", {"training.hyperparameters.dropout": 0.2}, before={}),
+            Case("deep in what no schema describes", {"training.hyperparameters.hidden": [256, 64]}, before={}),
+            Case(
+                "a hyperparameter of another name, as many as before",
+                {"training.hyperparameters.dropout": ..., "training.hyperparameters.rate": 0.1},
+                before={},
+            ),
+        ),
+        accepted=(Case("the same once more", {"sequence": 1}, before={}),),
+    ),
+    Rule(
+        "status.stages[0]: a stage that has ended never changes its outcome",
+        refused=tuple(
+            Case(reason, {"stages": [{"name": "train", "outcome": after}]}, {"stages": [{"name": "train", "outcome": before}]})
+            for reason, before, after in [
+                ("what failed runs again", "Failed", "Running"),
+                ("what succeeded fails", "Succeeded", "Failed"),
+                ("what failed succeeds", "Failed", "Succeeded"),
+            ]
+        ),
+        accepted=(
+            Case(
+                "what runs succeeds",
+                {"stages": [{"name": "train", "outcome": "Succeeded"}]},
+                before={"stages": [{"name": "train", "outcome": "Running"}]},
+            ),
+            Case(
+                "what ended may get its report, and another stage may begin",
+                {"stages": [{"name": "train", "outcome": "Failed", "report": "s3://a"}, {"name": "audit", "outcome": "Running"}]},
+                before={"stages": [{"name": "train", "outcome": "Failed"}]},
+            ),
+        ),
+    ),
+]  # fmt: skip
+
+
+def example(plural: str) -> dict[str, Any]:
+    """The example's MLModel, or the ModelVersion that the operator would make of it.
+
+    Args:
+        plural: ``mlmodels`` or ``modelversions``.
+    """
+    model: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+    if plural == "mlmodels":
+        return model
+    spec = {section: model["spec"][section] for section in api.VERSIONED}
+    name = f"{model['metadata']['name']}-01234567"
+    return {
+        **model,
+        "kind": "ModelVersion",
+        "metadata": {"name": name},
+        "spec": {"model": model["metadata"]["name"], "sequence": 1, **spec},
+    }
+
+
+def changed(section: dict[str, Any], change: Mapping[str, object]) -> dict[str, Any]:
+    """A copy of an object's section with a case's change made."""
+    copied = copy.deepcopy(section)
+    for path, value in change.items():
+        *parents, leaf = path.split(".")
+        node = copied
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+        if value is ...:
+            del node[leaf]
+    return copied
