@@ -120,7 +120,7 @@ test-e2e: fit $(DEV_READY) ## Given/When/Then on the cluster
 
 # --- measurements ----------------------------------------------------------------------------------------------------
 
-.PHONY: bench-demo bench-serving bench-operator bench-memory
+.PHONY: bench-demo bench-serving bench-operator bench-memory bench-build
 bench-demo: demo ## `make demo`, and its table in docs/benchmarks.md
 	@$(PY) -m benchmarks.demo
 
@@ -132,6 +132,9 @@ bench-serving: $(DEV_READY) ## Requests/s and latency of the gateway path, again
 bench-operator: $(DEV_READY) ## The operator's own share of a rollout, its memory, and writes while idle
 	@local/up
 	@$(PY) -m benchmarks.operator
+
+bench-build: $(DEV_READY) ## What the parts of the local cluster took when they were last built
+	@$(PY) -m benchmarks.build
 
 bench-memory: $(DEV_READY) ## What the idle local cluster holds in memory, by program
 	@local/up

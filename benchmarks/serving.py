@@ -6,7 +6,7 @@ The same model, image, server settings and CPU limit for all; they differ in the
 * BaseHandler: numbers already encoded by the client in, numbers out; TorchServe's defaults
 * BaseHandler, batched: the same with the archive settings that ours has
 
-It needs a cluster with KServe and Istio, or their stand-ins, and nothing of the chart: the archives travel in
+It needs a cluster with KServe and Istio, and nothing of the chart: the archives travel in
 ConfigMaps. ``--local`` needs no cluster: it runs the servers on loopback, each pinned to one CPU.
 """
 

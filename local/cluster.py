@@ -100,6 +100,10 @@ class Cluster:
         binaries.link(self.layout.cache, {"helm": folder / "helm"})
         return "fetched" if new else "cached"
 
+    def forecast(self, shell: Shell) -> str:
+        """What the images' Python packages come to, said before anybody waits for them."""
+        return wheelhouse.forecast(shell, self.layout.cache)
+
     def fill_wheelhouse(self, shell: Shell) -> str:
         """The images' Python packages."""
         _, new = wheelhouse.build(shell, self.layout.cache)
@@ -347,7 +351,8 @@ def _images(cluster: Cluster, *, load: bool, after: tuple[str, ...] = ()) -> lis
             ("packages",),
             packages.NETWORK_HINT,
         ),
-        Step("wheelhouse", "fetch the images' Python packages", cluster.fill_wheelhouse, ("packages",)),
+        Step("downloads", "ask how large the images' Python packages are", cluster.forecast, ("packages",)),
+        Step("wheelhouse", "fetch the images' Python packages", cluster.fill_wheelhouse, ("downloads",)),
         *(_image(cluster, image, load=load, after=after) for image in images.present()),
     ]
 
@@ -415,8 +420,8 @@ def _run(steps: list[Step], layout: Layout, console: Console) -> list[Timing]:
     with locked(layout, console):
         last = _durations(layout)
         start = time.monotonic()
-        timings = run_steps([_with_last(step, last.get(step.name, 0.0)) for step in steps], console, layout.step_logs)
-        worked = {timing.name: round(timing.duration, 1) for timing in timings if timing.worked}
+        timings = run_steps([_with_last(step, last.get(step.name, {})) for step in steps], console, layout.step_logs)
+        worked = {t.name: {"took": round(t.duration, 1), "cpu": round(t.cpu, 1)} for t in timings if t.worked}
         cache.write(layout.cache / "durations.json", json.dumps({**last, **worked}, indent=1))
     console.line()
     for line in timing_table(timings, time.monotonic() - start):
@@ -424,17 +429,17 @@ def _run(steps: list[Step], layout: Layout, console: Console) -> list[Timing]:
     return timings
 
 
-def _durations(layout: Layout) -> dict[str, float]:
-    """Step → seconds that it took the last time it had something to do, on this machine."""
+def _durations(layout: Layout) -> dict[str, dict[str, float]]:
+    """Step → seconds that it ``took``, and of the processors, the last time it had something to do on this machine."""
     try:
-        found: dict[str, float] = json.loads((layout.cache / "durations.json").read_text())
+        found: dict[str, dict[str, float]] = json.loads((layout.cache / "durations.json").read_text())
     except (OSError, ValueError):
         return {}
     return found
 
 
-def _with_last(step: Step, duration: float) -> Step:
-    return replace(step, why=f"{step.why} (took {seconds(duration)} the last time)") if duration else step
+def _with_last(step: Step, last: dict[str, float]) -> Step:
+    return replace(step, why=f"{step.why} (took {seconds(last['took'])} the last time)") if last else step
 
 
 def down(layout: Layout, console: Console) -> None:

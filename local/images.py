@@ -325,9 +325,9 @@ class Store:
 
     def load(self, shell: Shell, builder: Builder, reference: str) -> None:
         """Imports an image from buildah's storage, of its layers those that the node lacks, and unpacks it."""
-        folder = self._layout.cache / "tmp" / reference.rpartition("/")[2].replace(":", "-")
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self._layout.cache / "tmp" / "image"
         with ONE_LOAD:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
             known = set(shell.run([*self._ctr, "content", "list", "--quiet"], capture=True).split())
             layers = builder.layers(shell, reference)
             there = {digest: size for digest, size in layers.items() if digest in known}

@@ -52,10 +52,12 @@ class Shell:
 
     Attributes:
         log: The step's log file.
+        cpu: Seconds of processor time that its commands took; those whose output was asked for are not counted.
     """
 
     def __init__(self, log: Path) -> None:
         self.log = log
+        self.cpu = 0.0
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._cancelled = False
@@ -100,6 +102,9 @@ class Shell:
             process = self._start(
                 words, log, cwd, env, capture=capture, feed=stdin is not None, tracked=not must_finish
             )
+            if not capture and stdin is None:
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+                self.cpu += _cpu_seconds(process.pid)
             out, _ = process.communicate(stdin)
         with self._lock:
             self._running = None
@@ -154,6 +159,12 @@ class Shell:
                     os.killpg(self._running.pid, signal.SIGKILL)
 
 
+def _cpu_seconds(pid: int) -> float:
+    """Processor time of an ended process that nobody has waited for yet, and of its children (proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing to bring about.
@@ -180,6 +191,7 @@ class Timing:
     name: str
     note: str
     duration: float
+    cpu: float = 0.0
 
     @property
     def worked(self) -> bool:
@@ -242,7 +254,7 @@ class _Run:
         start = time.monotonic()
         self.console.started(step.name, step.why)
         note = step.run(self.shells[step.name])
-        timing = Timing(step.name, note, time.monotonic() - start)
+        timing = Timing(step.name, note, time.monotonic() - start, self.shells[step.name].cpu)
         self.console.finished(step.name, note, timing.duration)
         return timing
 
@@ -309,6 +321,6 @@ def run_steps(steps: Sequence[Step], console: Console, logs: Path, workers: int 
 
 
 def timing_table(timings: Sequence[Timing], total: float) -> list[str]:
-    """The steps and their times, longest last, and the wall time."""
-    rows = [(timing.name, seconds(timing.duration), timing.note) for timing in timings]
-    return table([*rows, ("total (wall)", seconds(total), "")])
+    """The steps, their times (side by side, and of the processors alone), and the wall time."""
+    rows = [(timing.name, seconds(timing.duration), seconds(timing.cpu), timing.note) for timing in timings]
+    return table([("step", "took", "CPU", ""), *rows, ("total (wall)", seconds(total), "", "")])

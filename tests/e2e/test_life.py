@@ -70,7 +70,7 @@ def test_a_change_that_is_refused_changes_nothing_that_serves(model: Model) -> N
     # Given a model that serves under load, when a gate on a metric that does not exist is applied
     sound, stable = model.spec, model.becomes_ready()["status"]["stable"]
     with model.under_load() as load:
-        with pytest.raises(AccessError, match="spec.gates"):
+        with pytest.raises(AccessError, match=r"spec\.gates"):
             model.is_changed(gates=[{"metric": "roc_acu", "min": 0.6}])
 
         # Then the API server refuses it, and when a value comes that none of its rules can judge

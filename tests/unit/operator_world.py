@@ -81,6 +81,7 @@ class Fake:
         stage_seconds: How long a Job runs.
         serve_seconds: From an InferenceService to Ready pods.
         unready: Versions whose serving pods do not get ready.
+        podless: Versions that KServe makes no pods for, and what it says of them.
         forks: When set, takes a copy of the cluster before each write: where a crash at that point would leave it.
         played: How many entries of a scenario have been played.
         log: Every write that took effect, as ``verb kind/name``.
@@ -94,6 +95,7 @@ class Fake:
     stage_seconds: float = 20
     serve_seconds: float = 15
     unready: set[str] = field(default_factory=set)
+    podless: dict[str, str] = field(default_factory=dict)
     forks: list[Fake] | None = None
     played: int = 0
     log: list[str] = field(default_factory=list)
@@ -155,7 +157,12 @@ class Fake:
     def fork(self) -> Fake:
         """Another cluster in the same state. Stored objects are replaced, never changed, so they can be shared."""
         return replace(
-            self, log=[*self.log], events=[*self.events], unready={*self.unready}, _objects={**self._objects}
+            self,
+            log=[*self.log],
+            events=[*self.events],
+            unready={*self.unready},
+            podless={**self.podless},
+            _objects={**self._objects},
         )
 
     # What the watch indexes offer.
@@ -274,6 +281,12 @@ class Fake:
     def _serve(self, isvc: Object) -> Iterator[datetime]:
         version = name_of(isvc)
         name = f"{version}-predictor-0"
+        if version in self.podless:
+            self.remove("Pod", name)
+            condition = {"type": "PredictorReady", "status": "False", "message": self.podless[version]}
+            if isvc.get("status") != {"conditions": [condition]}:
+                self.put({**isvc, "status": {"conditions": [condition]}})
+            return
         ready_at = datetime.fromisoformat(isvc["metadata"]["creationTimestamp"]) + timedelta(seconds=self.serve_seconds)
         ready = self.now >= ready_at and version not in self.unready
         labels = {**labels_of(isvc), "app": inferenceservice.pod_label(version)}

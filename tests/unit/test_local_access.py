@@ -75,9 +75,7 @@ def test_no_kind_cluster_is_an_error(programs: Path) -> None:
         Cluster.connect("kind")
 
 
-def test_kind_gets_its_images_and_the_mode_its_kserve_knows(
-    kind: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kind_gets_its_images(kind: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "KIND_IMAGES", tmp_path / "kind-images.json")
     with pytest.raises(AccessError, match="kind-images") as failed:
         kind.install()
@@ -88,7 +86,6 @@ def test_kind_gets_its_images_and_the_mode_its_kserve_knows(
     monkeypatch.setattr(Cluster, "helm", lambda _self, *words, seconds=0: told.append(words) or str(seconds))
     kind.install("--set", "mine=1")
     assert "images.operator=docker.io/mlplatform/operator:0123" in told[0]
-    assert "kserve.deploymentMode=RawDeployment" in told[0]
     assert told[0][-1] == "mine=1", "what the caller says comes last, and so wins"
 
 

@@ -158,12 +158,39 @@ def test_tail_shows_what_a_progress_line_ended_as() -> None:
 def test_timing_table_ends_with_the_wall_time() -> None:
     from local.steps import Timing  # noqa: PLC0415 - used here only
 
-    lines = timing_table([Timing("packages", "all there", 0.4), Timing("kubernetes", "built", 245.0)], 250.0)
-    assert [re.split(r"\s{2,}", line)[:2] for line in lines] == [
-        ["packages", "0.4 s"],
-        ["kubernetes", "4 min 05 s"],
+    lines = timing_table([Timing("packages", "all there", 0.4), Timing("kubernetes", "built", 245.0, 431.0)], 250.0)
+    assert [re.split(r"\s{2,}", line)[:3] for line in lines] == [
+        ["step", "took", "CPU"],
+        ["packages", "0.4 s", "0.0 s"],
+        ["kubernetes", "4 min 05 s", "7 min 11 s"],
         ["total (wall)", "4 min 10 s"],
     ]
+
+
+def test_processor_time_counts_what_a_commands_children_took(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "log")
+    spin = "import time\nwhile time.process_time() < 0.3: pass"
+    shell.run(["sh", "-c", f"{sys.executable} -c '{spin}'; true"])
+    assert 0.3 <= shell.cpu < 10
+    shell.run(["sleep", "0.1"])
+    assert shell.cpu < 10, "waiting takes no processor"
+
+
+@pytest.mark.parametrize(
+    ("note", "worked", "reason"),
+    [
+        ("v1.36.3 built", True, "a build"),
+        ("v1.36.3 cached", False, "found"),
+        ("built, loaded", True, "an image"),
+        ("loaded before", False, "an image that is there"),
+        ("installed", True, "an add-on"),
+        ("running", False, "an add-on that runs already"),
+    ],
+)
+def test_only_work_is_remembered(note: str, worked: bool, reason: str) -> None:  # noqa: FBT001 - a table
+    from local.steps import Timing  # noqa: PLC0415 - used here only
+
+    assert Timing("x", note, 1.0).worked is worked, reason
 
 
 def test_help_has_examples() -> None:

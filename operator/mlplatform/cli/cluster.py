@@ -24,6 +24,7 @@ from kubernetes import client, config, watch
 
 from mlplatform import contract
 from mlplatform.cli.view import Object
+from mlplatform.refusals import lacks_right
 
 VERSION: Final = contract.API_VERSION.rpartition("/")[2]
 MODELS: Final = "mlmodels"
@@ -304,6 +305,8 @@ def explain(error: client.ApiException, doing: str) -> CliError:
         return CliError(said, "`kubectl mlmodel status` lists the models")
     if error.status == HTTPStatus.UNAUTHORIZED:
         return CliError(f"not logged in: may not {doing}: {said}", "renew the credentials of the kubeconfig's user")
+    if error.status == HTTPStatus.FORBIDDEN and not lacks_right(said):
+        return CliError(f"refused to {doing}: {said}", "correct what the message names: the model, a quota or a policy")
     if error.status == HTTPStatus.FORBIDDEN:
         return CliError(
             f"not allowed to {doing}: {said}",

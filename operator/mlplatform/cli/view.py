@@ -240,7 +240,7 @@ _NEXT: Final = {
 _REFUSALS: Final = {
     "Forbidden": "give the operator's ServiceAccount the right that the message names (the chart does); it tries again by itself",
     "NameTaken": "delete or rename the object that the message names; the operator tries again by itself",
-    "Rejected": "correct what the message names; the operator tries again by itself",
+    "Rejected": "correct what the message names (the model, a quota, a policy); the operator tries again by itself",
     "InternalError": (
         "report it with the operator's log: kubectl -n mlplatform-system logs deployment/mlplatform-operator"
     ),

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from mlplatform import api, failures
 from mlplatform.contract import ANNOTATION_RETRAIN
-from mlplatform.resources import service, virtualservice
+from mlplatform.resources import inferenceservice, service, virtualservice
 from mlplatform.rollout import Record, View
 from mlplatform.settings import Settings
 from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, moment, name_of, status_of
@@ -105,8 +105,7 @@ class Facts:
         sighting = self.sighting(version)
         if sighting:
             return failures.sentence(sighting.failure)
-        failed = (status_of(self.snapshot.services.get(version)).get("modelStatus") or {}).get("lastFailureInfo") or {}
-        return str(failed.get("message", ""))
+        return inferenceservice.trouble(self.snapshot.services.get(version), pods=bool(self.snapshot.pods.get(version)))
 
     def unready_since(self, version: str) -> datetime | None:
         """When the last of the version's pods that take no traffic began to take none; None when there is no such pod."""

@@ -20,8 +20,9 @@ from mlplatform.plan import children, traffic
 from mlplatform.plan.facts import Facts, gather
 from mlplatform.plan.model_status import OBSERVED, describe, observed
 from mlplatform.plan.plan import Plan, conditions_json
+from mlplatform.resources import inferenceservice
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, name_of, status_of
+from mlplatform.snapshot import ModelSnapshot, name_of, namespace_of, status_of
 
 
 def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Plan:
@@ -33,7 +34,7 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
     except api.SpecError as error:
         return _refuse(snapshot, book, "SpecInvalid", str(error))
     facts = gather(snapshot, settings, spec, now)
-    found = api.problems(spec, name_of(model), facts.trigger)
+    found = [*_too_long(facts), *api.problems(spec, name_of(model), facts.trigger)]
     if found:
         reason = "InvalidName" if found[0].startswith("metadata.name") else "SpecInvalid"
         return _refuse(snapshot, book, reason, "; ".join(found), facts)
@@ -52,6 +53,24 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
         children.prune(facts, plan)
     plan.status = describe(facts, verdict, book, plan)
     return plan
+
+
+def _too_long(facts: Facts) -> list[str]:
+    """The name and the namespace, where KServe would make no pods for them: said before anything is trained.
+
+    Once a version has served, they evidently fit: all versions' names are equally long.
+    """
+    name, namespace = name_of(facts.snapshot.model), namespace_of(facts.snapshot.model)
+    excess, together = inferenceservice.excess(facts.latest, namespace), len(name) + len(namespace)
+    if not excess or facts.stable:
+        return []
+    return [
+        (
+            f"metadata.name: {name!r} and its namespace {namespace!r} have {together} characters together, {excess} more "
+            f"than the {together - excess} that leave room for KServe's host name <name>-<hash>-predictor-<namespace> "
+            f"({inferenceservice.DNS_LABEL}). Choose a name or a namespace that is shorter by {excess}"
+        )
+    ]
 
 
 def _keep_serving(facts: Facts, plan: Plan) -> None:

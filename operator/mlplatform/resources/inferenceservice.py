@@ -13,9 +13,12 @@ from mlplatform.resources import pod
 from mlplatform.resources.metadata import hashed, metadata
 from mlplatform.resources.metadata import same as metadata_same
 from mlplatform.settings import Settings
-from mlplatform.snapshot import Object, name_of, namespace_of
+from mlplatform.snapshot import Object, condition, name_of, namespace_of, status_of
 
 PORT: Final = 8080
+
+DNS_LABEL: Final = 63
+"""Characters between two dots of a host name."""
 
 CPU_PERCENT: Final = 80
 """Of the CPU that the model may use: busier than that, and another replica is added."""
@@ -87,6 +90,27 @@ def _target(resources: Object) -> int:
 
 def _probe(model: str, **timing: int) -> Object:
     return {"httpGet": {"path": f"/predictions/{model}", "port": PORT}, "timeoutSeconds": 5, **timing}
+
+
+def trouble(live: Object | None, *, pods: bool) -> str:
+    """What KServe says is wrong; empty when it says nothing.
+
+    Args:
+        live: The InferenceService.
+        pods: Whether it has any; of those its conditions say no more than that they are not ready.
+    """
+    failed = (status_of(live).get("modelStatus") or {}).get("lastFailureInfo") or {}
+    conditions = () if pods else (condition(live, "PredictorReady"), condition(live, "Ready"))
+    said = [failed, *(c for c in conditions if c.get("status") == "False")]
+    return next((str(source["message"]) for source in said if source.get("message")), "")
+
+
+def excess(version: str, namespace: str) -> int:
+    """By how many characters the first part of KServe's host name is longer than DNS allows; it makes no pods then.
+
+    Its `domainTemplate` makes that ``<version>-predictor-<namespace>`` unless the cluster has one of its own.
+    """
+    return max(0, len(f"{version}-predictor-{namespace}") - DNS_LABEL)
 
 
 def pod_label(version: str) -> str:

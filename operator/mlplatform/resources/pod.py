@@ -49,7 +49,8 @@ def template(  # noqa: PLR0913  what one pod depends on
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
     names = labels(spec.model, stage, version=name_of(version), stage=stage)
     return {
-        # A mesh sidecar would outlive the stage and keep its pod from completing.
+        # Jobs need no mesh, and Istio's sidecar outlives them where it is not an init container that ends with its pod:
+        # before Istio 1.27, and on nodes whose Kubernetes is too old for that.
         "metadata": {"labels": {**names, "sidecar.istio.io/inject": "false"}},
         "spec": {
             **({"restartPolicy": restart_policy} if restart_policy else {}),

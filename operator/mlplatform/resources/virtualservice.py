@@ -65,7 +65,10 @@ def weights(route: Object | None) -> dict[str, int]:
     """Percentage of traffic by version, as the mesh has it; empty when there is no route."""
     for entry in (route or {}).get("spec", {}).get("http") or ():
         if entry.get("name") == _SPLIT:
-            found = {_version(d): int(d.get("weight", 100 if len(entry["route"]) == 1 else 0)) for d in entry["route"]}
+            destinations: list[Object] = entry.get("route") or []
+            if len(destinations) == 1:
+                return {_version(destinations[0]): 100}  # Istio looks at no weight, not even at 0.
+            found = {_version(d): int(d.get("weight", 0)) for d in destinations}
             total = sum(found.values()) or 1
             return {version: round(100 * weight / total) for version, weight in found.items()}
     return {}

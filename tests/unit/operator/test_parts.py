@@ -136,6 +136,21 @@ def route(weights: dict[str, int], **changes: Any) -> Object:
     return {**rendered, "spec": {**rendered["spec"], **changes}}
 
 
+def with_split(destinations: list[Object], **fields: Any) -> Object:
+    """A route whose split somebody has edited."""
+    live = route({"adult-1": 100})
+    [split] = [entry for entry in live["spec"]["http"] if entry["name"] == "predict"]
+    others = [entry for entry in live["spec"]["http"] if entry is not split]
+    kept = {key: value for key, value in split.items() if key != "route"}
+    edited = {**kept, **({"route": destinations} if destinations else {}), **fields}
+    return {**live, "spec": {**live["spec"], "http": [*others, edited]}}
+
+
+def alone(weight: Object) -> Object:
+    """A route with one destination, which has this weight or none."""
+    return with_split([{"destination": {"host": "adult-1-predictor.default.svc.cluster.local"}, **weight}])
+
+
 @pytest.mark.parametrize(
     ("reason", "live", "expected"),
     [
@@ -145,17 +160,14 @@ def route(weights: dict[str, int], **changes: Any) -> Object:
         ("a version without weight is not in the mesh", route({"adult-1": 100, "adult-2": 0}), {"adult-1": 100}),
         ("a split", route({"adult-1": 75, "adult-2": 25}), {"adult-1": 75, "adult-2": 25}),
         ("weights are proportions", route({"adult-1": 3, "adult-2": 1}), {"adult-1": 75, "adult-2": 25}),
+        ("a lone destination has everything", alone({}), {"adult-1": 100}),
+        ("whatever its weight", alone({"weight": 30}), {"adult-1": 100}),
+        ("even none: Istio looks at no weight then", alone({"weight": 0}), {"adult-1": 100}),
+        ("a redirect in its place goes to no version", with_split([], redirect={"uri": "/"}), {}),
     ],
 )
 def test_weights_are_read_from_the_mesh(reason: str, live: Object | None, expected: dict[str, int]) -> None:
     assert virtualservice.weights(live) == expected, reason
-
-
-def test_a_single_destination_without_weight_has_everything() -> None:
-    live = route({"adult-1": 100})
-    for entry in live["spec"]["http"]:
-        entry["route"] = [{"destination": entry["route"][0]["destination"]}]
-    assert virtualservice.weights(live) == {"adult-1": 100}
 
 
 def test_a_route_has_drifted_when_somebody_changed_where_traffic_goes() -> None:

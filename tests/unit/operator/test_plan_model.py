@@ -12,9 +12,10 @@ from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, failing,
 
 from mlplatform import api
 from mlplatform.actions import Apply, Create, Delete, Write
-from mlplatform.cluster import Forbidden
+from mlplatform.cluster import Rejected
 from mlplatform.contract import Failure, FailureClass, Stage
 from mlplatform.plan import plan_model
+from mlplatform.plan.facts import gather
 from mlplatform.resources import virtualservice
 from mlplatform.settings import Settings
 from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, name_of
@@ -257,16 +258,16 @@ def test_a_version_that_cannot_be_created_does_not_hold_up_what_serves() -> None
 
         def do(self, write: Write) -> Object | None:
             if isinstance(write, Create) and write.manifest["kind"] == "ModelVersion" and self.names("ModelVersion"):
-                raise Forbidden("exceeded quota")
+                raise Rejected("exceeded quota")
             return super().do(write)
 
     fake = play([(0, applied()), (300, nothing)], Full())
     fake.apply(mlmodel(spec=SECOND))
     edited(fake, "VirtualService", "adult", http=[])
-    with pytest.raises(Forbidden):
+    with pytest.raises(Rejected):
         settle(fake)
     assert fake.weights() == {V1: 100}, "the route was repaired first"
-    assert status(fake, "Ready")[:2] == ("False", "Forbidden")
+    assert status(fake, "Ready")[:2] == ("False", "Rejected")
 
 
 MISSPELT = {**SECOND, "gates": [{"metric": "roc_acu", "min": 0.9}]}
@@ -279,24 +280,24 @@ def test_an_outcome_that_the_status_cannot_take_does_not_hold_up_what_serves() -
         def do(self, write: Write) -> Object | None:
             kind = write.manifest["kind"] if isinstance(write, Create) else ""
             if kind == "ModelVersion" and len(self.names("ModelVersion")) > 1:
-                raise Forbidden("exceeded quota")
+                raise Rejected("exceeded quota")
             return super().do(write)
 
     fake = play([(0, applied()), (400, applied(SECOND)), (ROLLING_AT, nothing)], Full())
     fake.apply(mlmodel(spec=THIRD))
     for _ in range(2):
-        with pytest.raises(Forbidden):
+        with pytest.raises(Rejected):
             settle(fake)
     assert fake.weights() == {V1: 100}, "the candidate made way"
     fake.remove("Service", "adult")
     edited(fake, "VirtualService", "adult", http=[])
-    with pytest.raises(Forbidden):
+    with pytest.raises(Rejected):
         settle(fake)
     assert fake.weights() == {V1: 100}
     assert "adult" in fake.names("Service")
     assert [d["decision"] for d in fake.one("MLModel", "adult")["status"]["history"]] == ["Superseded", "Promoted"]
     fake.unready.add(V1)
-    with pytest.raises(Forbidden):
+    with pytest.raises(Rejected):
         settle(fake)
     assert status(fake, "Serving")[0] == "False", "what is seen is told, whatever becomes of the writes"
 
@@ -380,6 +381,89 @@ def test_a_missing_add_on_is_named_and_waited_for(kind: str, add_on: str) -> Non
     assert fake.weights() == {V1: 100}
 
 
+HOST_TOO_LONG = 'failed creating host name: invalid domain name "x": must be no more than 63 characters'
+
+
+def test_kserve_says_itself_why_a_first_version_has_no_pods() -> None:
+    fake = play([(0, applied()), (300, nothing)], Fake(podless={V1: HOST_TOO_LONG}))
+    assert status(fake, "RolloutPassed")[1:] == (
+        "WaitingForPods",
+        f"waiting for the pods of {V1} (v1): {HOST_TOO_LONG}",
+    )
+    fake.podless.clear()
+    settle(fake, seconds=30)
+    assert fake.weights() == {V1: 100}, "it goes on once KServe does"
+
+
+def test_kserve_says_itself_why_what_serves_has_lost_its_pods() -> None:
+    fake = serving()
+    fake.podless[V1] = "the ServingRuntime mlplatform-torchserve is gone"
+    settle(fake)
+    assert status(fake, "Serving")[1:] == ("NoReadyPods", f"{V1} (v1) has no ready pod: {fake.podless[V1]}")
+
+
+def says(kind: str, state: str = "False", message: str = "") -> Object:
+    return {"type": kind, "status": state, "message": message or f"{kind} is {state}"}
+
+
+WAITING: Object = {"metadata": {"name": "p"}, "status": {"phase": "Pending"}}
+UNSCHEDULABLE: Object = {
+    "metadata": {"name": "p"},
+    "status": {"conditions": [{**says("PodScheduled", message="0/1 nodes"), "reason": "Unschedulable"}]},
+}
+FAILED: Object = {"modelStatus": {"lastFailureInfo": {"message": "no such archive"}}}
+
+TROUBLE: list[tuple[str, Object, tuple[Object, ...], str]] = [
+    ("nothing is known yet", {}, (), ""),
+    ("KServe has not begun", {"conditions": [says("PredictorReady", "Unknown")]}, (), ""),
+    ("all is well", {"conditions": [says("PredictorReady", "True"), says("Ready", "True")]}, (), ""),
+    (
+        "the predictor's own words before the sum of all",
+        {"conditions": [says("Ready"), says("PredictorReady")]},
+        (),
+        "PredictorReady is False",
+    ),
+    (
+        "the sum of all where the predictor is not to blame",
+        {"conditions": [says("PredictorReady", "Unknown"), says("Ready")]},
+        (),
+        "Ready is False",
+    ),
+    (
+        "or has nothing to say",
+        {"conditions": [{"type": "PredictorReady", "status": "False"}, says("Ready")]},
+        (),
+        "Ready is False",
+    ),
+    ("neither has", {"conditions": [{"type": "Ready", "status": "False", "reason": "Stopped"}]}, (), ""),
+    (
+        "pods that only wait: KServe would say no more than that they do",
+        {"conditions": [says("PredictorReady")]},
+        (WAITING,),
+        "",
+    ),
+    (
+        "pods speak for themselves",
+        {"conditions": [says("PredictorReady")]},
+        (UNSCHEDULABLE,),
+        "p: no node has room: 0/1 nodes. Free or add capacity, or lower the resources asked for.",
+    ),
+    (
+        "a failure that KServe has looked into comes before a condition",
+        {**FAILED, "conditions": [says("PredictorReady")]},
+        (),
+        "no such archive",
+    ),
+]
+
+
+@pytest.mark.parametrize(("reason", "said", "pods", "trouble"), TROUBLE, ids=[row[0] for row in TROUBLE])
+def test_what_keeps_pods_from_being_ready(reason: str, said: Object, pods: tuple[Object, ...], trouble: str) -> None:
+    spec = api.decode(api.MLModelSpec, SPEC)
+    snapshot = ModelSnapshot(model=mlmodel(), services={V1: {"status": said}}, pods={V1: pods} if pods else {})
+    assert gather(snapshot, Settings(), spec, START).trouble(V1) == trouble, reason
+
+
 # What is kept, and for how long.
 
 
@@ -459,6 +543,45 @@ def test_refused(reason: str, name: str, spec: Object, why: str, contains: str) 
     assert result.status["stage"] == "Invalid", reason
     assert [*result.writes, *result.cleanup] == [], reason
     assert [event.reason for event in result.events] == [why], reason
+
+
+NAMES: list[tuple[str, str, str, str]] = [
+    ("the longest name in default", "a" * 36, "default", ""),
+    ("one more in the namespace", "a" * 36, "defaults", "44 characters together, 1 more than the 43"),
+    ("the same room split otherwise", "a" * 23, "n" * 20, ""),
+    ("a short name in a long namespace", "a" * 3, "n" * 63, "66 characters together, 23 more than the 43"),
+]
+
+
+@pytest.mark.parametrize(("reason", "name", "namespace", "told"), NAMES, ids=[row[0] for row in NAMES])
+def test_a_name_and_a_namespace_leave_room_for_kserves_host(reason: str, name: str, namespace: str, told: str) -> None:
+    model = mlmodel(name)
+    model["metadata"]["namespace"] = namespace
+    result = plan_model(ModelSnapshot(model=model), Settings(), START)
+    accepted = condition({"status": result.status}, "Accepted")
+    [write] = result.writes or [None]
+    if not told:
+        assert accepted["status"] == "True", reason
+        assert isinstance(write, Create), reason
+        version = name_of(write.manifest)
+        assert len(f"{version}-predictor-{namespace}") <= 63, "the first part of KServe's host name, a DNS label"
+        return
+    assert write is None, "nothing is trained"
+    assert (accepted["status"], accepted["reason"]) == ("False", "InvalidName"), reason
+    for part in (f"metadata.name: {name!r}", f"namespace {namespace!r}", told, "shorter"):
+        assert part in accepted["message"], reason
+
+
+def test_names_under_which_a_version_has_served_do_fit() -> None:
+    """KServe's domainTemplate may be the cluster's own, and must not be guessed at against what is seen."""
+    fake = serving()
+    model = fake.one("MLModel", "adult")
+    model = {**model, "metadata": {**model["metadata"], "namespace": "n" * 63}}
+    children = {"services": {V1: fake.one("InferenceService", V1)}, "versions": {V1: fake.one("ModelVersion", V1)}}
+    served = ModelSnapshot(model=model, apex=fake.one("Service", "adult"), **children)
+    for snapshot, accepted in ((served, "True"), (ModelSnapshot(model=model), "False")):
+        found = plan_model(snapshot, Settings(), START)
+        assert condition({"status": found.status}, "Accepted")["status"] == accepted
 
 
 def test_several_mistakes_are_all_in_the_message() -> None:
