@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from local import layout
+from local import layout, upstream
 
 ALTERNATIVE: Final = "use CLUSTER=kind (needs Docker) or CLUSTER=current (your kubectl context) instead"
 ASSETS: Final = (
@@ -26,10 +26,8 @@ ASSETS: Final = (
 CODENAME: Final = "bookworm"
 MIN_MEMORY_GIB: Final = 7
 """What the kernel of an 8 GiB machine leaves of it, rounded down; the READMEs say 8."""
-MIN_DISK_GIB: Final = 25
-"""Sources, what Go compiles (6 GB, removed at the end), images and their layers, PyTorch with CUDA."""
-MIN_DISK_BUILT_GIB: Final = 3
-"""Once everything is built: etcd, logs, and layers that changed."""
+DISK_GIB: Final = {"to run": 3, "to build the programs": 10, "for the images": 12}
+"""Etcd, logs and layers that change; modules' sources and what Go compiles; layers, and PyTorch with CUDA."""
 V1_CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer")
 V2_CONTROLLERS: Final = ("cpu", "cpuset", "memory", "pids")
 
@@ -171,15 +169,29 @@ def _memory() -> Check:
     )
 
 
+def check_disk(free: float, wanted: Iterable[str], where: Path) -> Check:
+    """There is room for what is still to be made, before anything of it is begun.
+
+    Args:
+        free: GiB.
+        wanted: Keys of `DISK_GIB`.
+        where: What was looked at.
+    """
+    needs = {what: DISK_GIB[what] for what in wanted}
+    least = sum(needs.values())
+    words = ", ".join(f"{size} {what}" for what, size in needs.items())
+    problem = f"{where} has {free:.0f} GiB free, below {least} ({words})"
+    return Check("disk", f"{free:.0f} GiB free in {where}", problem if free < least else "")
+
+
 def _disk(cache: Path) -> Check:
     existing = next(path for path in (cache, *cache.parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    least = MIN_DISK_BUILT_GIB if (cache / "containerd").is_dir() else MIN_DISK_GIB
-    return Check(
-        "disk",
-        f"{free:.0f} GiB free in {existing}",
-        "" if free >= least else f"{existing} has {free:.0f} GiB free, below {least}",
-    )
+    wanted = ["to run"]
+    if not all(upstream.entry(cache, module).is_dir() for module in upstream.UPSTREAMS):
+        wanted.append("to build the programs")
+    if not (cache / "containerd").is_dir():
+        wanted.append("for the images")
+    return check_disk(shutil.disk_usage(existing).free / 2**30, wanted, existing)
 
 
 def check_state(state: Path) -> Check:

@@ -101,7 +101,9 @@ def operator(server: ApiServer, tmp_path: Path) -> Iterator[Program]:
 @pytest.fixture
 def namespace(server: ApiServer, request: pytest.FixtureRequest) -> str:
     # Short: KServe's host names hold the namespace, too.
-    name = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[5:20].strip('-')}-{contract.digest(request.node.name)}"
+    name = (
+        f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[5:20].strip('-')}-{contract.digest(request.node.name)}"
+    )
     server.kubectl("create", "namespace", name)
     return name
 

@@ -59,6 +59,42 @@ def test_controllers(present: Any, missing: str, reason: str) -> None:
     assert machine.check_controllers(present, machine.V1_CONTROLLERS, "v1").problem.endswith(missing), reason
 
 
+@pytest.mark.parametrize(
+    ("free", "wanted", "problem", "reason"),
+    [
+        (25.0, list(machine.DISK_GIB), "", "all of it fits"),
+        (
+            24.9,
+            list(machine.DISK_GIB),
+            "below 25 (3 to run, 10 to build the programs, 12 for the images)",
+            "it does not",
+        ),
+        (4.0, ["to run"], "", "what is built needs little more"),
+        (4.0, ["to run", "to build the programs"], "below 13", "a version that moved is built anew"),
+    ],
+)
+def test_disk(free: float, wanted: list[str], problem: str, reason: str) -> None:
+    found = machine.check_disk(free, wanted, Path("/var/cache"))
+    assert problem in found.problem, reason
+    assert bool(found.problem) is bool(problem), reason
+
+
+@pytest.mark.parametrize(
+    ("files", "fits", "reason"),
+    [
+        ([], True, "no cluster"),
+        (["kubeconfig", "kubernetes"], True, "one of ours"),
+        (["kubeconfig"], False, "one of Kubernetes 1.20, which left no version"),
+    ],
+)
+def test_a_cluster_of_an_earlier_kind(tmp_path: Path, files: list[str], fits: bool, reason: str) -> None:  # noqa: FBT001 - a table
+    for name in files:
+        (tmp_path / name).touch()
+    found = machine.check_state(tmp_path)
+    assert (found.problem == "") is fits, reason
+    assert fits or "make down" in found.problem, "the next action"
+
+
 def test_refusal_is_one_line_with_the_alternative() -> None:
     line = machine.refusal([Check("a", "x"), Check("b", "x", "it is not root"), Check("c", "x", "it has no overlay")])
     assert "\n" not in line
