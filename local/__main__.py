@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from local import cluster, images, machine, upstream, wheelhouse
+from local import cluster, machine, upstream, wheelhouse
 from local.console import Console, table
 from local.layout import Layout, default_layout
 from local.steps import RunError, Shell, StepError
@@ -83,8 +82,9 @@ def status(arguments: argparse.Namespace, layout: Layout, console: Console) -> i
 
 def show_binaries(_: argparse.Namespace, layout: Layout, console: Console) -> int:
     """Prints the folder with the programs, which are built when they are missing."""
-    programs = layout.cache / "bin"
-    line = machine.binaries_refusal(programs, machine.os_release(), os.uname().machine, os.geteuid())
+    line = machine.refusal(
+        machine.examine_for_binaries(layout.cache / "bin"), "build the Kubernetes programs", machine.ASSETS
+    )
     if line:
         console.problem(line)
         return EXIT_MACHINE
@@ -94,9 +94,9 @@ def show_binaries(_: argparse.Namespace, layout: Layout, console: Console) -> in
 
 def show_images(arguments: argparse.Namespace, layout: Layout, console: Console) -> int:
     """Builds the images and prints their references."""
-    if not arguments.no_build and _refuse(layout, console):
+    if _refuse(layout, console):
         return EXIT_MACHINE
-    refs = images.loaded_references() if arguments.no_build else cluster.build_images(layout, console)
+    refs = cluster.build_images(layout, console)
     print(json.dumps(refs, indent=2) if arguments.json else "\n".join(refs.values()))
     return 0
 
@@ -177,7 +177,6 @@ def parser() -> argparse.ArgumentParser:
     verb("binaries", show_binaries)
     show = verb("images", show_images)
     show.add_argument("--json", action="store_true", help="print {name: reference}")
-    show.add_argument("--no-build", action="store_true", help="only compute the references")
     shown = verb("upstream", show_upstream)
     shown.add_argument("--json", action="store_true", help="print JSON")
     shown.set_defaults(action=None)

@@ -120,7 +120,7 @@ ADDONS: Final = (
     AddOn(
         "monitoring",
         "monitoring",
-        ("prometheus", "alertmanager"),
+        ("prometheus",),
         "",
         copied={"alerts/mlplatform.rules.yaml": "rules.yaml"},
         images=("prometheus", "alertmanager"),

@@ -128,21 +128,16 @@ class Cluster:
             raise self._daemon_error(shell, "containerd")
         return note
 
-    def load_image(self, shell: Shell, image: images.Image) -> str:
-        """Builds an image and imports it into the node."""
+    def make_image(self, shell: Shell, image: images.Image, *, load: bool) -> str:
+        """Builds an image and, where a node runs, imports it."""
         builder, store = images.Builder(self.layout), images.Store(self.layout, self.programs)
         reference = self.refs[image.name]
-        if image.loaded and reference in store.names(shell):
+        if load and reference in store.names(shell):
             return "loaded before"
         note = "built" if builder.build(shell, image, self.refs) else "cached"
-        if image.loaded:
+        if load:
             store.load(shell, builder, reference)
-            note += ", loaded"
-        return note
-
-    def build_image(self, shell: Shell, image: images.Image) -> str:
-        """Builds an image; where no node runs."""
-        return "built" if images.Builder(self.layout).build(shell, image, self.refs) else "cached"
+        return f"{note}, loaded" if load else note
 
     def start_control_plane(self, shell: Shell) -> str:
         """etcd, the API server, the controller manager, the scheduler, the kubelet and kube-proxy."""
@@ -243,8 +238,8 @@ class Cluster:
         etcd = next(daemon for daemon in self._daemons() if daemon.name == "etcd")
         script = (
             'ip link set lo up; "$@" & etcd=$!; '
-            'until etcdctl endpoint health; do kill -0 "$etcd" || exit 1; sleep 0.2; done; '
-            'etcdctl get / --prefix --keys-only --limit=1 && kill "$etcd" && wait "$etcd"; exit 0'
+            "until python3 -c \"import urllib.request as r; r.urlopen('http://127.0.0.1:2379/health', timeout=2)\"; "
+            'do kill -0 "$etcd" || exit 1; sleep 0.2; done; kill "$etcd" && wait "$etcd"; exit 0'
         )
         argv = ["timeout", "30", "unshare", "--net", "bash", "-c", script, "bash", *etcd.argv]
         try:
@@ -274,8 +269,7 @@ class Cluster:
 
 def plan(cluster: Cluster) -> list[Step]:
     """The steps of `up`."""
-    found = images.present()
-    loads = tuple(f"image {image.name}" for image in found)
+    loads = tuple(f"image {image.name}" for image in images.IMAGES)
     return [
         *_programs(cluster, upstream.UPSTREAMS),
         Step("helm", "fetch Helm", cluster.fetch_helm, ("packages",)),
@@ -353,7 +347,7 @@ def _images(cluster: Cluster, *, load: bool, after: tuple[str, ...] = ()) -> lis
         ),
         Step("downloads", "ask how large the images' Python packages are", cluster.forecast, ("packages",)),
         Step("wheelhouse", "fetch the images' Python packages", cluster.fill_wheelhouse, ("downloads",)),
-        *(_image(cluster, image, load=load, after=after) for image in images.present()),
+        *(_image(cluster, image, load=load, after=after) for image in images.IMAGES),
     ]
 
 
@@ -363,11 +357,11 @@ def _image(cluster: Cluster, image: images.Image, *, load: bool, after: tuple[st
     needs += ["wheelhouse"] if image.wheels else []
     if image.name == "base":
         needs = ["root file system"]
-    work = cluster.load_image if load else cluster.build_image
+    load = load and image.loaded
     return Step(
         f"image {image.name}",
-        f"build {image.dockerfile}" + (" and load it" if load and image.loaded else ""),
-        lambda shell: work(shell, image),
+        f"build {image.dockerfile}" + (" and load it" if load else ""),
+        lambda shell: cluster.make_image(shell, image, load=load),
         (*needs, *after),
         f"The log has the failing line of {image.dockerfile}; finished layers are kept.",
     )
@@ -397,7 +391,7 @@ def build_images(layout: Layout, console: Console) -> dict[str, str]:
     """
     cluster = Cluster(layout)
     running = node.supervisor_pid(layout) is not None
-    built = {image.program for image in images.present()}
+    built = {image.program for image in images.IMAGES}
     modules = [module for module in upstream.UPSTREAMS if module.name in built]
     _run([*_programs(cluster, modules), *_images(cluster, load=running)], layout, console)
     return images.loaded_references()

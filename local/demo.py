@@ -29,9 +29,9 @@ import fsspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.load import Answer, Load, Outcome, Target, predict
 from local.access import OPERATOR, SYSTEM, AccessError, Cluster
 from local.layout import REPO
-from local.load import Answer, Load, Outcome, Target, predict
 
 MODEL: Final = "adult-income"
 NAMESPACE: Final = "default"
@@ -383,8 +383,6 @@ def summary(demo: Demo) -> None:
     Raises:
         DemoError: A promise was not kept.
     """
-    first, second = (view["version"] for view in demo.views)
-    demo.show(_candidates({"v1": first, "v2": second}))
     outcome = demo.outcome
     demo.say(
         f"requests while v2 took over: {outcome.total:,}, failed: {outcome.failed}, "
@@ -402,24 +400,6 @@ def summary(demo: Demo) -> None:
     broken = [check.promise for check in results if not check.kept]
     if broken:
         raise DemoError(f"not as promised: {'; '.join(broken)}", f"the whole story is in {RESULTS / 'summary.json'}")
-
-
-def _candidates(versions: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="Candidates", title_justify="left", box=None, pad_edge=False)
-    for column in ("version", "candidate", "size", "p50", "p99", "ROC-AUC", ""):
-        table.add_column(column, justify="left" if column in {"version", "candidate", ""} else "right")
-    for label, version in versions.items():
-        for row in version["candidates"]:
-            table.add_row(
-                label,
-                row["name"],
-                f"{row['sizeBytes'] / 1024:,.0f} KiB",
-                f"{row['latencyP50Ms']:.3f} ms",
-                f"{row['latencyP99Ms']:.3f} ms",
-                f"{row['metrics'].get('roc_auc', float('nan')):.4f}",
-                "ships" if row["selected"] else row.get("reason", ""),
-            )
-    return table
 
 
 def _keep(demo: Demo) -> None:

@@ -100,11 +100,6 @@ IMAGES: Final = (
 """A base stands before what is built on it."""
 
 
-def present(repo: Path = REPO) -> tuple[Image, ...]:
-    """The images whose Dockerfile is in the checkout."""
-    return tuple(image for image in IMAGES if (repo / image.dockerfile).exists())
-
-
 def copied_sources(dockerfile: str) -> list[str]:
     """The paths of the build context that a Dockerfile copies, in order.
 
@@ -160,7 +155,7 @@ def references(repo: Path = REPO) -> dict[str, str]:
         E.g. ``{"jobs": "localhost/mlplatform/jobs:0123456789ab"}``; bases included.
     """
     found: dict[str, str] = {}
-    for image in present(repo):
+    for image in IMAGES:
         text = (repo / image.dockerfile).read_text()
         wheels = wheelhouse.name(repo) if image.wheels else ""
         parts = [text, RECIPE, found.get(image.base), wheels, dict(image.arguments), _copied(image, repo, text)]
@@ -182,14 +177,14 @@ def _copied(image: Image, repo: Path, text: str) -> object:
 def loaded_references(repo: Path = REPO) -> dict[str, str]:
     """``references`` of the images that the cluster runs: what ``images --json`` prints."""
     refs = references(repo)
-    return {image.name: refs[image.name] for image in present(repo) if image.loaded}
+    return {image.name: refs[image.name] for image in IMAGES if image.loaded}
 
 
 def rootfs(shell: Shell, root: Path) -> tuple[Path, bool]:
     """Finds or makes the base's root file system; returns its folder (``rootfs.tar``) and whether it was made."""
 
     def build(folder: Path) -> None:
-        mirrors = [f"deb {options} {uri} {suite} main" for uri, suite, options in packages.machine_sources()]
+        mirrors = packages.mirrors(shell)
         options = ["--variant=minbase", f"--include={','.join(ROOTFS_PACKAGES)}"]
         options += [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
         options += ["--customize-hook=rm -rf $1/var/lib/apt/lists/*"]

@@ -220,23 +220,13 @@ def examine(cache: Path) -> list[Check]:
     return [*checks, _namespaces()] if os.geteuid() == 0 else checks
 
 
-def binaries_refusal(programs: Path, os_release: str, processor: str, uid: int) -> str:
-    """One line of why the programs cannot be made here, and what to do instead; empty when they can.
-
-    Args:
-        programs: Folder in which they lie once they were made.
-        os_release: `/etc/os-release`.
-        processor: As `uname` says.
-        uid: Who asks; what lies there already needs no root.
-    """
-    checks = [check_distribution(os_release), check_processor(processor)]
-    if not (programs / "kube-apiserver").exists():
-        checks.append(check_root(uid))
-    problems = "; ".join(check.problem for check in checks if check.problem)
-    return f"this machine cannot build the Kubernetes programs: {problems}; {ASSETS}" if problems else ""
+def examine_for_binaries(programs: Path) -> list[Check]:
+    """What building the programs takes; what lies in their folder already needs no root."""
+    checks = [check_distribution(os_release()), check_processor(os.uname().machine)]
+    return checks if (programs / "kube-apiserver").exists() else [*checks, check_root(os.geteuid())]
 
 
-def refusal(checks: Iterable[Check]) -> str:
+def refusal(checks: Iterable[Check], what: str = "run the local cluster", alternative: str = ALTERNATIVE) -> str:
     """One line with every problem and the alternative; empty when the machine will do."""
     problems = [check.problem for check in checks if check.problem]
-    return f"this machine cannot run the local cluster: {'; '.join(problems)}; {ALTERNATIVE}" if problems else ""
+    return f"this machine cannot {what}: {'; '.join(problems)}; {alternative}" if problems else ""

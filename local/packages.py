@@ -9,7 +9,6 @@ already on the machine stays as it is. The machine's apt configuration is read, 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -116,54 +115,25 @@ def unpack(shell: Shell, root: Path) -> tuple[Path, bool]:
     return cache.entry(root, "debs", unpacked_key(), build)
 
 
-def binary_sources(configuration: str) -> list[tuple[str, str, str]]:
-    """The Debian mirrors that apt uses.
-
-    Args:
-        configuration: All ``*.list`` and ``*.sources`` files, joined by blank lines.
-
-    Returns:
-        ``(uri, suite, options)`` of every ``deb`` source of this release with component ``main``;
-        options like ``[signed-by=…]`` or empty.
-    """
-    found: list[tuple[str, str, str]] = []
-    for line in configuration.splitlines():
-        if one := re.match(r"deb\s+(\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s+(.+)", line.strip()):
-            options, uri, suite, components = one.groups()
-            if "main" in components.split():
-                found.append((uri, suite, (options or "").strip()))
-    for stanza in re.split(r"\n\s*\n", configuration):
-        rows = [line for line in stanza.splitlines() if not line.lstrip().startswith("#")]
-        fields = {m[1].lower(): m[2].strip() for row in rows if (m := re.match(r"([\w-]+):(.*)", row))}
-        if "deb" not in fields.get("types", "").split() or "main" not in fields.get("components", "").split():
-            continue
-        if fields.get("enabled", "yes") == "no":
-            continue
-        signed = fields.get("signed-by", "")
-        options = f"[signed-by={signed}]" if signed.startswith("/") else ""
-        found += [
-            (uri, suite, options)
-            for uri in fields.get("uris", "").split()
-            for suite in fields.get("suites", "").split()
-        ]
-    return [source for source in dict.fromkeys(found) if source[1].partition("-")[0] == CODENAME]
-
-
-def machine_sources(folder: Path = Path("/etc/apt")) -> list[tuple[str, str, str]]:
-    """``binary_sources`` of this machine.
+def mirrors(shell: Shell) -> list[str]:
+    """The machine's own sources of this Debian's main component, as lines of a sources.list.
 
     Raises:
         StepError: There is none.
     """
-    files = [
-        folder / "sources.list",
-        *sorted(folder.glob("sources.list.d/*.list")),
-        *sorted(folder.glob("sources.list.d/*.sources")),
-    ]
-    found = binary_sources("\n\n".join(file.read_text() for file in files if file.exists()))
+    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Identifier: Packages"]
+    found = of_this_release(shell.run(asked, capture=True))
     if not found:
         raise StepError(
             f"apt has no source for Debian {CODENAME} main",
             f"Add `deb <mirror> {CODENAME} main` with a Debian mirror to /etc/apt/sources.list.",
         )
     return found
+
+
+def of_this_release(listing: str) -> list[str]:
+    """Those of lines ``<address> <suite> <component>`` that are this Debian's, its updates and security fixes too."""
+    rows = (line.split() for line in listing.splitlines())
+    return sorted(
+        {f"deb {uri} {suite} main" for uri, suite, part in rows if part == "main" and suite.startswith(CODENAME)}
+    )

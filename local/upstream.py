@@ -5,8 +5,7 @@ Called by `cluster.py` (builds), `addons.py` and the contract tests (`sources`: 
 lock: a byte that changed upstream stops the build.
 
 A module is built in its own folder of Go's module cache, where its own go.mod and go.sum count, which ours locks.
-Kubernetes and etcd cannot be: their modules point at siblings that a module does not carry, so their go.mod here
-names the programs (``tool``) and what takes the siblings' place.
+Kubernetes' and etcd's point at siblings that a module does not carry: our go.mod requires the releases of those.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class Upstream:
     Attributes:
         name: Folder in ``local/upstream``.
         module: Its path; empty for a program of our own, whose source lies in the folder.
-        programs: Program → package, relative to the module where it starts with a dot.
+        programs: Program → package, relative to the module.
         tags: Build tags.
         settings: Linker settings (``-X``); ``{version}``, ``{release}``, ``{major}`` and ``{minor}`` are filled in.
         files: What of its source is kept beside its programs, in ``source/``: manifests and charts.
         released: The release that people install, where the module has no version of its own.
-        minutes: What a build takes on two idle cores, with an empty build cache.
+        above: Where its folder lies.
     """
 
     name: str
@@ -59,23 +58,27 @@ class Upstream:
     files: tuple[str, ...] = ()
     tags: str = ""
     released: str = ""
-    minutes: float = 1.0
+    above: Path = FOLDER
 
     @property
     def folder(self) -> Path:
         """Where its go.mod lies."""
-        return FOLDER / self.name
+        return self.above / self.name
 
     @property
     def version(self) -> str:
         """The pinned one, as its go.mod has it: ``v1.36.3``."""
         if not self.module:
             return "v0.0.0"
-        text = (self.folder / "go.mod").read_text()
-        found = re.search(rf"^(?:require|\t)\s*{re.escape(self.module)} (\S+)", text, re.MULTILINE)
-        if found is None:
+        if self.module not in self.pins:
             raise StepError(f"{self.folder}/go.mod requires no {self.module}", "Restore it with git.")
-        return found[1]
+        return self.pins[self.module]
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """What its go.mod requires, module → version: the module itself, and siblings that it does not carry."""
+        text = (self.folder / "go.mod").read_text()
+        return dict(re.findall(r"^(?:require |\t)(\S+) (v\S+)$", text, re.MULTILINE))
 
     @property
     def release(self) -> str:
@@ -91,7 +94,7 @@ class Upstream:
         )
 
 
-def _kubernetes(name: str, *programs: str, files: tuple[str, ...] = (), minutes: float) -> Upstream:
+def _kubernetes(name: str, *programs: str, files: tuple[str, ...] = (), above: Path = FOLDER) -> Upstream:
     base = "k8s.io/component-base/version"
     settings = (
         f"{base}.gitVersion={{version}}",
@@ -99,8 +102,8 @@ def _kubernetes(name: str, *programs: str, files: tuple[str, ...] = (), minutes:
         f"{base}.gitMinor={{minor}}",
         f"{base}.gitTreeState=clean",
     )
-    packages = {program: f"k8s.io/kubernetes/cmd/{program}" for program in programs}
-    return Upstream(name, "k8s.io/kubernetes", packages, settings, files, minutes=minutes)
+    packages = {program: f"./cmd/{program}" for program in programs}
+    return Upstream(name, "k8s.io/kubernetes", packages, settings, files, above=above)
 
 
 UPSTREAMS: Final = (
@@ -108,13 +111,8 @@ UPSTREAMS: Final = (
         "kubernetes",
         *("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"),
         files=("cluster/addons/dns/coredns/coredns.yaml.sed",),
-        minutes=9,
     ),
-    Upstream(
-        "etcd",
-        "go.etcd.io/etcd/server/v3",
-        {"etcd": "go.etcd.io/etcd/server/v3", "etcdctl": "go.etcd.io/etcd/etcdctl/v3"},
-    ),
+    Upstream("etcd", "go.etcd.io/etcd/server/v3", {"etcd": "."}),
     Upstream(
         "istio",
         "istio.io/istio",
@@ -127,21 +125,18 @@ UPSTREAMS: Final = (
             "tools/packaging/common/envoy_bootstrap.json",
         ),
         released="1.31.0",
-        minutes=6,
     ),
     Upstream(
         "kserve",
         "github.com/kserve/kserve",
         {"manager": "./cmd/manager"},
         files=("charts/kserve-crd", "charts/kserve-resources"),
-        minutes=3.5,
     ),
     Upstream(
         "training-operator",
         "github.com/kubeflow/training-operator",
         {"training-operator": "./cmd/training-operator.v1"},
         files=("manifests",),
-        minutes=2.5,
     ),
     Upstream(
         "prometheus",
@@ -149,23 +144,22 @@ UPSTREAMS: Final = (
         {"prometheus": "./cmd/prometheus", "promtool": "./cmd/promtool"},
         ("github.com/prometheus/common/version.Version={version}",),
         tags="remove_all_sd,enable_kubernetes_sd",
-        minutes=2.5,
     ),
-    Upstream("coredns", "github.com/coredns/coredns", {"coredns": "."}, minutes=2),
+    Upstream("coredns", "github.com/coredns/coredns", {"coredns": "."}),
     Upstream(
         "metrics-server",
         "sigs.k8s.io/metrics-server",
         {"metrics-server": "./cmd/metrics-server"},
         files=("charts/metrics-server",),
     ),
-    Upstream("pause", "", {"pause": "."}, minutes=0.1),
+    Upstream("pause", "", {"pause": "."}),
 )
 """The longest first: builds start in this order."""
 
 SOURCES: Final = (Upstream("prometheus-operator", "github.com/prometheus-operator/prometheus-operator"),)
 """Nothing of these runs; tests/contract holds objects of ours against their CRDs."""
 
-OLDEST: Final = _kubernetes("kubernetes-oldest", "kube-apiserver", minutes=5)
+OLDEST: Final = _kubernetes("kubernetes-oldest", "kube-apiserver", above=REPO / "tests" / "apiserver")
 """The oldest supported Kubernetes: only tests build it, on demand (tests/apiserver)."""
 
 
@@ -245,15 +239,14 @@ def sources(shell: Shell, root: Path, program: str, upstream: Upstream) -> Path:
     Raises:
         StepError: It cannot be fetched, or is not what go.sum locks.
     """
-    argv = [program, "mod", "download", "-json", upstream.module]
+    argv = [program, "mod", "download", "-json", *upstream.pins]
     said = shell.run(argv, cwd=upstream.folder, env=environment(root), capture=True, check=False)
-    try:
-        told = json.loads(said or "{}")
-    except ValueError:
-        told = {}
-    if "Dir" not in told:
-        raise refused(told.get("Error") or tail(shell), upstream)
-    return Path(told["Dir"])
+    # One object after the other; of a lock that does not fit there is none.
+    found = [json.loads(text) for text in re.findall(r"^\{.*?^\}", said, re.MULTILINE | re.DOTALL)]
+    folders = {told["Path"]: told["Dir"] for told in found if "Dir" in told}
+    if upstream.pins.keys() - folders.keys():
+        raise refused(" ".join(told.get("Error", "") for told in found) + tail(shell), upstream)
+    return Path(folders[upstream.module])
 
 
 def refused(words: str, upstream: Upstream) -> StepError:
@@ -306,32 +299,47 @@ def build(shell: Shell, root: Path, python: str, upstream: Upstream) -> tuple[Pa
 def _build(shell: Shell, root: Path, python: str, upstream: Upstream, folder: Path) -> None:
     program = go(shell, root, python)
     module = sources(shell, root, program, upstream) if upstream.module else upstream.folder
-    own = all(package.startswith(".") for package in upstream.programs.values())
+    alternative = [f"-modfile={path}" for path in _siblings_released(upstream, module, folder)]
     major, minor, *_ = upstream.version.removeprefix("v").split(".")
     values = {"version": upstream.version, "release": upstream.release, "major": major, "minor": minor}
     flags = " ".join(["-s", "-w", *(f"-X {setting.format(**values)}" for setting in upstream.settings)])
     for name, package in upstream.programs.items():
-        argv = [
-            "nice",
-            "-n",
-            "5",
-            program,
-            "build",
-            "-trimpath",
-            f"-tags={upstream.tags}",
-            f"-ldflags={flags}",
-            "-o",
-            str(folder / name),
-            package,
-        ]
+        argv = ["nice", "-n", "5", program, "build", *alternative, "-trimpath", f"-tags={upstream.tags}"]
+        argv += [f"-ldflags={flags}", "-o", str(folder / name), package]
         try:
-            shell.run(argv, cwd=module if own else upstream.folder, env=environment(root), contained=True)
+            shell.run(argv, cwd=module, env=environment(root), contained=True)
         except StepError as error:
             raise refused(tail(shell), upstream) from error
     for name in upstream.files:
         copy(module / name, folder / "source" / name)
     sizes = {name: (folder / name).stat().st_size for name in upstream.programs}
     (folder / "sizes.json").write_text(json.dumps(sizes))
+
+
+def _siblings_released(upstream: Upstream, module: Path, folder: Path) -> list[Path]:
+    """The module's go.mod with releases in its siblings' place, its go.sum beside it; none where it has no siblings."""
+    theirs = (module / "go.mod").read_text()
+    if not siblings(theirs):
+        return []
+    path = folder / "released.mod"
+    path.write_text(released(theirs, upstream.pins))
+    sums = [module / "go.sum", upstream.folder / "go.sum"]
+    path.with_suffix(".sum").write_text("".join(file.read_text() for file in sums))
+    return [path]
+
+
+def siblings(theirs: str) -> list[str]:
+    """The modules that a go.mod finds in folders beside it."""
+    return re.findall(r"^(?:replace )?\s*(\S+) => \.\.?/", theirs, re.MULTILINE)
+
+
+def released(theirs: str, pins: Mapping[str, str]) -> str:
+    """A go.mod whose siblings are the releases that we pin; one that we do not pin is not needed for what is built."""
+    text = re.sub(r"^(?:replace )?\s*\S+ => \.\.?/.*\n", "", theirs, flags=re.MULTILINE)
+    for name in siblings(theirs):
+        line = f"\t{name} {pins[name]}" if name in pins else ""
+        text = re.sub(rf"^\t{re.escape(name)} v\S+", line, text, flags=re.MULTILINE)
+    return text
 
 
 def copy(source: Path, target: Path) -> None:
@@ -370,34 +378,25 @@ def move(shell: Shell, root: Path, python: str, upstream: Upstream, version: str
         raise StepError(f"there is no {upstream.module} {version}: {told.get('Error', '')}".strip())
     (upstream.folder / "go.mod").write_text(moved(upstream, told["Version"], Path(told["GoMod"]).read_text()))
     (upstream.folder / "go.sum").unlink(missing_ok=True)
-    own = all(package.startswith(".") for package in upstream.programs.values())
-    shell.run(
-        [program, *(("mod", "download", upstream.module) if own else ("mod", "tidy"))], cwd=upstream.folder, env=env
-    )
+    shell.run([program, "mod", "download", *upstream.pins], cwd=upstream.folder, env=env)
 
 
 def moved(upstream: Upstream, version: str, theirs: str) -> str:
-    """Our go.mod for that version; ``go mod tidy`` adds what follows from it.
+    """Our go.mod for that version: the module, and those of its siblings that its programs need.
 
     Args:
         upstream: The module.
         version: The new one.
         theirs: The module's own go.mod at that version.
     """
-    lines = [
-        f"module mlplatform.dev/local/upstream/{upstream.name}",
-        "",
-        re.findall(r"^go .*", theirs, re.MULTILINE)[0],
-    ]
-    lines += [f"\n{line}" for line in re.findall(r"^godebug .*", theirs, re.MULTILINE)]
-    packages = [package for package in upstream.programs.values() if not package.startswith(".")]
-    if packages:
-        lines += ["", "tool (", *(f"\t{package}" for package in sorted(packages)), ")"]
-    # etcd's programs are modules of their own, released together.
-    modules = {upstream.module, *(package for package in packages if not package.startswith(f"{upstream.module}/"))}
-    lines += ["", *(f"require {module} {version}" for module in sorted(modules))]
-    siblings = re.findall(r"^\t(k8s\.io/\S+) => \./staging", theirs, re.MULTILINE)
-    if siblings:
-        staged = re.sub(r"^v1\.", "v0.", version)
-        lines += ["", "replace (", *(f"\t{sibling} => {sibling} {staged}" for sibling in siblings), ")"]
-    return "\n".join([*lines, ""])
+    required = dict(re.findall(r"^\t(\S+) (v\S+)", theirs, re.MULTILINE))
+    pins = {upstream.module: version}
+    for name in siblings(theirs):
+        if name in required and "/sample-" not in name:  # Kubernetes' examples, which are not released
+            # Kubernetes' own say v0.0.0; they are released as v0 of the same minor and patch.
+            pins[name] = re.sub(r"^v1\.", "v0.", version) if required[name] == "v0.0.0" else required[name]
+    head = (
+        f"module mlplatform.dev/local/upstream/{upstream.name}\n\n{re.findall('^go .*', theirs, re.MULTILINE)[0]}\n\n"
+    )
+    lines = [f"{name} {pin}" for name, pin in pins.items()]
+    return head + (f"require {lines[0]}\n" if len(lines) == 1 else "require (\n\t" + "\n\t".join(lines) + "\n)\n")

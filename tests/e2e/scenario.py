@@ -24,9 +24,9 @@ import urllib3
 import yaml
 from kubernetes import client, watch
 
+from benchmarks.load import Answer, Load, Target, predict
 from local.access import OPERATOR, RELEASE, SYSTEM, Cluster
 from local.demo import PEOPLE, weights
-from local.load import Answer, Load, Target, predict
 from mlplatform import contract
 
 Object = dict[str, Any]

@@ -27,8 +27,8 @@ from e2e.scenario import (
     told,
 )
 
+from benchmarks.load import Outcome
 from local.access import STORE, AccessError
-from local.load import Outcome
 
 LOCKED = "e2e-locked"
 """A namespace whose store credentials are wrong."""
@@ -96,7 +96,7 @@ BAD = [
         {},
         "",
         ("metadata.name",),
-        "at most 36 characters",
+        "may not be more than 36",
     ),
     Bad(
         "an empty data URI",

@@ -24,9 +24,9 @@ from e2e.scenario import (
     stages,
 )
 
+from benchmarks.load import Outcome, predict
 from local.access import AccessError
 from local.demo import PEOPLE, ROUTE_SECONDS, weights
-from local.load import Outcome, predict
 from mlplatform import contract
 from mlplatform.contract import Stage
 

@@ -13,10 +13,10 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from benchmarks.load import Answer, Outcome, Target
 from local import demo
 from local.access import Cluster
 from local.demo import Demo, DemoError, checks, summary
-from local.load import Answer, Outcome, Target
 
 
 class FakeCluster:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from local.load import Load, Outcome, Target, predict
+from benchmarks.load import Load, Outcome, Target, predict
 
 Reply = Callable[[int], tuple[int, bytes] | None]
 """From the number of the request to status and body; None cuts the connection."""

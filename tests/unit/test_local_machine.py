@@ -104,70 +104,26 @@ def test_refusal_is_one_line_with_the_alternative() -> None:
     assert machine.refusal([Check("a", "x")]) == "", "a machine that will do is not refused"
 
 
-@pytest.mark.parametrize(
-    ("os_release", "processor", "uid", "made", "problem", "reason"),
-    [
-        (BOOKWORM, "x86_64", 0, False, "", "root on Debian 12 builds them"),
-        (BOOKWORM, "x86_64", 1000, True, "", "what is made already is anybody's"),
-        (BOOKWORM, "x86_64", 1000, False, "it needs root", "packages must be installed for the build"),
-        ("ID=arch\n", "x86_64", 0, False, "not Debian 12", "there is no Kubernetes source package"),
-        ("", "arm64", 501, False, "it is arm64", "a Mac"),
-    ],
-)
-def test_programs_that_cannot_be_built_are_refused_in_one_line(
-    os_release: str,
-    processor: str,
-    uid: int,
-    made: bool,  # noqa: FBT001 - a table
-    problem: str,
-    reason: str,
-    tmp_path: Path,
-) -> None:
-    if made:
-        (tmp_path / "kube-apiserver").touch()
-    line = machine.binaries_refusal(tmp_path, os_release, processor, uid)
-    assert problem in line, reason
-    assert bool(line) is bool(problem), reason
-    assert "\n" not in line
-    assert ("KUBEBUILDER_ASSETS" in line) is bool(line), "the alternative is named"
+def test_programs_that_are_made_already_need_no_root(tmp_path: Path) -> None:
+    assert [check.name for check in machine.examine_for_binaries(tmp_path)] == ["distribution", "processor", "user"]
+    (tmp_path / "kube-apiserver").touch()
+    assert "user" not in {check.name for check in machine.examine_for_binaries(tmp_path)}
+    line = machine.refusal([Check("user", "uid 1", "it needs root")], "build the programs", machine.ASSETS)
+    assert line.startswith("this machine cannot build the programs: it needs root; set KUBEBUILDER_ASSETS")
 
 
-DEB822 = """# comment
-Types: deb deb-src
-URIs: http://mirror.example/debian
-Suites: bookworm bookworm-updates
-Components: main contrib
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+def test_mirrors_are_this_debians() -> None:
+    listing = """http://mirror.example/debian/ bookworm main
+http://mirror.example/debian/ bookworm non-free
+http://mirror.example/debian-security/ bookworm-security main
+https://packages.example/ nodistro main
+http://mirror.example/debian/ bookworm main
+http://mirror.example/debian/ trixie main
 """
-
-
-@pytest.mark.parametrize(
-    ("configuration", "expected", "reason"),
-    [
-        (
-            DEB822,
-            [
-                ("http://mirror.example/debian", suite, "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]")
-                for suite in ("bookworm", "bookworm-updates")
-            ],
-            "Debian 12's default format",
-        ),
-        (
-            "deb [arch=amd64] https://mirror.example/debian bookworm main non-free\n#deb http://off.example bookworm main",
-            [("https://mirror.example/debian", "bookworm", "[arch=amd64]")],
-            "the one-line format; a comment does not count",
-        ),
-        (
-            "Types: deb\nURIs: https://x.example\nSuites: nodistro\nComponents: main\n",
-            [],
-            "another archive is no Debian",
-        ),
-        (DEB822 + "Enabled: no\n", [], "a source that is switched off"),
-        ("Types: deb-src\nURIs: http://a.example\nSuites: bookworm\nComponents: main\n", [], "sources only"),
-    ],
-)
-def test_binary_sources(configuration: str, expected: list[tuple[str, str, str]], reason: str) -> None:
-    assert packages.binary_sources(configuration) == expected, reason
+    assert packages.of_this_release(listing) == [
+        "deb http://mirror.example/debian-security/ bookworm-security main",
+        "deb http://mirror.example/debian/ bookworm main",
+    ], "once each, and nothing of another archive, release or component"
 
 
 def test_parse_installed() -> None:

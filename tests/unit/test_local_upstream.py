@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,19 @@ go 1.26.0
 
 godebug default=go1.26
 
-require github.com/spf13/cobra v1.10.0
+require (
+\tgithub.com/spf13/cobra v1.10.0
+\tk8s.io/api v0.0.0
+\tk8s.io/apimachinery v0.0.0
+\tk8s.io/sample-controller v0.0.0
+)
+
+replace github.com/old => github.com/new v1.0.0
 
 replace (
 \tk8s.io/api => ./staging/src/k8s.io/api
 \tk8s.io/apimachinery => ./staging/src/k8s.io/apimachinery
+\tk8s.io/sample-controller => ./staging/src/k8s.io/sample-controller
 )
 """
 
@@ -36,35 +45,43 @@ def test_every_version_is_written_once_and_locked(module: upstream.Upstream) -> 
     assert module.programs, "a module that nothing is built of has no place in the table"
 
 
-def test_a_changed_lock_is_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "FOLDER", tmp_path)
+def test_a_changed_lock_is_another_build(tmp_path: Path) -> None:
+    module = replace(ISTIO, above=tmp_path)
     (tmp_path / "istio").mkdir()
     (tmp_path / "istio/go.mod").write_text("module x\n\nrequire istio.io/istio v1.2.3\n")
     (tmp_path / "istio/go.sum").write_text("istio.io/istio v1.2.3 h1:a=\n")
-    before = ISTIO.key
+    before = module.key
     (tmp_path / "istio/go.sum").write_text("istio.io/istio v1.2.3 h1:b=\n")
-    assert ISTIO.key != before
+    assert module.key != before
     (tmp_path / "istio/README.md").write_text("words\n")
-    assert ISTIO.key != before
-    assert ISTIO.version == "v1.2.3"
+    assert module.key != before
+    assert module.version == "v1.2.3"
 
 
 def test_another_version_of_kubernetes_takes_its_siblings_along() -> None:
     text = upstream.moved(upstream.named("kubernetes"), "v1.37.2", THEIRS)
-    assert "require k8s.io/kubernetes v1.37.2\n" in text
-    assert "\tk8s.io/api => k8s.io/api v0.37.2\n\tk8s.io/apimachinery => k8s.io/apimachinery v0.37.2\n" in text
-    assert "godebug default=go1.26" in text, "what the programs rely on of the runtime"
-    assert "\tk8s.io/kubernetes/cmd/kubelet\n" in text
+    assert text.endswith(
+        "go 1.26.0\n\nrequire (\n\tk8s.io/kubernetes v1.37.2\n\tk8s.io/api v0.37.2\n\tk8s.io/apimachinery v0.37.2\n)\n"
+    )
 
 
-def test_programs_released_together_move_together() -> None:
-    text = upstream.moved(upstream.named("etcd"), "v3.6.17", "module m\n\ngo 1.26.0\n")
-    assert "require go.etcd.io/etcd/etcdctl/v3 v3.6.17\nrequire go.etcd.io/etcd/server/v3 v3.6.17\n" in text
+def test_siblings_with_versions_of_their_own_keep_them() -> None:
+    theirs = "module m\n\ngo 1.26.0\n\nrequire (\n\texample.com/api v3.6.17\n)\n\nreplace example.com/api => ../api\n"
+    assert "\texample.com/api v3.6.17\n" in upstream.moved(upstream.named("etcd"), "v3.6.17", theirs)
 
 
-def test_a_module_built_in_its_own_folder_needs_one_line() -> None:
+def test_a_module_without_siblings_needs_one_line() -> None:
     text = upstream.moved(upstream.named("kserve"), "v0.21.0", "module m\n\ngo 1.26.0\n\nreplace a => b v1\n")
     assert text.endswith("go 1.26.0\n\nrequire github.com/kserve/kserve v0.21.0\n"), "its own replacements count there"
+
+
+def test_releases_take_the_place_of_siblings() -> None:
+    text = upstream.released(THEIRS, {"k8s.io/kubernetes": "v1.36.3", "k8s.io/api": "v0.36.3"})
+    assert "\tk8s.io/api v0.36.3\n" in text
+    assert "k8s.io/apimachinery" not in text, "one that we do not pin is not needed"
+    assert "./staging" not in text
+    assert "github.com/spf13/cobra v1.10.0" in text, "everything else is as they have it"
+    assert "github.com/old => github.com/new v1.0.0" in text, "their other replacements too"
 
 
 @pytest.mark.parametrize(
