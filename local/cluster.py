@@ -101,8 +101,10 @@ class Cluster:
         return "fetched" if new else "cached"
 
     def forecast(self, shell: Shell) -> str:
-        """What the images' Python packages come to, said before anybody waits for them."""
-        return wheelhouse.forecast(shell, self.layout.cache)
+        """How much will be downloaded, said before anybody waits for it."""
+        packages_of_python = wheelhouse.forecast(shell, self.layout.cache)
+        built = all(self._is_built(module) for module in upstream.UPSTREAMS)
+        return packages_of_python if built else f"about 1 GB of Go modules, {packages_of_python}"
 
     def fill_wheelhouse(self, shell: Shell) -> str:
         """The images' Python packages."""
@@ -345,7 +347,7 @@ def _images(cluster: Cluster, *, load: bool, after: tuple[str, ...] = ()) -> lis
             ("packages",),
             packages.NETWORK_HINT,
         ),
-        Step("downloads", "ask how large the images' Python packages are", cluster.forecast, ("packages",)),
+        Step("downloads", "ask how much must be fetched", cluster.forecast, ("packages",)),
         Step("wheelhouse", "fetch the images' Python packages", cluster.fill_wheelhouse, ("downloads",)),
         *(_image(cluster, image, load=load, after=after) for image in images.IMAGES),
     ]

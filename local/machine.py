@@ -26,7 +26,7 @@ ASSETS: Final = (
 CODENAME: Final = "bookworm"
 MIN_MEMORY_GIB: Final = 7
 """What the kernel of an 8 GiB machine leaves of it, rounded down; the READMEs say 8."""
-DISK_GIB: Final = {"to run": 3, "to build the programs": 10, "for the images": 12}
+DISK_GIB: Final = {"to run": 3, "to build the programs": 12, "for the images": 10}
 """Etcd, logs and layers that change; modules' sources and what Go compiles; layers, and PyTorch with CUDA."""
 V1_CONTROLLERS: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer")
 V2_CONTROLLERS: Final = ("cpu", "cpuset", "memory", "pids")

@@ -245,13 +245,13 @@ def sources(shell: Shell, root: Path, program: str, upstream: Upstream) -> Path:
     found = [json.loads(text) for text in re.findall(r"^\{.*?^\}", said, re.MULTILINE | re.DOTALL)]
     folders = {told["Path"]: told["Dir"] for told in found if "Dir" in told}
     if upstream.pins.keys() - folders.keys():
-        raise refused(" ".join(told.get("Error", "") for told in found) + tail(shell), upstream)
+        raise refused("\n".join(told["Error"] for told in found if "Error" in told) or tail(shell), upstream)
     return Path(folders[upstream.module])
 
 
 def refused(words: str, upstream: Upstream) -> StepError:
     """Why Go gave no module or no program, in one line."""
-    line = " ".join(words.split())[-400:]
+    line = " ".join(words.partition("SECURITY ERROR")[0].split())[-400:]
     if "SECURITY ERROR" in words or "checksum mismatch" in words or "missing go.sum entry" in words:
         return StepError(
             f"{upstream.module} {upstream.version} is not what {upstream.folder.relative_to(REPO)}/go.sum locks: {line}",

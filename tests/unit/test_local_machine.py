@@ -66,11 +66,11 @@ def test_controllers(present: Any, missing: str, reason: str) -> None:
         (
             24.9,
             list(machine.DISK_GIB),
-            "below 25 (3 to run, 10 to build the programs, 12 for the images)",
+            "below 25 (3 to run, 12 to build the programs, 10 for the images)",
             "it does not",
         ),
         (4.0, ["to run"], "", "what is built needs little more"),
-        (4.0, ["to run", "to build the programs"], "below 13", "a version that moved is built anew"),
+        (4.0, ["to run", "to build the programs"], "below 15", "a version that moved is built anew"),
     ],
 )
 def test_disk(free: float, wanted: list[str], problem: str, reason: str) -> None:
