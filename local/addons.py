@@ -203,7 +203,7 @@ class Installer:
         module = upstream.entry(self.layout.cache, upstream.named(addon.module)) / "source" if addon.module else REPO
         work = self.layout.cache / "tmp" / f"addon-{addon.name}"
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, mode=0o700)
         known = values(self.layout, self.refs)
         for path in addon.ours.glob("*.yaml"):
             (work / path.name).write_text(substitute(path.read_text(), known))
@@ -215,17 +215,12 @@ class Installer:
         for release, chart in addon.charts.items():
             own = work / f"values-{release}.yaml"
             chosen = own if own.exists() else work / "values.yaml"
-            argv = [
-                str(self.programs / "helm"),
-                "template",
-                release,
-                str(module / chart),
-                "--namespace",
-                addon.namespace,
-            ]
-            argv += ["--values", str(chosen)] if chosen.exists() else []
+            argv = [str(self.programs / "helm"), "template", release, str(module / chart)]
+            argv += ["--namespace", addon.namespace, *(("--values", str(chosen)) if chosen.exists() else ())]
             (work / f"{release}.yaml").write_text(shell.run(argv, capture=True))
-        return shell.run([self.programs / "kubectl", "kustomize", work], capture=True).encode()
+        manifests = shell.run([self.programs / "kubectl", "kustomize", work], capture=True).encode()
+        shutil.rmtree(work)  # keys of certificates are in it
+        return manifests
 
     def _key(self, addon: AddOn) -> str:
         """What its manifests are made from."""
