@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from local.console import Console, seconds, table, tail
+
+STILL_SECONDS: Final = 60.0
+"""How long nothing may end before the person who waits is told what goes on."""
 
 
 class StepError(Exception):
@@ -248,10 +251,15 @@ class _Run:
     done: set[str] = field(default_factory=set)
     shells: dict[str, Shell] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
+    since: dict[str, float] = field(default_factory=dict)
     failed: bool = False
 
+    def running(self, steps: Iterable[Step]) -> list[str]:
+        now, begun = time.monotonic(), (step.name for step in steps if step.name in self.since)
+        return [f"{name} ({seconds(now - self.since[name])})" for name in begun]
+
     def one(self, step: Step) -> Timing:
-        start = time.monotonic()
+        start = self.since[step.name] = time.monotonic()
         self.console.started(step.name, step.why)
         note = step.run(self.shells[step.name])
         timing = Timing(step.name, note, time.monotonic() - start, self.shells[step.name].cpu)
@@ -310,7 +318,10 @@ def run_steps(steps: Sequence[Step], console: Console, logs: Path, workers: int 
                         pending[pool.submit(run.one, step)] = step
                 if not pending:
                     break
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                ended = wait(pending, timeout=STILL_SECONDS, return_when=FIRST_COMPLETED).done
+                if not ended:
+                    console.line(f"  still at it: {', '.join(run.running(pending.values()))}")
+                for future in ended:
                     run.collect(pending.pop(future), future)
         except KeyboardInterrupt:
             run.cancel()
