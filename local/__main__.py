@@ -29,7 +29,6 @@ EXAMPLES: Final = """examples:
   python3 -m local images --json               rebuild what changed, load it, print {name: reference}
   python3 -m local upstream                    what runs, at which version, from where
   python3 -m local upstream move kserve v0.20.1
-  python3 -m local status
   python3 -m local down                        remove the cluster; builds stay in the cache
 
 environment:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from local import layout, upstream
+from local.upstream import ALTERNATIVE
 
-ALTERNATIVE: Final = "use CLUSTER=kind (needs Docker) or CLUSTER=current (your kubectl context) instead"
 ASSETS: Final = (
     "set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl (setup-envtest fetches one), "
     "and have helm on PATH"
@@ -226,7 +226,7 @@ def examine_for_binaries(programs: Path) -> list[Check]:
     return checks if (programs / "kube-apiserver").exists() else [*checks, check_root(os.geteuid())]
 
 
-def refusal(checks: Iterable[Check], what: str = "run the local cluster", alternative: str = ALTERNATIVE) -> str:
+def refusal(checks: Iterable[Check], what: str = "run the local cluster", instead: str = ALTERNATIVE) -> str:
     """One line with every problem and the alternative; empty when the machine will do."""
     problems = [check.problem for check in checks if check.problem]
-    return f"this machine cannot {what}: {'; '.join(problems)}; {alternative}" if problems else ""
+    return f"this machine cannot {what}: {'; '.join(problems)}; {instead}" if problems else ""
