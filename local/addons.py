@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from local import cache, upstream
+from local import cache, images, upstream
 from local import layout as net
 from local.api import Api, wait_until
 from local.layout import REPO, Layout
@@ -35,8 +35,6 @@ class AddOn:
         namespace: Where its workloads run.
         deployments: What must be available before it counts as ready.
         module: Name in `upstream.UPSTREAMS` of the module with its manifests; empty when all of them are ours.
-        folder: Below ``local/upstream``: what is ours of it.
-        kustomization: The file there that names everything.
         charts: Release → chart in the module; each becomes ``<release>.yaml``, with ``values-<release>.yaml`` or ``values.yaml``.
         copied: Path in the repository or, with a dot, in the module → name beside the kustomization.
         replaced: Text of the copied files → what stands there instead.
@@ -48,8 +46,6 @@ class AddOn:
     namespace: str
     deployments: tuple[str, ...]
     module: str
-    folder: str = ""
-    kustomization: str = "kustomization.yaml"
     charts: Mapping[str, str] = field(default_factory=dict)
     copied: Mapping[str, str] = field(default_factory=dict)
     replaced: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +55,7 @@ class AddOn:
     @property
     def ours(self) -> Path:
         """What is ours of it."""
-        return upstream.FOLDER / (self.folder or self.name)
+        return upstream.FOLDER / self.name
 
 
 ADDONS: Final = (
@@ -81,11 +77,10 @@ ADDONS: Final = (
         images=("metrics-server",),
     ),
     AddOn(
-        "istiod",
+        "istio",
         "istio-system",
         ("istiod",),
         "istio",
-        folder="istio",
         charts={"istio-base": "manifests/charts/base", "istiod": "manifests/charts/istio-control/istio-discovery"},
         images=("istiod",),
         after=("coredns",),
@@ -95,11 +90,9 @@ ADDONS: Final = (
         "istio-system",
         ("istio-ingressgateway",),
         "istio",
-        folder="istio",
-        kustomization="gateway.yaml",
         charts={"istio-ingressgateway": "manifests/charts/gateway"},
         images=("proxyv2",),
-        after=("istiod",),
+        after=("istio",),
     ),
     AddOn(
         "training-operator",
@@ -207,7 +200,6 @@ class Installer:
         known = values(self.layout, self.refs)
         for path in addon.ours.glob("*.yaml"):
             (work / path.name).write_text(substitute(path.read_text(), known))
-        (work / addon.kustomization).replace(work / "kustomization.yaml")
         for source, name in addon.copied.items():
             upstream.copy((module if source.startswith("./") else REPO) / source, work / name)
             for text, instead in addon.replaced.items():
@@ -227,10 +219,7 @@ class Installer:
         known = values(self.layout, self.refs)
         ours = {path.name: substitute(path.read_text(), known) for path in addon.ours.glob("*.yaml")}
         copied = [name for name in addon.copied if not name.startswith("./")]
-        files = [
-            path for name in copied for path in ((REPO / name).rglob("*") if (REPO / name).is_dir() else [REPO / name])
-        ]
-        digests = {str(path): cache.file_digest(path) for path in files if path.is_file()}
+        digests = images.source_digests(REPO, copied)
         module = upstream.named(addon.module).key if addon.module else ""
         return cache.key(ours, digests, module, repr(addon))
 

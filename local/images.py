@@ -249,7 +249,7 @@ class Builder:
 
     def build(self, shell: Shell, image: Image, refs: Mapping[str, str]) -> bool:
         """Builds an image unless it is there; returns whether it was built."""
-        with CONCURRENT_BUILDS:
+        with shell.turn(CONCURRENT_BUILDS):
             if self.has(shell, refs[image.name]):
                 return False
             options = [*self._options(image, refs), f"--tag={refs[image.name]}"]

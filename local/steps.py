@@ -12,9 +12,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -56,11 +56,13 @@ class Shell:
     Attributes:
         log: The step's log file.
         cpu: Seconds of processor time that its commands took; those whose output was asked for are not counted.
+        waited: Seconds in which it waited for its turn.
     """
 
     def __init__(self, log: Path) -> None:
         self.log = log
         self.cpu = 0.0
+        self.waited = 0.0
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._cancelled = False
@@ -148,6 +150,14 @@ class Shell:
                 self._running = process
             return process
 
+    @contextmanager
+    def turn(self, places: threading.Semaphore) -> Iterator[None]:
+        """Waits for one of few places, in the order in which they are asked for."""
+        start = time.monotonic()
+        with places:
+            self.waited += time.monotonic() - start
+            yield
+
     def note(self, text: str) -> None:
         """Adds a line to the log."""
         with self.log.open("a") as log:
@@ -189,7 +199,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a step took."""
+    """How long a step took, once it had its turn."""
 
     name: str
     note: str
@@ -262,7 +272,8 @@ class _Run:
         start = self.since[step.name] = time.monotonic()
         self.console.started(step.name, step.why)
         note = step.run(self.shells[step.name])
-        timing = Timing(step.name, note, time.monotonic() - start, self.shells[step.name].cpu)
+        shell = self.shells[step.name]
+        timing = Timing(step.name, note, time.monotonic() - start - shell.waited, shell.cpu)
         self.console.finished(step.name, note, timing.duration)
         return timing
 

@@ -290,7 +290,7 @@ def build(shell: Shell, root: Path, python: str, upstream: Upstream) -> tuple[Pa
         shutil.rmtree(entry(root, upstream))
 
     def make(folder: Path) -> None:
-        with CONCURRENT_BUILDS:  # in the order in which they were asked for
+        with shell.turn(CONCURRENT_BUILDS):
             _build(shell, root, python, upstream, folder)
 
     return cache.entry(root, f"upstream/{upstream.name}", upstream.key, make)

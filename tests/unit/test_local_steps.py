@@ -167,6 +167,15 @@ def test_timing_table_ends_with_the_wall_time() -> None:
     ]
 
 
+def test_waiting_for_a_turn_is_not_counted(tmp_path: Path) -> None:
+    shell, places = Shell(tmp_path / "log"), threading.Semaphore(0)
+    releasing = threading.Timer(0.2, places.release)
+    releasing.start()
+    with shell.turn(places):
+        assert shell.waited >= 0.1
+    releasing.join()
+
+
 def test_who_waits_long_is_told_what_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "STILL_SECONDS", 0.05)
     out = io.StringIO()

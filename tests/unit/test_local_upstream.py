@@ -178,5 +178,5 @@ def test_images_stand_for_their_references(tmp_path: Path) -> None:
 
 def test_what_is_ours_of_upstream_lies_in_the_checkout() -> None:
     for addon in addons.ADDONS:
-        assert (addon.ours / addon.kustomization).exists()
+        assert (addon.ours / "kustomization.yaml").exists()
         assert all((REPO / name).exists() for name in addon.copied if not name.startswith("./"))
