@@ -277,12 +277,11 @@ def on_cluster(built: Sequence[Target], image: str, address: str) -> Iterator[di
     try:
         # The ServiceAccount that the operator names; the archives need no credentials.
         core.create_namespaced_service_account(NAMESPACE, {"metadata": {"name": settings.serving_service_account}})
-        create(cluster, runtime(image))
         create(cluster, gateway(settings))
         places = {}
         for target in built:
             core.create_namespaced_config_map(NAMESPACE, config_map(target))
-            for manifest in manifests(target, settings):
+            for manifest in manifests(target, settings, image):
                 create(cluster, manifest)
             host = f"{target.name}.{NAMESPACE}.{settings.domain}"
             places[target.name] = (target, f"http://{address or gateway_address(core)}{target.path}", host)
@@ -293,13 +292,17 @@ def on_cluster(built: Sequence[Target], image: str, address: str) -> Iterator[di
         delete_namespace(core)
 
 
-def runtime(image: str) -> dict[str, Any]:
-    """The chart's runtime, for this namespace only."""
-    manifest: dict[str, Any] = yaml.safe_load((IMAGE / "clusterservingruntime.yaml").read_text())
-    manifest["kind"] = "ServingRuntime"
-    manifest["metadata"]["namespace"] = NAMESPACE
-    manifest["spec"]["containers"][0]["image"] = image
-    return manifest
+def container(model: dict[str, Any], image: str) -> dict[str, Any]:
+    """What KServe makes of the platform's runtime and a model, with the archive mounted.
+
+    Written out, because a model without ``storageUri`` is given KServe's agent, whose mount takes the archive's place.
+    """
+    runtime: dict[str, Any] = yaml.safe_load((IMAGE / "clusterservingruntime.yaml").read_text())["spec"]["containers"][
+        0
+    ]
+    own = {key: model[key] for key in ("env", "resources", "startupProbe", "readinessProbe", "livenessProbe")}
+    mounts = [*runtime["volumeMounts"], {"name": "model", "mountPath": "/mnt/models", "readOnly": True}]
+    return {**runtime, **own, "image": image, "volumeMounts": mounts}
 
 
 def gateway(settings: Settings) -> dict[str, Any]:
@@ -323,7 +326,7 @@ def config_map(target: Target) -> client.V1ConfigMap:
     )
 
 
-def manifests(target: Target, settings: Settings) -> list[dict[str, Any]]:
+def manifests(target: Target, settings: Settings, image: str) -> list[dict[str, Any]]:
     """What the operator makes for a version, with the archive from a ConfigMap instead of the store."""
     model = {
         "apiVersion": "mlplatform.dev/v1alpha1",
@@ -336,17 +339,17 @@ def manifests(target: Target, settings: Settings) -> list[dict[str, Any]]:
     service = inferenceservice.render(model, spec, version, "", settings)
     route = virtualservice.render(model, {version: 100}, [], "", settings)
     predictor = service["spec"]["predictor"]
-    del predictor["model"]["storageUri"]
+    served = predictor.pop("model")
     # All servers fit a node of two CPUs; the limit, which is what counts, stays.
-    predictor["model"]["resources"]["requests"] = {"cpu": "100m", "memory": "1Gi"}
-    predictor["model"]["volumeMounts"] = [{"name": "model", "mountPath": "/mnt/models", "readOnly": True}]
+    served["resources"]["requests"] = {"cpu": "100m", "memory": "1Gi"}
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        predictor["model"][name]["httpGet"]["path"] = target.probe
+        served[name]["httpGet"]["path"] = target.probe
     items = [
         {"key": "config.properties", "path": "config/config.properties"},
         {"key": "model.mar", "path": f"model-store/{target.name}.mar"},
     ]
-    predictor["volumes"] = [{"name": "model", "configMap": {"name": target.name, "items": items}}]
+    archive = {"name": "model", "configMap": {"name": target.name, "items": items}}
+    predictor |= {"containers": [container(served, image)], "volumes": [archive, {"name": "tmp", "emptyDir": {}}]}
     for manifest in (service, route):
         # Nobody owns them; the namespace's end is theirs.
         del manifest["metadata"]["ownerReferences"]
