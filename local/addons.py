@@ -127,9 +127,9 @@ def values(layout: Layout, refs: Mapping[str, str]) -> dict[str, str]:
 
     Returns:
         ``<image>``, ``<image>_name`` and ``<image>_tag`` of every image; ``<certificate>_crt`` and ``…_key`` of those
-        that add-ons are given, in base64; the cluster's domain and addresses.
+        that add-ons are given, in base64; the cluster's domain.
     """
-    found = {"domain": net.CLUSTER_DOMAIN, "dns_ip": net.DNS_IP}
+    found = {"domain": net.CLUSTER_DOMAIN}
     for name, reference in refs.items():
         key = name.replace("-", "_")
         found[key] = reference

@@ -71,9 +71,9 @@ class Cluster:
         binaries.link(self.layout.cache, binaries.debian_programs(folder))
         return "unpacked" if new else "cached"
 
-    def fetch_sources(self, shell: Shell) -> str:
-        """The modules whose programs are not cached, held against their locks before anything is built or started."""
-        wanted = [module for module in upstream.UPSTREAMS if module.module and not self._is_built(module)]
+    def fetch_sources(self, shell: Shell, modules: Sequence[upstream.Upstream]) -> str:
+        """Those whose programs are not cached, held against their locks before anything is built or started."""
+        wanted = [module for module in modules if module.module and not self._is_built(module)]
         if not wanted:
             return "cached"
         program = upstream.go(shell, self.layout.cache, wheelhouse.pip(shell, self.layout.cache))
@@ -104,7 +104,7 @@ class Cluster:
         """How much will be downloaded, said before anybody waits for it."""
         packages_of_python = wheelhouse.forecast(shell, self.layout.cache)
         built = all(self._is_built(module) for module in upstream.UPSTREAMS)
-        return packages_of_python if built else f"about 1 GB of Go modules, {packages_of_python}"
+        return packages_of_python if built else f"about {upstream.GIGABYTES} GB of Go modules, {packages_of_python}"
 
     def fill_wheelhouse(self, shell: Shell) -> str:
         """The images' Python packages."""
@@ -167,12 +167,8 @@ class Cluster:
         removed = images.Builder(self.layout).prune(shell, self.refs)
         if self.is_new:  # else pods to come may still name an older image
             removed += images.Store(self.layout, self.programs).prune(shell, set(self.refs.values()))
-        notes = [f"{removed} images"] if removed else []
-        return (
-            f"removed {' and '.join([*notes, *(['Go build cache'] if compiled else [])])}"
-            if notes or compiled
-            else "nothing stale"
-        )
+        gone = [f"{removed} images"] * bool(removed) + ["Go's build cache"] * compiled
+        return f"removed {' and '.join(gone)}" if gone else "nothing stale"
 
     # Inside the steps.
 
@@ -320,7 +316,7 @@ def _programs(cluster: Cluster, modules: Sequence[upstream.Upstream]) -> list[St
             ("packages",),
             apt_hint,
         ),
-        Step("sources", "fetch and check what must be built", cluster.fetch_sources, ("packages",)),
+        Step("sources", "fetch and check them", lambda shell: cluster.fetch_sources(shell, modules), ("packages",)),
         *(_build(cluster, module) for module in modules),
     ]
 

