@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from mljobs.report import ENV_TERMINATION_LOG
 from mlplatform import contract
-from mlplatform.contract import Stage, Summary
+from mlplatform.contract import ENV_TERMINATION_LOG, Stage, Summary
 
 REPO = Path(__file__).resolve().parent.parent
 ROWS = 900

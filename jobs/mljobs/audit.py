@@ -64,6 +64,7 @@ def main(job: Job) -> Summary:
     left_out = [f"{name}={group}" for name, result in attributes.items() for group in result["notAssessed"]]
     details = {"fairness": by_metric(attributes), "notAssessed": left_out[:LISTED]}
     report = {
+        "sample": found.sample,
         "testRows": len(scores),
         "positiveClass": found.classes[1],
         "threshold": THRESHOLD,

@@ -17,6 +17,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 60rem; m
 table { border-collapse: collapse; margin: .5rem 0 1.5rem }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #d8dee4 }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
+.notice { border-left: 4px solid #b42318; padding: .25rem .75rem }
 .pass { color: #1a7f37 } .fail { color: #b42318; font-weight: 600 } .muted { color: #656d76 }
 svg text { font: 12px system-ui, sans-serif; fill: #1b1f24 }
 """
@@ -46,7 +47,7 @@ def render(version: str, metrics: Mapping[str, float], report: Mapping[str, Any]
     title = f"Audit of {escape(version)}"
     parts = [
         f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{title}</h1>",
+        f"<h1>{title}</h1>{_sample_notice(report['sample'])}",
         (
             f"<p>{report['testRows']:,} test rows that the training never saw. Positive class: "
             f"<b>{escape(report['positiveClass'])}</b>, predicted from a probability of {report['threshold']}.</p>"
@@ -64,6 +65,16 @@ def render(version: str, metrics: Mapping[str, float], report: Mapping[str, Any]
         parts.append(f"<h2>By {escape(attribute)}</h2>")
         parts += [_chart(result, rate) for rate in fairness.RATES]
     return "\n".join([*parts, "</body></html>"])
+
+
+def _sample_notice(sample: Mapping[str, int]) -> str:
+    """What a reviewer must know before any number: that these are not all rows. Nothing where they are."""
+    if sample["rows"] == sample["of"]:
+        return ""
+    return (
+        f"<p class=notice><b>A sample:</b> trained and tested on {sample['rows']:,} of the data's {sample['of']:,} rows. "
+        "On all of them the numbers below would be others.</p>"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[str]) -> str:

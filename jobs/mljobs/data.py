@@ -2,12 +2,15 @@
 
 Called by train, and by trained for the stages after it, each of which loads the same rows and
 derives the same split from them, so no stage has to store indices. `Rows.digest` lets a later
-stage notice that the data changed in between.
+stage notice that the data changed in between. Where `contract.ENV_ROWS` asks for a sample, it is
+drawn here, and nothing after this module sees other rows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -17,11 +20,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from mljobs import files
 from mljobs.failure import JobFailure, did_you_mean
+from mljobs.files import SHOWN
 from mljobs.store import Store
 from mljobs.tasks.tabular_model import MISSING_WORDS, category
 from mlplatform.api import Data, Split
-from mlplatform.contract import FailureClass
+from mlplatform.contract import ENV_ROWS, FailureClass
 
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -29,8 +34,8 @@ Words = npt.NDArray[np.str_]
 
 MISSING_GROUP: Final = "(missing)"
 GROUPS_LIMIT: Final = 50
-SHOWN: Final = 20
-"""Names listed in a message."""
+SAMPLE_STREAM: Final = 1
+"""Beside the split's seed, so that the sample and the split are drawn by numbers of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +43,21 @@ class Rows:
     """A loaded data set.
 
     Attributes:
-        table: All columns.
+        table: All columns; of a sample only its rows.
         files: Names of the files read, in order.
-        digest: ``sha256:<hex>`` over the files' contents in order.
+        digest: ``sha256:<hex>`` over the files' contents in order, and over what a sample was drawn by.
+        total: Rows of the files.
     """
 
     table: pa.Table
     files: list[str]
     digest: str
+    total: int
+
+    @property
+    def sample(self) -> dict[str, int]:
+        """How many rows there are of how many, as every stage's report says it."""
+        return {"rows": self.table.num_rows, "of": self.total}
 
 
 class Parts(NamedTuple):
@@ -56,17 +68,23 @@ class Parts(NamedTuple):
     test: Indices
 
 
-def load(data: Data) -> Rows:
+def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
     """Reads every file of the format below `data.uri`, in the order of their names, or that one file.
 
+    Args:
+        data: Where the rows are.
+        environment: `contract.ENV_ROWS` asks for a sample of so many rows, or of all if there are no more: by the
+            split's seed always the same ones of the same data, in their order.
+
     Raises:
-        JobFailure: Nothing is there (DataMissing), a file does not parse or has no rows (DataInvalid), or the
-            store refuses or does not answer.
+        JobFailure: Nothing is there (DataMissing), a file does not parse or has no rows (DataInvalid), the size of the
+            sample is no positive number (SpecInvalid), or the store refuses or does not answer.
     """
+    wanted = _sample_size(environment.get(ENV_ROWS))
     store = Store(data.uri)
-    names = [""] if store.is_file() else _data_files(store, data)
+    found = files.names(store, data)
     tables, content_hash = [], hashlib.sha256()
-    for name in names:
+    for name in found:
         content = store.read(name)
         content_hash.update(content)
         tables.append(_parse(content, data.format, store.uri(name)))
@@ -80,25 +98,27 @@ def load(data: Data) -> Rows:
         ) from error
     if not table.num_rows:
         raise JobFailure(FailureClass.DATA_INVALID, f"{data.uri} has no rows", "Write the data and apply again")
-    return Rows(table, [store.uri(name) for name in names], f"sha256:{content_hash.hexdigest()}")
+    total = table.num_rows
+    if wanted and wanted < total:
+        chosen = np.random.default_rng((data.split.seed, SAMPLE_STREAM)).permutation(total)[:wanted]
+        table = take(table, np.sort(chosen))
+        content_hash.update(f"{wanted} rows by seed {data.split.seed}".encode())
+    return Rows(table, [store.uri(name) for name in found], f"sha256:{content_hash.hexdigest()}", total)
 
 
-def _data_files(store: Store, data: Data) -> list[str]:
-    present = [name for name in store.names() if not name.rpartition("/")[2].startswith((".", "_"))]
-    if not present:
+def take(table: pa.Table, rows: Indices) -> pa.Table:
+    """These rows of a table, ``(rows,)``. Arrow is given them as memory: to look at an array it would import pandas."""
+    return table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
+
+
+def _sample_size(asked: str | None) -> int | None:
+    if not asked:
+        return None
+    if not (asked.isascii() and asked.isdecimal() and int(asked)):
         raise JobFailure(
-            FailureClass.DATA_MISSING,
-            f"there is nothing at {data.uri}",
-            "Write the data there, or correct spec.data.uri",
+            FailureClass.SPEC_INVALID, f"{ENV_ROWS} {asked!r} is no positive number of rows", "Write it like 2000"
         )
-    wanted = [name for name in present if name.lower().endswith(f".{data.format}")]
-    if not wanted:
-        raise JobFailure(
-            FailureClass.DATA_MISSING,
-            f"{data.uri} holds no .{data.format} file, only {', '.join(present[:SHOWN])}",
-            "Correct spec.data.format or spec.data.uri",
-        )
-    return wanted
+    return int(asked)
 
 
 def _parse(content: bytes, file_format: str, uri: str) -> pa.Table:

@@ -2,47 +2,53 @@
 
 Run as ``python -m mljobs.optimize`` in a batch Job. What is measured is the file that would
 ship, loaded as the serving pod loads it: its metrics on the test split, how far its
-outputs are from the trained model's, its size, and its latency for one record.
+outputs are from the trained model's, its size, and its latency for one record. `choice` decides.
 
 A candidate's file for packaging is ``optimize/candidates/<name>.pt`` (TorchScript, always
 written: the TorchServe runtime needs it); ``<name>.onnx`` lies beside it if
 `spec.optimization.export` asks for it and the file may ship, too. `report.json` lists them under
-``files``, what became of each ONNX file under ``onnx`` and the chosen candidate under ``selected``.
+``files``, what became of each ONNX file under ``onnx``, the chosen candidate under ``selected``, and
+what decided under ``choice`` and ``comparisons``.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from mljobs import data, export, fairness, trained
+from mljobs.choice import CONFIDENCE, QUANTILES, TIE, Choice, choose
 from mljobs.cpu import cpu_limit
 from mljobs.export import PARITY_TOLERANCE
 from mljobs.failure import JobFailure
 from mljobs.report import REASON_LIMIT, Job, run, say, shorten
+from mljobs.tasks import EVALUATION_ROWS
 from mljobs.tasks.tabular import THRESHOLD
 from mljobs.trained import Trained
-from mljobs.trainer import EVALUATION_ROWS
 from mlplatform.api import ModelVersionSpec
 from mlplatform.contract import LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
 
 REFERENCE: Final = "fp32"
 MAKE: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {REFERENCE: lambda model: model, "int8-dynamic": export.int8}
 
-TIE: Final = 0.05
-"""A candidate must beat the reference by this share of the objective: less is noise, and fp32 is exact."""
-ROUNDS: Final = 15
-RUNS: Final = 200
-"""Timed single-record runs of each candidate in a round; the candidates take turns."""
+Floats = npt.NDArray[np.float64]
+Score = Callable[[Sequence[Tensor]], Tensor]
+"""The logits of some rows' tensors."""
+
+ROUNDS: Final = 30
+RUNS: Final = 100
+"""Timed single-record runs of each candidate in a round."""
+ATTEMPTS: Final = 3
+"""At a run that is not interrupted; the last one counts in any case."""
 WARM_UP: Final = 50
 
 
@@ -109,69 +115,72 @@ def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec,
     return found
 
 
-def select(candidates: Sequence[Measured], passed: set[str], objective: str) -> str:
-    """The name of the candidate that ships: the best by `objective` of those that passed, fp32 on a tie.
+def measure_latency(runners: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS) -> dict[str, Floats]:
+    """Times the runners call by call in turns, so that a busy moment of the node hits all alike.
 
-    Args:
-        candidates: All that were measured, fp32 among them.
-        passed: Names of those without objections; not empty.
-        objective: ``latency_p50``, ``latency_p99`` or ``size``.
-    """
-    costs: dict[str, Callable[[Measured], float]] = {
-        "latency_p50": lambda c: c.latency.p50,
-        "latency_p99": lambda c: c.latency.p99,
-        "size": lambda c: float(c.size_bytes),
-    }
-    cost = costs[objective]
-    able = [candidate for candidate in candidates if candidate.name in passed]
-    best = min(able, key=cost)
-    reference = next((candidate for candidate in able if candidate.name == REFERENCE), best)
-    return best.name if cost(best) < cost(reference) * (1 - TIE) else reference.name
-
-
-def measure_latency(runners: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS) -> dict[str, Latency]:
-    """Times each runner in turns, so that a busy moment of the node hits all alike.
+    Every second time the turns go backwards, so that each follows each other equally often. A run that the system
+    interrupted to let another thread run tells of that thread, and is taken again.
 
     Args:
         runners: Each scores one record, chosen by a number.
-        rounds: How many turns each takes.
+        rounds: How many after the warm-up.
 
     Returns:
-        The median over the turns of each turn's percentiles: one disturbed turn does not count.
+        Milliseconds of each, ``(rounds, RUNS)``.
     """
-    taken: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in runners}
-    for turn in range(rounds + 1):
-        for name, runner in runners.items():
-            times = np.empty(RUNS if turn else WARM_UP)
-            for i in range(len(times)):
-                start = time.perf_counter_ns()
-                runner(i)
-                times[i] = (time.perf_counter_ns() - start) / 1e6
-            if turn:
-                taken[name].append(np.quantile(times, [0.5, 0.99]))
-    return {name: Latency(*(float(x) for x in np.median(turns, axis=0))) for name, turns in taken.items()}
+    times = {name: np.empty((rounds, RUNS)) for name in runners}
+    forwards = list(runners.items())
+    backwards = forwards[::-1]
+    for turn in range(-1, rounds):
+        for i in range(WARM_UP if turn < 0 else RUNS):
+            for name, runner in backwards if i % 2 else forwards:
+                took = timed(runner, i)
+                if turn >= 0:
+                    times[name][turn, i] = took
+    return times
 
 
-def module_runner(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[int], object]:
-    """Scores the record of a number with a TorchScript module."""
+def timed(runner: Callable[[int], object], i: int) -> float:
+    """Milliseconds of a run on record `i`."""
+    took = 0
+    for _ in range(ATTEMPTS):
+        before = interruptions()
+        start = time.perf_counter_ns()
+        runner(i)
+        took = time.perf_counter_ns() - start
+        if interruptions() == before:
+            break
+    return took / 1e6
+
+
+def interruptions() -> int:
+    """How often a thread of this process had to make way for another although it had work left."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def latency(times: Floats) -> Latency:
+    """The medians over the rounds of each round's quantiles: one disturbed round does not count."""
+    return Latency(*(float(np.median(np.quantile(times, q, axis=1))) for q in QUANTILES.values()))
+
+
+def runner(score: Score, inputs: Sequence[Tensor]) -> Callable[[int], object]:
+    """Scores the record of a number."""
     records = [tuple(part[i : i + 1] for part in inputs) for i in range(min(RUNS, len(inputs[0])))]
+    return lambda i: score(records[i % len(records)])
 
-    def score(i: int) -> object:
+
+def by_module(module: nn.Module) -> Score:
+    """Scores with a TorchScript module."""
+
+    def score(inputs: Sequence[Tensor]) -> Tensor:
         with torch.inference_mode():
-            return module(*records[i % len(records)])
+            logits: Tensor = module(*inputs)
+            return logits
 
     return score
 
 
-def session_runner(session: InferenceSession, inputs: Sequence[Tensor]) -> Callable[[int], object]:
-    """Scores the record of a number with ONNX Runtime."""
-    records = [tuple(part[i : i + 1] for part in inputs) for i in range(min(RUNS, len(inputs[0])))]
-    return lambda i: export.run_onnx(session, records[i % len(records)])
-
-
-def group_differences(
-    found: Trained, scores: npt.NDArray[np.float64], spec: ModelVersionSpec
-) -> dict[str, dict[str, float]]:
+def group_differences(found: Trained, scores: Floats, spec: ModelVersionSpec) -> dict[str, dict[str, float]]:
     """``{<metric>: {<attribute>: value}}`` of a candidate's scores."""
     differences: dict[str, dict[str, float]] = {}
     for attribute in spec.data.sensitive_attributes:
@@ -182,13 +191,13 @@ def group_differences(
     return differences
 
 
-def onnx_probabilities(session: InferenceSession, inputs: Sequence[Tensor]) -> npt.NDArray[np.float64]:
+def onnx_probabilities(score: Score, inputs: Sequence[Tensor]) -> Floats:
     """The positive class's probabilities, ``(rows,)``; as many rows at a time as memory is sure to hold."""
     parts = [
-        export.run_onnx(session, tuple(part[i : i + EVALUATION_ROWS] for part in inputs))
+        score(tuple(part[i : i + EVALUATION_ROWS] for part in inputs))
         for i in range(0, len(inputs[0]), EVALUATION_ROWS)
     ]
-    found: npt.NDArray[np.float64] = torch.sigmoid(torch.cat(parts).double()).numpy()
+    found: Floats = torch.sigmoid(torch.cat(parts).double()).numpy()
     return found
 
 
@@ -206,12 +215,14 @@ def export_onnx(
     Raises:
         JobFailure: The reference's graph computes something else than the model.
     """
+    from mljobs import onnx_files  # noqa: PLC0415  ONNX is loaded for those who ask for it
+
     wanted = trained.probabilities(found.model, found.inputs)
-    plain = export.to_onnx(found.model, found.inputs)
+    plain = onnx_files.to_onnx(found.model, found.inputs)
     names = spec.optimization.candidates
-    files = {name: plain if name == REFERENCE else export.onnx_int8(plain) for name in names}
-    sessions = {name: export.onnx_session(content, threads) for name, content in files.items()}
-    latencies = measure_latency({name: session_runner(session, found.inputs) for name, session in sessions.items()})
+    files = {name: plain if name == REFERENCE else onnx_files.int8(plain) for name in names}
+    sessions = {name: onnx_files.Session(content, threads) for name, content in files.items()}
+    times = measure_latency({name: runner(session, found.inputs) for name, session in sessions.items()})
     checks: dict[str, dict[str, Any]] = {}
     for name, session in sessions.items():
         scores = onnx_probabilities(session, found.inputs)
@@ -224,7 +235,7 @@ def export_onnx(
                 "Remove onnx from spec.optimization.export, or report the model's operators to ONNX's exporter",
             )
         metrics, differences = found.task.evaluate(found.positive, scores), group_differences(found, scores, spec)
-        measured = Measured(name, len(files[name]), latencies[name], metrics, differences, None)
+        measured = Measured(name, len(files[name]), latency(times[name]), metrics, differences, None)
         reasons = objections(measured, reference, spec, found.task.metrics[0])
         say(f"{name} as ONNX: {'; '.join(reasons) or 'passed'}")
         checks[name] = {**entry(measured, reasons), "maxAbsDifference": difference}
@@ -239,14 +250,14 @@ def main(job: Job) -> Summary:
     modules: dict[str, nn.Module] = {name: MAKE[name](found.model) for name in asked.candidates}
     files = {name: export.torchscript(module, found.inputs) for name, module in modules.items()}
     loaded = {name: export.load_torchscript(content) for name, content in files.items()}
-    latencies = measure_latency({name: module_runner(module, found.inputs) for name, module in loaded.items()})
+    times = measure_latency({name: runner(by_module(module), found.inputs) for name, module in loaded.items()})
     candidates = []
     for name, module in loaded.items():
         scores = trained.probabilities(module, found.inputs)
         difference = float(np.abs(scores - trained.probabilities(modules[name], found.inputs)).max())
         metrics = found.task.evaluate(found.positive, scores)
         differences = group_differences(found, scores, job.spec)
-        candidates.append(Measured(name, len(files[name]), latencies[name], metrics, differences, difference))
+        candidates.append(Measured(name, len(files[name]), latency(times[name]), metrics, differences, difference))
 
     reference = next(candidate for candidate in candidates if candidate.name == REFERENCE)
     reasons = {c.name: objections(c, reference, job.spec, found.task.metrics[0]) for c in candidates}
@@ -262,8 +273,8 @@ def main(job: Job) -> Summary:
             "no candidate may ship: " + "; ".join(f"{name}: {', '.join(reason)}" for name, reason in reasons.items()),
             "Relax spec.gates, spec.fairness.metrics or spec.optimization.maxMetricDrop, or improve the model",
         )
-    chosen = select(candidates, passed, asked.objective)
-    say(f"selected {chosen} by {asked.objective}")
+    chosen = choose_by(asked.objective, [c for c in candidates if c.name in passed], times)
+    say(f"by {asked.objective} {chosen.sentence}")
 
     listed = {name: {"torchscript": f"{Artifacts.CANDIDATES}/{name}.pt"} for name in files}
     onnx_report: dict[str, dict[str, Any]] = {}
@@ -274,7 +285,16 @@ def main(job: Job) -> Summary:
             job.store.write(listed[name]["onnx"], content)
     for name, content in files.items():
         job.store.write(listed[name]["torchscript"], content)
-    return finish(job, candidates, reasons, chosen, {"files": listed, "onnx": onnx_report, "threads": threads})
+    more = {"sample": found.sample, "files": listed, "onnx": onnx_report, "threads": threads}
+    return finish(job, candidates, reasons, chosen, more)
+
+
+def choose_by(objective: str, candidates: Sequence[Measured], times: Mapping[str, Floats]) -> Choice:
+    """The choice among candidates that may ship, by every round's quantile where the objective is a time."""
+    sizes = {candidate.name: candidate.size_bytes for candidate in candidates}
+    if objective not in QUANTILES:
+        return choose(sizes, {}, objective)
+    return choose(sizes, {name: np.quantile(times[name], QUANTILES[objective], axis=1) for name in sizes}, objective)
 
 
 def entry(candidate: Measured, reasons: Sequence[str]) -> dict[str, Any]:
@@ -291,7 +311,7 @@ def entry(candidate: Measured, reasons: Sequence[str]) -> dict[str, Any]:
 
 
 def finish(
-    job: Job, candidates: Sequence[Measured], reasons: Mapping[str, list[str]], chosen: str, more: Mapping[str, Any]
+    job: Job, candidates: Sequence[Measured], reasons: Mapping[str, list[str]], chosen: Choice, more: Mapping[str, Any]
 ) -> Summary:
     """Writes the report and returns the summary."""
     entries = [entry(c, reasons[c.name]) for c in candidates]
@@ -300,10 +320,14 @@ def finish(
         for listed, c in zip(entries, candidates, strict=True)
     ]
     short = [{**listed, "reason": shorten(listed["reason"], REASON_LIMIT)} for listed in entries]
-    winner = next(c for c in candidates if c.name == chosen)
+    winner = next(c for c in candidates if c.name == chosen.name)
     report = {
-        "selected": chosen,
+        "selected": chosen.name,
         "objective": job.spec.optimization.objective,
+        "choice": chosen.sentence,
+        "comparisons": [{**asdict(pair), "provenFaster": pair.proven_faster} for pair in chosen.comparisons],
+        "confidence": CONFIDENCE,
+        "tie": TIE,
         "maxMetricDrop": job.spec.optimization.max_metric_drop,
         "candidates": full,
         "latencyRuns": ROUNDS * RUNS,
@@ -315,7 +339,8 @@ def finish(
         "latency_p99_ms": winner.latency.p99,
         "size_bytes": float(winner.size_bytes),
     }
-    return job.finish(report, metrics, {"selected": chosen, "candidates": short})
+    details = {"selected": chosen.name, "choice": shorten(chosen.sentence, REASON_LIMIT), "candidates": short}
+    return job.finish(report, metrics, details)
 
 
 if __name__ == "__main__":

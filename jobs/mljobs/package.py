@@ -3,8 +3,8 @@
 Run as ``python -m mljobs.package``. The archive holds the model, the very code and configuration
 that training read records with, and the handler. Before it is uploaded it is loaded here as a
 TorchServe worker loads it and predicts rows of the test split, which the candidate's own file
-predicts, too: an archive that would answer otherwise never reaches a pod. Equal inputs give equal
-bytes.
+predicts, too: an archive that would answer otherwise never reaches a pod. Beside it lies a made-up
+record to ask it with. Equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -26,17 +27,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-import pyarrow as pa
+import numpy as np
+import torch
 import ts
 from ts.context import Context, RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.utils.util import get_yaml_config, list_classes_from_module
 
-from mljobs import export, trained
+from mljobs import data, export, trained
 from mljobs.export import PARITY_TOLERANCE
 from mljobs.failure import JobFailure
 from mljobs.report import Job, run, say
 from mljobs.tasks.tabular import FORMAT
+from mljobs.tasks.tabular_model import MISSING_WORDS, Preprocessor
 from mljobs.trained import Trained, probabilities
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
@@ -60,6 +63,8 @@ startupTimeout: 120
 """
 
 SMOKE_ROWS: Final = 16
+ROUNDED: Final = 2
+"""Digits of an example's number beyond the first one of its column's range: a hundredth of the range is fine enough."""
 
 
 def main(job: Job) -> Summary:
@@ -74,19 +79,24 @@ def main(job: Job) -> Summary:
         content = archive.read_bytes()
         sha = hashlib.sha256(content).hexdigest()
         say(f"archive={archive.name} candidate={name} bytes={len(content)} sha256={sha}")
-        rows, expected = rows_to_try(known, serialized)
+        example = example_record(known.config)
+        rows, expected = rows_to_try(known, serialized, example)
         difference = smoke_test(archive, work / "loaded", rows, expected)
-        say(f"loaded the archive: {len(rows)} test rows, probabilities within {difference:.2e} of the candidate's")
+        tried = len(rows) - 1
+        say(f"loaded the archive: {tried} test rows, probabilities within {difference:.2e} of the candidate's")
     serving = job.store.uri(Artifacts.SERVING)
+    job.store.write(Artifacts.EXAMPLE, f"{json.dumps(example, indent=2)}\n".encode())
     # The configuration last: a folder that has it is complete.
     archive_uri = job.store.write(f"{Artifacts.SERVING}/model-store/{job.model}.mar", content)
     job.store.write(f"{Artifacts.SERVING}/config/config.properties", serving_config(job.model).encode())
     details = {"storageUri": serving, "archive": archive_uri, "sizeBytes": len(content)}
     report = {
         **details,
+        "sample": known.sample,
         "candidate": name,
         "archiveDigest": f"sha256:{sha}",
-        "smokeTest": {"rows": len(rows), "maxProbabilityDifference": difference, "tolerance": PARITY_TOLERANCE},
+        "smokeTest": {"rows": tried, "maxProbabilityDifference": difference, "tolerance": PARITY_TOLERANCE},
+        "example": job.store.uri(Artifacts.EXAMPLE),
         "torchserve": ts.__version__,
     }
     return job.finish(report, {}, details)
@@ -196,24 +206,63 @@ def serving_config(model: str) -> str:
     return f"model_store=/mnt/models/model-store\nload_models={model}={model}.mar\n"
 
 
-def rows_to_try(known: Trained, serialized: bytes) -> tuple[list[dict[str, Any]], list[float]]:
-    """Rows of the test split, evenly spread, and what the candidate says of their tensors.
+def example_record(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A record to try the model with: an ordinary value of each column.
+
+    It is made of statistics, so that it shows no person's row to whoever may ask the model.
+
+    Args:
+        config: The parsed ``preprocessor.json``.
+    """
+    return {
+        feature["name"]: example_number(feature["edges"])
+        if feature["kind"] == "numeric"
+        else next((word for word in feature["categories"] if word not in MISSING_WORDS), None)
+        for feature in config["features"]
+    }
+
+
+def example_number(edges: Sequence[float]) -> float:
+    """About the middle one of a column's edges, an integer where the column holds integers as far as its edges tell.
+
+    A column that begins at 0 gets 0: of one that is mostly 0, as capital gains are, the edges divide the rest.
+
+    Args:
+        edges: Two or more quantiles, rising; the first and the last are values of the column.
+    """
+    low, high = edges[0], edges[-1]
+    value = 0.0 if low == 0 else round(edges[len(edges) // 2], ROUNDED - math.floor(math.log10(high - low)))
+    value = min(max(value, low), high) + 0.0  # no -0.0
+    # Quantiles of integers may lie between them, so the ends count, if there are integers enough for all edges.
+    whole = float(low).is_integer() and float(high).is_integer()
+    dense = high - low >= len(edges) or all(float(edge).is_integer() for edge in edges)
+    return round(value) if whole and dense else value
+
+
+def rows_to_try(
+    known: Trained, serialized: bytes, example: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Rows of the test split, evenly spread, then the example, and what the candidate says of their tensors.
 
     The stage before judged how good the candidate is; what can go wrong here is the way of a raw record to it.
 
     Args:
         known: The test split.
         serialized: The candidate's TorchScript file.
+        example: `example_record`'s.
 
     Returns:
-        Up to `SMOKE_ROWS` records as a client sends them, and the probabilities of the positive class, ``(rows,)``.
+        Up to `SMOKE_ROWS` records as a client sends them and the example, and the probabilities of the positive class,
+        ``(rows,)``.
     """
     count = known.test.num_rows
-    chosen = list(range(0, count, max(1, count // SMOKE_ROWS)))[:SMOKE_ROWS]
-    table = known.test.select([feature["name"] for feature in known.config["features"]]).take(pa.array(chosen))
+    chosen = np.arange(0, count, max(1, count // SMOKE_ROWS))[:SMOKE_ROWS]
+    table = data.take(known.test.select([feature["name"] for feature in known.config["features"]]), chosen)
     records: list[dict[str, Any]] = json.loads(json.dumps(table.to_pylist(), default=str))
-    found = probabilities(export.load_torchscript(serialized), tuple(part[chosen] for part in known.inputs))
-    return records, found.tolist()
+    # One batch, as the archive gets them: what is quantised dynamically takes its scale from all rows of a run.
+    last = Preprocessor(known.config).transform([example])
+    inputs = tuple(torch.cat([part[chosen], more]) for part, more in zip(known.inputs, last, strict=True))
+    return [*records, dict(example)], probabilities(export.load_torchscript(serialized), inputs).tolist()
 
 
 def smoke_test(path: Path, folder: Path, rows: Sequence[Mapping[str, Any]], expected: Sequence[float]) -> float:
@@ -222,7 +271,7 @@ def smoke_test(path: Path, folder: Path, rows: Sequence[Mapping[str, Any]], expe
     Args:
         path: The archive.
         folder: Where to unpack it.
-        rows: Raw records.
+        rows: Raw records: of the test split, and the example as the last one.
         expected: Their probabilities of the positive class, ``(rows,)``.
 
     Returns:
@@ -233,21 +282,27 @@ def smoke_test(path: Path, folder: Path, rows: Sequence[Mapping[str, Any]], expe
     """
     handler, context = load(path, folder)
     classes = json.loads((folder / "preprocessor.json").read_text())["label"]["classes"]
-    context.request_ids = {i: str(i) for i in range(len(rows))}
-    context.request_processor = [RequestProcessor({}) for _ in rows]
-    answers = [
-        json.loads(body) for body in handler.handle([{"body": {"features": dict(row)}} for row in rows], context)
-    ]
     difference = 0.0
-    for i, (answer, wanted) in enumerate(zip(answers, expected, strict=True)):
-        status = context.get_response_status(i)[0]
+    for i, ((status, answer), wanted) in enumerate(zip(predict(handler, context, rows), expected, strict=True)):
         if status != HTTPStatus.OK or "prediction" not in answer:
-            raise disagreement(f"it refused row {i} of the test split with status {status}: {answer.get('message')}")
+            which = f"row {i} of the test split" if i < len(rows) - 1 else "the example record"
+            raise disagreement(f"it refused {which} with status {status}: {answer.get('message')}")
         positive = answer["confidence"] if answer["prediction"] == classes[1] else 1 - answer["confidence"]
         difference = max(difference, abs(positive - wanted))
     if difference > PARITY_TOLERANCE:
         raise disagreement(f"a probability differs by {difference:.2g} from the candidate's, over {PARITY_TOLERANCE}")
     return difference
+
+
+def predict(
+    handler: Any, context: Context, rows: Sequence[Mapping[str, Any] | Sequence[Any]]
+) -> list[tuple[int, dict[str, Any]]]:
+    """What the handler answers to one batch of records, each with its HTTP status."""
+    context.request_ids = {i: str(i) for i in range(len(rows))}
+    context.request_processor = [RequestProcessor({}) for _ in rows]
+    requests = [{"body": {"features": dict(row) if isinstance(row, Mapping) else list(row)}} for row in rows]
+    answers = [json.loads(body) for body in handler.handle(requests, context)]
+    return [(context.get_response_status(i)[0], answer) for i, answer in enumerate(answers)]
 
 
 def load(path: Path, folder: Path) -> tuple[Any, Context]:

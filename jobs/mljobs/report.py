@@ -23,9 +23,6 @@ from mljobs.store import Store, redact
 from mlplatform import api, contract
 from mlplatform.contract import Artifacts, Failure, FailureClass, Stage, Summary
 
-ENV_TERMINATION_LOG: Final = "MLPLATFORM_TERMINATION_LOG"
-"""Where the summary goes instead of `contract.TERMINATION_LOG`; for runs outside a pod."""
-
 MESSAGE_LIMIT: Final = 1500
 """Bytes of a failure's sentence as JSON: both its sentences fit the termination message."""
 REASON_LIMIT: Final = 500
@@ -231,17 +228,17 @@ def failure_is_told() -> bool:
 def write_termination_message(summary: Summary) -> None:
     """Writes the summary where the kubelet reads it.
 
-    Outside a pod, where that file does not exist and `ENV_TERMINATION_LOG` names no other, it goes to standard output.
+    Outside a pod, where that file does not exist and `contract.ENV_TERMINATION_LOG` names no other, it goes to standard output.
     """
     path = _message_path()
-    if os.environ.get(ENV_TERMINATION_LOG) or path.exists():
+    if os.environ.get(contract.ENV_TERMINATION_LOG) or path.exists():
         path.write_text(summary.to_json())
     else:
         sys.stdout.write(summary.to_json() + "\n")
 
 
 def _message_path() -> Path:
-    return Path(os.environ.get(ENV_TERMINATION_LOG) or contract.TERMINATION_LOG)
+    return Path(os.environ.get(contract.ENV_TERMINATION_LOG) or contract.TERMINATION_LOG)
 
 
 def say(line: str) -> None:

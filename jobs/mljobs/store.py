@@ -6,13 +6,14 @@ the environment (the pod's Secret) and never appear in a message.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-import botocore.exceptions
 import fsspec
 
 from mljobs.failure import JobFailure
@@ -25,18 +26,6 @@ ATTEMPTS: Final = 4
 SECRET_LENGTH: Final = 8
 """Shorter values are no secrets: to blot them out would mangle words."""
 
-_NO_CREDENTIALS: Final = (
-    botocore.exceptions.NoCredentialsError,
-    botocore.exceptions.PartialCredentialsError,
-    botocore.exceptions.CredentialRetrievalError,
-)
-_ERRORS: Final = (
-    OSError,
-    ImportError,
-    ValueError,
-    botocore.exceptions.BotoCoreError,
-    botocore.exceptions.ClientError,
-)
 _USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -66,6 +55,12 @@ def options(uri: str, environment: Mapping[str, str] = os.environ) -> dict[str, 
         "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
     }
     return {"client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
+
+
+def _botocore(*names: str) -> tuple[type[Exception], ...]:
+    """These of botocore's exceptions: none where no driver has loaded it, for then nothing can raise them."""
+    module = sys.modules.get("botocore.exceptions")
+    return tuple(getattr(module, name) for name in names) if module else ()
 
 
 def _is_local(uri: str) -> bool:
@@ -113,6 +108,18 @@ class Store:
             self._fs.pipe_file(self._at(name), content)
         return self.uri(name)
 
+    def identity(self, name: str) -> str:
+        """What tells one content of a file from another without reading a remote one: its SHA-256, or the store's tag.
+
+        Raises:
+            JobFailure: It is not there (DataMissing), or the store refuses or does not answer.
+        """
+        if _is_local(self.root):
+            return hashlib.sha256(self.read(name)).hexdigest()
+        with translated("look at", self.uri(name)):
+            info = self._fs.info(self._at(name))
+        return " ".join(str(info.get(key)) for key in ("size", "ETag", "etag", "LastModified", "mtime"))
+
     def is_file(self) -> bool:
         """Whether the root itself is a file.
 
@@ -158,8 +165,13 @@ def translated(action: str, uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except _ERRORS as error:
+    except _errors() as error:
         raise _failure(error, action, redact(uri)) from error
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What drivers raise."""
+    return OSError, ImportError, ValueError, *_botocore("BotoCoreError", "ClientError")
 
 
 def _failure(error: Exception, action: str, uri: str) -> JobFailure:
@@ -167,6 +179,7 @@ def _failure(error: Exception, action: str, uri: str) -> JobFailure:
     code = _code(error)
     cause = redact(" ".join(f"{code or type(error).__name__}: {error}".split()))
     could_not = f"could not {action} {uri}"
+    no_credentials = _botocore("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
     rules = (
         (
             code == "NoSuchBucket",
@@ -175,7 +188,7 @@ def _failure(error: Exception, action: str, uri: str) -> JobFailure:
             "Create the bucket, or correct the URI",
         ),
         (
-            isinstance(error, _NO_CREDENTIALS),
+            isinstance(error, no_credentials),
             FailureClass.STORE_ACCESS,
             f"{could_not}: there are no credentials for the store",
             "Put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the store's Secret in this namespace",
@@ -193,7 +206,7 @@ def _failure(error: Exception, action: str, uri: str) -> JobFailure:
             "Correct the URI, or write the file",
         ),
         (
-            isinstance(error, botocore.exceptions.ParamValidationError),
+            isinstance(error, _botocore("ParamValidationError")),
             FailureClass.SPEC_INVALID,
             f"{could_not}: {cause}",
             "Correct the URI: a bucket's name is 3 to 63 lower-case letters, digits, dots and hyphens",
@@ -230,7 +243,8 @@ def _failure(error: Exception, action: str, uri: str) -> JobFailure:
 def _code(error: BaseException | None) -> str:
     """The S3 error code in the chain of causes: s3fs raises OSError kinds from botocore's ClientError."""
     while error is not None:
-        if isinstance(error, botocore.exceptions.ClientError):
-            return str(error.response.get("Error", {}).get("Code", ""))
+        if isinstance(error, _botocore("ClientError")):
+            response: Mapping[str, Any] = getattr(error, "response", {})
+            return str(response.get("Error", {}).get("Code", ""))
         error = error.__cause__
     return ""

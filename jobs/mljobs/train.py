@@ -15,12 +15,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mljobs import data, parallel
-from mljobs.checkpoint import Checkpoints
+from mljobs import data, processes
 from mljobs.failure import RETRAIN, JobFailure
 from mljobs.report import Job, run, say
 from mljobs.tasks import load_task
-from mljobs.trainer import Examples, Trainer
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
 
@@ -28,7 +26,7 @@ def main(job: Job) -> Summary | None:
     """Trains; returns the summary on rank 0, None on the others."""
     training = job.spec.training
     task = load_task(training.task, training.hyperparameters)
-    topology = parallel.start()
+    topology = processes.start()
     rows = data.load(job.spec.data)
     same_everywhere(rows.digest, job.spec.data.uri, topology.world_size)
     positive, classes = data.labels(rows.table, job.spec.data)
@@ -36,14 +34,22 @@ def main(job: Job) -> Summary | None:
         data.groups(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
     parts = data.split(positive, job.spec.data.split)
     config = task.fit(rows.table, job.spec.data.label, classes, parts.train)
+    if topology.rank == 0:
+        of = "" if rows.table.num_rows == rows.total else f"/{rows.total}"
+        say(
+            f"rows={len(positive)}{of} train={len(parts.train)} processes={topology.world_size} device={topology.device}"
+        )
+    # Shards and checkpoints take a second to import: what is wrong with the specification or the data is said before.
+    from mljobs.checkpoint import Checkpoints  # noqa: PLC0415
+    from mljobs.parallel import Parallel  # noqa: PLC0415
+    from mljobs.trainer import Examples, Trainer  # noqa: PLC0415
+
     everything = Examples(task.inputs(config, rows.table), torch.from_numpy(positive.astype(np.float32)))
     train, validation, _ = (everything.take(torch.from_numpy(part)) for part in parts)
-    if topology.rank == 0:
-        say(f"rows={len(positive)} train={len(parts.train)} processes={topology.world_size} device={topology.device}")
 
     torch.manual_seed(training.seed)
     model = task.build(config)
-    prepared = parallel.Parallel(model, task.blocks(model), training, topology)
+    prepared = Parallel(model, task.blocks(model), training, topology)
     checkpoints = Checkpoints(job.store, training.checkpoint.keep, topology.rank, topology.world_size, rows.digest)
     trainer = Trainer(task, prepared, training, (train, validation), checkpoints)
     trainer.fit()
@@ -64,6 +70,7 @@ def main(job: Job) -> Summary | None:
         report = {
             **details,
             "data": source,
+            "sample": rows.sample,
             "batch": {"rows": trainer.plan.batch, "stepsPerEpoch": trainer.plan.steps_per_epoch},
             "parameters": sum(weight.numel() for weight in state.values()),
             "history": progress.history,

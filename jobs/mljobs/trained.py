@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from mljobs import data
 from mljobs.failure import JobFailure
 from mljobs.report import Job
-from mljobs.tasks import Task, load_task
-from mljobs.trainer import EVALUATION_ROWS
-from mlplatform.contract import Artifacts, FailureClass, Stage
+from mljobs.tasks import EVALUATION_ROWS, Task, load_task
+from mlplatform.contract import ENV_ROWS, Artifacts, FailureClass, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class Trained:
         inputs: Their tensors.
         positive: Which of them are positive, ``(rows,)``.
         classes: ``[negative, positive]``.
+        sample: `data.Rows.sample`.
     """
 
     task: Task
@@ -44,6 +44,7 @@ class Trained:
     inputs: tuple[Tensor, ...]
     positive: npt.NDArray[np.bool_]
     classes: list[str]
+    sample: dict[str, int]
 
 
 def load(job: Job) -> Trained:
@@ -56,6 +57,13 @@ def load(job: Job) -> Trained:
     training = job.read_json(Artifacts.report(Stage.TRAIN))
     config = job.read_json(Artifacts.PREPROCESSOR)
     rows = data.load(job.spec.data)
+    taken = training.get("sample", rows.sample)
+    if taken["of"] == rows.total and taken != rows.sample:
+        raise JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"the training took {taken['rows']} of {taken['of']} rows, and this stage would take {rows.sample['rows']}",
+            f"Give every stage the same {ENV_ROWS}, or none",
+        )
     if rows.digest != training["data"]["digest"]:
         raise JobFailure(
             FailureClass.DATA_INVALID,
@@ -65,7 +73,7 @@ def load(job: Job) -> Trained:
     task = load_task(job.spec.training.task, job.spec.training.hyperparameters)
     positive, classes = data.labels(rows.table, job.spec.data)
     parts = data.split(positive, job.spec.data.split)
-    test = rows.table.take(pa.array(parts.test))
+    test = data.take(rows.table, parts.test)
     model = task.build(config)
     weights = job.store.read(Artifacts.MODEL)
     try:
@@ -77,7 +85,8 @@ def load(job: Job) -> Trained:
             f"{type(error).__name__}: {' '.join(str(error).split())}",
             "Retrain the model: annotate it with a new value of mlplatform.dev/retrain",
         ) from error
-    return Trained(task, config, model.eval(), test, task.inputs(config, test), positive[parts.test], classes)
+    inputs = task.inputs(config, test)
+    return Trained(task, config, model.eval(), test, inputs, positive[parts.test], classes, rows.sample)
 
 
 @torch.inference_mode()

@@ -26,12 +26,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from mljobs import parallel
+from mljobs import processes
 from mljobs.checkpoint import Checkpoints
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.parallel import Parallel
 from mljobs.report import say
-from mljobs.tasks import Task
+from mljobs.tasks import EVALUATION_ROWS, Task
 from mlplatform.api import EarlyStopping, Training
 from mlplatform.contract import LOWER_IS_BETTER, FailureClass
 
@@ -42,8 +42,6 @@ DIVERGED: Final = (
 )
 """What to do when a number is not finite."""
 MOMENTUM: Final = 0.9
-EVALUATION_ROWS: Final = 4096
-"""Rows of a forward pass without gradients."""
 PREFIX: Final = "val_"
 TELL_SECONDS: Final = 10.0
 """Longest silence between two lines of progress within an epoch."""
@@ -231,7 +229,7 @@ class Trainer:
         progress, plan = self.progress, self.plan
         loss = self._optimize(progress.step)
         # One small reduction tells every rank the mean loss and whether any rank was told to stop.
-        loss_sum, stops = parallel.total([loss, float(stop.received)], self._topology.device)
+        loss_sum, stops = processes.total([loss, float(stop.received)], self._topology.device)
         mean = loss_sum / self._topology.world_size
         progress.step += 1
         if not math.isfinite(mean):
@@ -350,7 +348,7 @@ class Trainer:
             self._model.forward(tuple(part[i : i + EVALUATION_ROWS] for part in mine.inputs))
             for i in range(0, each, EVALUATION_ROWS)
         ]
-        return parallel.gather(torch.cat(parts))[: len(examples)].double().cpu()
+        return processes.gather(torch.cat(parts))[: len(examples)].double().cpu()
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Every tensor that a checkpoint holds, and the optimiser's whole state to merge loaded tensors into."""

@@ -40,6 +40,14 @@ ENV_MODEL: Final = "MLPLATFORM_MODEL"
 ENV_VERSION: Final = "MLPLATFORM_VERSION"
 ENV_STAGE: Final = "MLPLATFORM_STAGE"
 
+# Set by `mlplatform.standalone` only, where no pod gives these.
+ENV_TERMINATION_LOG: Final = "MLPLATFORM_TERMINATION_LOG"
+"""Where the summary goes instead of `TERMINATION_LOG`."""
+ENV_CPUS: Final = "MLPLATFORM_CPUS"
+"""The container's CPU limit as a Kubernetes quantity, where no cgroup says it."""
+ENV_ROWS: Final = "MLPLATFORM_ROWS"
+"""How many rows of the data to take, a stable sample; absent: all."""
+
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LIMIT: Final = 4096
 """Bytes; the kubelet cuts a longer termination message (core/v1 Container)."""
@@ -148,8 +156,8 @@ class Summary:
         train: ``rows`` ``{train, validation, test}``, ``epochs``, ``worldSize``, ``resumedFromStep``.
         audit: ``fairness`` ``{<metric>: {<attribute>: {value, low, high}}}`` (low/high: interval at
             ``fairness.confidence``), ``notAssessed`` ``[<attribute>=<group>, …]`` (smaller than ``minGroupSize``).
-        optimize: ``selected`` (candidate's name), ``candidates`` ``[{name, sizeBytes, latencyP50Ms,
-            latencyP99Ms, metrics, passed, reason}]``.
+        optimize: ``selected`` (candidate's name), ``choice`` (why, in one sentence), ``candidates`` ``[{name,
+            sizeBytes, latencyP50Ms, latencyP99Ms, metrics, passed, reason}]``.
         package: ``storageUri`` (what KServe mounts), ``archive`` (URI), ``sizeBytes``.
     """
 
@@ -218,6 +226,8 @@ class Artifacts:
     CANDIDATES: Final = "optimize/candidates"
     SERVING: Final = "package/serving"
     """KServe layout: ``config/config.properties`` and ``model-store/<model>.mar``."""
+    EXAMPLE: Final = "package/example.json"
+    """A made-up record ``{column: value}``, as the object ``features`` of a request holds it."""
 
 
 def artifact_root(root: str, namespace: str, model: str, version: str) -> str:

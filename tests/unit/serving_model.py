@@ -1,6 +1,6 @@
 """A small real model and its archive, for the tests of packaging, the handler and the server.
 
-Used by test_package.py, test_handlers_tabular.py and test_handlers_server.py.
+Used by test_package.py, test_handlers_tabular.py, test_handlers_server.py and test_standalone_serve.py.
 """
 
 from __future__ import annotations

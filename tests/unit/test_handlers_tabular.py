@@ -289,8 +289,8 @@ def test_each_batch_is_one_observation_of_the_histogram(loaded: Loaded, caplog: 
     assert "type:HISTOGRAM" in line
 
 
-def test_the_metric_is_the_one_that_the_image_declares() -> None:
-    cache = MetricsCacheYamlImpl("images/serving/metrics.yaml")
+def test_the_metric_is_the_one_that_the_server_declares() -> None:
+    cache = MetricsCacheYamlImpl("handlers/mlhandlers/serving/metrics.yaml")
     cache.initialize_cache()
     assert list(cache.cache) == [MetricTypes.HISTOGRAM]
     declared = cache.get_metric(tabular.LATENCY_METRIC, MetricTypes.HISTOGRAM)

@@ -21,11 +21,11 @@ from mljobs import data, trained
 from mljobs.failure import JobFailure
 from mljobs.report import Job, read_spec
 from mljobs.store import Store
+from mljobs.tasks import EVALUATION_ROWS
 from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import UNKNOWN, Preprocessor
-from mljobs.trainer import EVALUATION_ROWS
 from mlplatform.api import Data, Split
-from mlplatform.contract import Artifacts, FailureClass, Stage
+from mlplatform.contract import ENV_ROWS, Artifacts, FailureClass, Stage
 
 HEADER = "age,income\n"
 TEN = "".join(f"{20 + i},{'no' if i % 2 else 'yes'}\n" for i in range(40))
@@ -76,6 +76,58 @@ def test_a_csv_file_and_the_same_text_in_a_request_give_the_same_tensors(tmp_pat
     assert torch.equal(torch.nan_to_num(read[0], nan=-1), torch.nan_to_num(sent[0], nan=-1))
     json_record = Preprocessor(config).transform([{**records[0], "member": True, "loud": True}])
     assert torch.equal(json_record[1], sent[1][:1]), "a JSON boolean is the same category"
+
+
+def sampled(folder: Path, rows: int | str, seed: int = 7) -> data.Rows:
+    asked = Data(uri=str(folder), label="income", split=Split(seed=seed))
+    return data.load(asked, {ENV_ROWS: str(rows)})
+
+
+@pytest.fixture
+def forty(tmp_path: Path) -> Path:
+    """Two files of 40 rows together, told apart by their age."""
+    (tmp_path / "a.csv").write_text(HEADER + "".join(f"{i},{'no' if i % 2 else 'yes'}\n" for i in range(30)))
+    (tmp_path / "b.csv").write_text(HEADER + "".join(f"{i},{'no' if i % 2 else 'yes'}\n" for i in range(30, 40)))
+    return tmp_path
+
+
+def test_a_sample_is_always_the_same_rows_in_their_order(forty: Path) -> None:
+    first = sampled(forty, 12)
+    ages = first.table.column("age").to_pylist()
+    assert first.table.num_rows == 12
+    assert first.sample == {"rows": 12, "of": 40}
+    assert ages == sorted(set(ages)), "no row twice, none out of order"
+    assert max(ages) >= 30 > min(ages), "of all files"
+    assert sampled(forty, 12).table.equals(first.table)
+    assert sampled(forty, 12).digest == first.digest
+    assert set(ages) < set(sampled(forty, 13).table.column("age").to_pylist()), "one row more is one row more"
+
+
+def test_a_sample_is_told_from_the_whole_and_from_other_samples(forty: Path) -> None:
+    digests = [sampled(forty, rows, seed).digest for rows, seed in ((40, 7), (12, 7), (13, 7), (12, 8))]
+    assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("rows", ["40", "41", "999999999", ""])
+def test_no_more_rows_than_there_are(forty: Path, rows: str) -> None:
+    whole = data.load(Data(uri=str(forty), label="income"), {})
+    found = sampled(forty, rows)
+    assert found.table.equals(whole.table)
+    assert found.digest == whole.digest, "nothing was left out"
+    assert found.sample == whole.sample == {"rows": 40, "of": 40}
+
+
+@pytest.mark.parametrize("rows", ["0", "-5", "1e3", "many", "1.5", "٣"])
+def test_what_is_no_number_of_rows_is_named(forty: Path, rows: str) -> None:
+    with pytest.raises(JobFailure, match=f"{ENV_ROWS} '{rows}'") as caught:
+        sampled(forty, rows)
+    assert caught.value.failure.reason is FailureClass.SPEC_INVALID
+
+
+def test_a_sample_without_enough_of_a_class_is_refused_as_such_data_is(forty: Path) -> None:
+    positive, _ = data.labels(sampled(forty, 3).table, Data(uri="", label="income"))
+    with pytest.raises(JobFailure, match="part of the split has no row"):
+        data.split(positive, Split())
 
 
 def labelled(values: list[object]) -> pa.Table:
@@ -241,6 +293,19 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, weights: bytes, words
     assert words in failure.message, reason
     assert "\n" not in failure.message, reason
     assert "mlplatform.dev/retrain" in failure.next_action, reason
+
+
+def test_a_stage_that_takes_other_rows_than_the_training_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_after_training(tmp_path, b"")
+    training = job.read_json(Artifacts.report(Stage.TRAIN))
+    training["sample"] = {"rows": 200, "of": 200}
+    job.store.write(Artifacts.report(Stage.TRAIN), json.dumps(training).encode())
+    monkeypatch.setenv(ENV_ROWS, "100")
+    with pytest.raises(JobFailure, match="took 200 of 200 rows, and this stage would take 100") as caught:
+        trained.load(job)
+    assert ENV_ROWS in caught.value.failure.next_action
 
 
 class Noting(nn.Module):

@@ -128,12 +128,29 @@ def test_small_groups(
 def test_the_page_names_a_bounded_difference_that_was_not_assessed() -> None:
     found = audit_attribute(*rows_of(*SMALL[1][0]), Fairness(min_group_size=50))
     report = {
-        "testRows": 190, "positiveClass": "yes", "threshold": 0.5, "gates": [], "confidence": 0.95, "minGroupSize": 50,
+        "sample": {"rows": 900, "of": 900}, "testRows": 190, "positiveClass": "yes", "threshold": 0.5, "gates": [], "confidence": 0.95, "minGroupSize": 50,
         "bounds": {"equalized_odds_difference": 0.1}, "attributes": {"sex": found},
     }  # fmt: skip
     row = next(row for row in audit_page.render("m-1", {}, report).split("<tr>") if "equalized_odds" in row)
     assert "not assessed" in row
     assert "outside" in row, "the gate refuses it, too"
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "reason"),
+    [(2000, True, "a sample is named before any number"), (48842, False, "all rows: nothing to be said")],
+)
+def test_the_page_says_near_its_top_that_it_is_of_a_sample(
+    rows: int,
+    wanted: bool,  # noqa: FBT001  a table's column
+    reason: str,
+) -> None:
+    report = {
+        "sample": {"rows": rows, "of": 48842}, "testRows": 400, "positiveClass": "yes", "threshold": 0.5, "gates": [],
+        "confidence": 0.95, "minGroupSize": 50, "bounds": {}, "attributes": {},
+    }  # fmt: skip
+    top, _, _ = audit_page.render("m-1", {}, report).partition("test rows")
+    assert ("2,000 of the data's 48,842 rows" in top) is wanted, reason
 
 
 def test_a_group_without_positive_rows_has_no_true_positive_rate() -> None:

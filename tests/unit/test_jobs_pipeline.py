@@ -1,8 +1,10 @@
-"""Train, audit and optimize one after the other on a small data set, as the operator runs them."""
+"""Every stage, one after the other, on a small data set, as the operator runs them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +14,35 @@ import pytest
 import torch
 import torch.distributed as dist
 from jobs_kit import job_environment, people_spec, read_summary, write_people
+from ts.context import RequestProcessor
 
-from mljobs import audit, export, optimize, train
+from mljobs import audit, export, optimize, package, train
 from mljobs.report import Job, run
-from mlplatform.contract import FAIRNESS_METRICS, TASK_METRICS, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import (
+    ENV_CPUS,
+    ENV_ROWS,
+    FAIRNESS_METRICS,
+    TASK_METRICS,
+    Artifacts,
+    FailureClass,
+    Stage,
+    Summary,
+)
+
+pytestmark = [
+    # TorchServe, which tries the archive, loads TorchScript and leaves files open.
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*(version.txt|metrics.yaml):pytest.PytestUnraisableExceptionWarning"),
+]
 
 STAGES: dict[Stage, Callable[[Job], Summary | None]] = {
     Stage.TRAIN: train.main,
     Stage.AUDIT: audit.main,
     Stage.OPTIMIZE: optimize.main,
+    Stage.PACKAGE: package.main,
 }
+SAMPLE = 700
+"""Of the 900 rows; a fifth of them are the test split."""
 
 
 class Pipeline:
@@ -30,6 +51,7 @@ class Pipeline:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.artifacts = folder / "artifacts"
+        self.output: dict[Stage, str] = {}
         self.data = write_people(folder / "people")
         self.spec = people_spec(self.data.parent, checkpoint={"everySteps": 1000})
 
@@ -37,9 +59,12 @@ class Pipeline:
         message = self.folder / f"{stage}-message"
         threads = torch.get_num_threads()
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in job_environment(self.spec, self.artifacts, stage, message).items():
+            environment = job_environment(self.spec, self.artifacts, stage, message)
+            for name, value in {**environment, ENV_ROWS: str(SAMPLE), ENV_CPUS: "1"}.items():
                 patch.setenv(name, value)
-            code = run(stage, STAGES[stage])
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                code = run(stage, STAGES[stage])
+        self.output[stage] = output.getvalue()
         torch.set_num_threads(threads)
         return code, read_summary(message)
 
@@ -72,6 +97,17 @@ def test_a_summary_points_to_the_report_by_digest(done: Done, stage: Stage) -> N
     assert summaries[stage].duration_seconds > 0
 
 
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_every_report_says_that_it_is_of_a_sample(done: Done, stage: Stage) -> None:
+    assert done[0].report(stage)["sample"] == {"rows": SAMPLE, "of": 900}
+
+
+def test_the_training_says_so_first_and_the_page_at_its_top(done: Done) -> None:
+    pipeline, _ = done
+    assert pipeline.output[Stage.TRAIN].startswith(f"rows={SAMPLE}/900 train=490 ")
+    assert "700 of the data's 900 rows" in (pipeline.artifacts / audit.PAGE).read_text().partition("<h2>")[0]
+
+
 def test_the_audit_reports_every_metric_and_the_groups(done: Done) -> None:
     pipeline, summaries = done
     summary = summaries[Stage.AUDIT]
@@ -79,10 +115,10 @@ def test_the_audit_reports_every_metric_and_the_groups(done: Done) -> None:
     for metric in FAIRNESS_METRICS:
         interval = summary.details["fairness"][metric]["group"]
         assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
-    assert summary.details["notAssessed"] == ["group=c"], "about 2% of 180 rows"
+    assert summary.details["notAssessed"] == ["group=c"], "about 2% of 140 rows"
     groups = pipeline.report(Stage.AUDIT)["attributes"]["group"]["groups"]
     assert set(groups) == {"a", "b", "c"}
-    assert sum(group["count"] for group in groups.values()) == 180
+    assert sum(group["count"] for group in groups.values()) == 140
 
 
 def test_the_audits_page_shows_the_groups_and_loads_nothing(done: Done) -> None:
@@ -115,6 +151,29 @@ def test_the_candidates_are_measured_and_written(done: Done) -> None:
     assert report["onnx"]["fp32"]["maxAbsDifference"] < 1e-4
     fp32, audited = details["candidates"][0]["metrics"], summaries[Stage.AUDIT].metrics
     assert fp32 == pytest.approx(audited, abs=1e-6), "the file that ships scores as the audited model did"
+
+
+def test_the_choice_is_told_with_its_numbers(done: Done) -> None:
+    pipeline, summaries = done
+    details, report = summaries[Stage.OPTIMIZE].details, pipeline.report(Stage.OPTIMIZE)
+    assert details["choice"] == report["choice"]
+    assert details["choice"].startswith(f"{details['selected']} ships: ")
+    assert f"by latency_p99 {details['choice']}\n" in pipeline.output[Stage.OPTIMIZE]
+    [pair] = report["comparisons"]
+    assert {pair["name"], pair["beside"]} == {"fp32", "int8-dynamic"}
+    assert 0 < pair["low"] <= pair["ratio"] <= pair["high"]
+    assert pair["rounds"] == optimize.ROUNDS
+    assert (details["selected"] == pair["name"]) is pair["provenFaster"]
+
+
+def test_the_example_is_a_record_that_the_archive_answers(done: Done, tmp_path: Path) -> None:
+    pipeline, summaries = done
+    example = json.loads((pipeline.artifacts / Artifacts.EXAMPLE).read_text())
+    assert set(example) == {"age", "gain", "hours", "job", "group"}
+    handler, context = package.load(Path(summaries[Stage.PACKAGE].details["archive"]), tmp_path)
+    context.request_processor = [RequestProcessor({})]
+    [answer] = handler.handle([{"body": {"features": example}}], context)
+    assert json.loads(answer)["prediction"] in {"yes", "no"}
 
 
 def test_the_shipped_file_loads_as_serving_loads_it(done: Done) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from jobs_kit import free_port, job_environment, people_spec, read_summary, subp
 
 from mljobs.cpu import cpu_limit
 from mljobs.failure import JobFailure
-from mljobs.report import ENV_TERMINATION_LOG, Job, fail, run
+from mljobs.report import Job, fail, run
 from mlplatform import contract
 from mlplatform.contract import TERMINATION_LIMIT, Failure, FailureClass, Stage, Summary
 
@@ -178,7 +179,7 @@ def test_a_summary_of_ones_own_that_is_too_long_is_a_crash(message: Path) -> Non
 def test_without_a_pod_the_summary_goes_to_standard_output(
     message: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.delenv(ENV_TERMINATION_LOG)
+    monkeypatch.delenv(contract.ENV_TERMINATION_LOG)
     monkeypatch.setattr(contract, "TERMINATION_LOG", str(tmp_path / "absent"))
     assert run(Stage.AUDIT, lambda job: job.finish({}, {}, {})) == 0
     assert Summary.from_json(capsys.readouterr().out).stage is Stage.AUDIT
@@ -220,4 +221,30 @@ def test_cpu_limit(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(available)))
-    assert cpu_limit(tmp_path) == wanted, reason
+    assert cpu_limit(tmp_path, {}) == wanted, reason
+
+
+@pytest.mark.parametrize(
+    ("stated", "available", "wanted", "reason"),
+    [
+        ("1", 16, 1, "one CPU of sixteen, whatever the cgroup says"),
+        ("500m", 16, 1, "half a CPU is one thread"),
+        ("2500m", 16, 2, "two and a half CPUs are two threads"),
+        ("1.5", 16, 1, "the other way to write it"),
+        ("16", 4, 4, "more than there is"),
+        ("", 16, 3, "stated as nothing: the cgroup's"),
+    ],
+)
+def test_a_stated_cpu_limit_stands_for_the_cgroups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: str, available: int, wanted: int, reason: str
+) -> None:
+    (tmp_path / "cpu.max").write_text("300000 100000\n")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(available)))
+    assert cpu_limit(tmp_path, {contract.ENV_CPUS: stated}) == wanted, reason
+
+
+@pytest.mark.parametrize("stated", ["two", "-1", "0", "1Gi", "1 ", "m"])
+def test_what_is_no_cpu_quantity_is_named(tmp_path: Path, stated: str) -> None:
+    with pytest.raises(JobFailure, match=re.escape(f"{contract.ENV_CPUS} {stated!r}")) as caught:
+        cpu_limit(tmp_path, {contract.ENV_CPUS: stated})
+    assert caught.value.failure.reason is FailureClass.SPEC_INVALID

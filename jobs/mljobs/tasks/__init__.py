@@ -19,6 +19,8 @@ from mljobs.failure import JobFailure
 from mlplatform.contract import FailureClass
 
 BUILT_IN: Final = {"tabular": "mljobs.tasks.tabular:TabularTask"}
+EVALUATION_ROWS: Final = 4096
+"""Rows of a forward pass without gradients."""
 
 
 class Task(Protocol):

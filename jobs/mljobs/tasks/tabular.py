@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from sklearn import metrics as sk
 from torch import Tensor, nn
 
 from mljobs.failure import JobFailure, did_you_mean
@@ -170,6 +169,8 @@ class TabularTask:
 
     def evaluate(self, positive: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
         """The seven metrics of `contract.TASK_METRICS`, by scikit-learn."""
+        from sklearn import metrics as sk  # noqa: PLC0415  takes a second, and packaging scores nothing
+
         predicted = probabilities >= THRESHOLD
         found = {
             "roc_auc": sk.roc_auc_score(positive, probabilities),
