@@ -48,7 +48,7 @@ from mlplatform.resources import inferenceservice, virtualservice
 from mlplatform.settings import Settings
 
 REPOSITORY: Final = Path(__file__).parents[1]
-IMAGE: Final = REPOSITORY / "images/serving"
+RUNTIME: Final = REPOSITORY / "images/serving/clusterservingruntime.yaml"
 NAMESPACE: Final = "mlplatform-bench"
 READY_SECONDS: Final = 300
 CONNECTIONS: Final = (1, 16)
@@ -236,7 +236,7 @@ def on_loopback(built: Sequence[Target]) -> Iterator[dict[str, tuple[Target, str
     places: dict[str, tuple[Target, str, str]] = {}
     try:
         for i, target in enumerate(built):
-            port = 19080 + 10 * i
+            port = 19080 + i
             processes.append(start(target, port))
             path = f"/predictions/{target.name}"
             places[target.name] = (target, f"http://127.0.0.1:{port}{path}", f"127.0.0.1:{port}")
@@ -251,15 +251,9 @@ def on_loopback(built: Sequence[Target]) -> Iterator[dict[str, tuple[Target, str
 
 
 def start(target: Target, port: int) -> subprocess.Popen[bytes]:
-    """Starts one server on `port` and the four ports after it."""
-    text = (IMAGE / "config.properties").read_text().replace("/opt/serving", str(IMAGE))
-    for i, address in enumerate(("0.0.0.0:8080", "127.0.0.1:8081", "0.0.0.0:8082")):
-        text = text.replace(f"http://{address}", f"http://127.0.0.1:{port + i}")
-    text += f"\ngrpc_inference_port={port + 3}\ngrpc_management_port={port + 4}\n"
-    settings = target.folder / "platform.properties"
-    settings.write_text(text)
+    """Starts one server that answers on `port`, as in a pod but for its ports."""
     command = [sys.executable, "-m", "mlhandlers.server", "--model-dir", str(target.folder)]
-    command += ["--config", str(settings), "--log-config", str(IMAGE / "log4j2.xml")]
+    command += ["--address", f"127.0.0.1:{port}"]
     cpu = max(os.sched_getaffinity(0))
     with (target.folder / "log").open("wb") as log:
         return subprocess.Popen(["taskset", "-c", str(cpu), *command], stdout=log, stderr=log)
@@ -297,9 +291,7 @@ def container(model: dict[str, Any], image: str) -> dict[str, Any]:
 
     Written out, because a model without ``storageUri`` is given KServe's agent, whose mount takes the archive's place.
     """
-    runtime: dict[str, Any] = yaml.safe_load((IMAGE / "clusterservingruntime.yaml").read_text())["spec"]["containers"][
-        0
-    ]
+    runtime: dict[str, Any] = yaml.safe_load(RUNTIME.read_text())["spec"]["containers"][0]
     own = {key: model[key] for key in ("env", "resources", "startupProbe", "readinessProbe", "livenessProbe")}
     mounts = [*runtime["volumeMounts"], {"name": "model", "mountPath": "/mnt/models", "readOnly": True}]
     return {**runtime, **own, "image": image, "volumeMounts": mounts}

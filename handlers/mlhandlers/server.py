@@ -1,11 +1,11 @@
 """Runs TorchServe as a container's main process: `python -m mlhandlers.server`.
 
-Called by images/serving/Dockerfile. The `torchserve` command forks the JVM away and ends,
-or waits but passes no signal on; a container needs three things of its first process that
-neither way gives. It ends when the JVM ends, with its exit code. It turns a SIGTERM into a
-drain, because TorchServe itself resets connections at once: it keeps answering until no
-request has come for a while, which is when the mesh has heard that the pod is going. And
-it puts the platform's settings above those that came with the model.
+Called by images/serving/Dockerfile, and with ``--address`` by `mlplatform.standalone.serve`, which serves on loopback
+without a cluster. The `torchserve` command forks the JVM away and ends, or waits but passes no signal on; a container
+needs three things of its first process that neither way gives. It ends when the JVM ends, with its exit code. It turns
+a SIGTERM into a drain, because TorchServe itself resets connections at once: it keeps answering until no request has
+come for a while, which is when the mesh has heard that the pod is going. And it puts the platform's settings (those in
+the folder ``serving`` beside this file) above those that came with the model.
 """
 
 from __future__ import annotations
@@ -13,19 +13,33 @@ from __future__ import annotations
 import argparse
 import http.client
 import importlib.util
+import ipaddress
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
+
+from mlhandlers import java
+
+SERVING: Final = Path(__file__).parent / "serving"
+"""The platform's own settings."""
+
+LOOPBACK: Final = "127.0.0.1"
+
+EXIT_USAGE: Final = 2
 
 MAIN_CLASS: Final = "org.pytorch.serve.ModelServer"
 
@@ -59,6 +73,10 @@ class Drain:
     poll: float = 0.25
 
 
+LOCAL_DRAIN: Final = Drain(quiet=1.0)
+"""On a laptop, where no mesh has to hear of the end first and a person waits for it."""
+
+
 def merge_config(model: str, platform: str) -> str:
     """Settings of both files; where they differ the platform's count.
 
@@ -68,10 +86,66 @@ def merge_config(model: str, platform: str) -> str:
     return f"# Settings that came with the model:\n{model.rstrip()}\n# The platform's own:\n{platform}"
 
 
-def command(config: Path, logging: Path, temporary: Path) -> list[str]:
+def properties(settings: Mapping[str, str]) -> str:
+    """`settings` as Java reads them: backslashes doubled and all but ASCII escaped, as JSON does."""
+    return "".join(f"{key}={json.dumps(value)[1:-1]}\n" for key, value in settings.items())
+
+
+def located(model_dir: Path) -> dict[str, str]:
+    """The settings that are paths on this machine."""
+    store = model_dir.resolve() / "model-store"
+    return {
+        "model_store": str(store),
+        # Only archives that came with the model.
+        "allowed_urls": f"{store.as_uri()}/.*",
+        "metrics_config": str(SERVING / "metrics.yaml"),
+    }
+
+
+def on_loopback(host: str, port: int) -> dict[str, str]:
+    """The settings of a server that nobody but this machine reaches.
+
+    Predictions are at the address asked for; the other four ports are whichever are free. TorchServe binds them a
+    moment later, so another program may be faster: it then ends at once and says which it could not have.
+
+    Raises:
+        OSError: The address cannot be listened on.
+    """
+    with ExitStack() as held:
+        held.enter_context(socket.create_server((host, port)))
+        free = [held.enter_context(socket.create_server((LOOPBACK, 0))).getsockname()[1] for _ in range(4)]
+    return {
+        "inference_address": f"http://{host}:{port}",
+        "management_address": f"http://{LOOPBACK}:{free[0]}",
+        "metrics_address": f"http://{LOOPBACK}:{free[1]}",
+        "grpc_inference_port": str(free[2]),
+        "grpc_management_port": str(free[3]),
+    }
+
+
+def loopback_address(text: str) -> tuple[str, int]:
+    """Host and port of ``--address``.
+
+    Raises:
+        argparse.ArgumentTypeError: It is something else than a port on loopback. Anything more would open a server
+            without access control to the network; TorchServe reads no IPv6 address.
+    """
+    host, _, port = text.rpartition(":")
+    try:
+        known = ipaddress.IPv4Address(host).is_loopback and 0 < int(port) < 1 << 16
+    except ValueError:
+        known = False
+    if not known:
+        msg = f"{text!r} is no port on loopback; write {LOOPBACK}:PORT"
+        raise argparse.ArgumentTypeError(msg)
+    return host, int(port)
+
+
+def command(java_path: str, config: Path, logging: Path, temporary: Path) -> list[str]:
     """The JVM's command line.
 
     Args:
+        java_path: What starts a JVM.
         config: The merged config.properties.
         logging: log4j2.xml.
         temporary: A writable folder: unpacked archives and the worker's socket.
@@ -84,7 +158,7 @@ def command(config: Path, logging: Path, temporary: Path) -> list[str]:
         raise ModuleNotFoundError("torchserve is not installed; install mlplatform[handlers]", name="ts")
     home = Path(found.origin).parent
     return [
-        "java",
+        java_path,
         *JVM_OPTIONS,
         f"-Dmodel_server_home={home.parent}",
         f"-Dlog4j.configurationFile={logging.resolve().as_uri()}",
@@ -102,23 +176,36 @@ def command(config: Path, logging: Path, temporary: Path) -> list[str]:
 
 
 def requests_seen(metrics_url: str) -> float:
-    """How many prediction requests the server has taken so far.
+    """How many prediction requests the server has taken so far. A proxy of the environment is not asked.
 
     Raises:
         OSError: The metrics endpoint does not answer, or not within a second.
-        http.client.HTTPException: Its answer is no HTTP, or was cut off.
+        http.client.HTTPException: Its answer is no HTTP, was cut off, or is an error.
     """
-    with urllib.request.urlopen(metrics_url, timeout=1.0) as response:  # noqa: S310  a loopback address of our config
-        return sum(float(value) for value in REQUESTS.findall(response.read()))
+    parts = urlsplit(metrics_url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=1.0)
+    try:
+        connection.request("GET", parts.path)
+        response = connection.getresponse()
+        body = response.read()
+    finally:
+        connection.close()
+    if response.status != HTTPStatus.OK:
+        msg = f"status {response.status}"
+        raise http.client.HTTPException(msg)
+    return sum(float(value) for value in REQUESTS.findall(body))
 
 
 def wait_until_quiet(metrics_url: str, drain: Drain, server: subprocess.Popen[bytes]) -> None:
-    """Returns when no request has come for `drain.quiet`, at `drain.limit`, or when the server has ended."""
+    """Returns when no request has come for `drain.quiet` or can come, at `drain.limit`, or when the server has ended."""
     begin = last_change = time.monotonic()
     seen: float | None = None
     while server.poll() is None and time.monotonic() - begin < drain.limit:
         try:
             now = requests_seen(metrics_url)
+        except ConnectionRefusedError:
+            # It listens nowhere: it was asked to end while it was starting.
+            return
         except (OSError, http.client.HTTPException):
             # A server that is too busy to answer is not quiet; one that has ended is seen above.
             last_change = time.monotonic()
@@ -179,23 +266,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model-dir", type=Path, default=Path("/mnt/models"), help="config/ and model-store/ of one model"
     )
+    parser.add_argument("--config", type=Path, default=SERVING / "config.properties", help="the platform's settings")
+    parser.add_argument("--log-config", type=Path, default=SERVING / "log4j2.xml")
     parser.add_argument(
-        "--config", type=Path, default=Path("/opt/serving/config.properties"), help="the platform's settings"
+        "--address",
+        type=loopback_address,
+        metavar=f"{LOOPBACK}:PORT",
+        help="where to answer predictions, with all else on free ports of loopback (default: as --config says)",
     )
-    parser.add_argument("--log-config", type=Path, default=Path("/opt/serving/log4j2.xml"))
     options = parser.parse_args(argv)
     supplied = options.model_dir / "config" / "config.properties"
     if not supplied.is_file():
         parser.error(f"{supplied} is missing: {options.model_dir} is no model that the packaging job wrote")
     merged = merge_config(supplied.read_text(), options.config.read_text())
-    merged += f"\nmodel_store={options.model_dir.resolve() / 'model-store'}\n"
+    merged += "\n" + properties(located(options.model_dir))
+    drain = Drain()
+    if options.address:
+        host, port = options.address
+        try:
+            merged += properties(on_loopback(host, port))
+        except OSError as error:
+            parser.exit(
+                EXIT_USAGE, f"{parser.prog}: {host}:{port} cannot be listened on: {os.strerror(error.errno or 0)}\n"
+            )
+        drain = LOCAL_DRAIN
+    try:
+        runtime = java.find()
+    except java.JavaNotFoundError as error:
+        parser.exit(EXIT_USAGE, f"{parser.prog}: {error}; {java.INSTALL}\n")
     with tempfile.TemporaryDirectory(prefix="torchserve-") as folder:
         config = Path(folder) / "config.properties"
         config.write_text(merged)
         # A thread too many stalls the others at the CPU limit; the handler sets torch's own count.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        metrics = f"{property_of(merged, 'metrics_address').replace('0.0.0.0', '127.0.0.1')}/metrics"  # noqa: S104  replaced, not bound
-        return run(command(config, options.log_config, Path(folder)), metrics, Drain())
+        # TorchServe prefers it to its argument.
+        os.environ.pop("TS_CONFIG_FILE", None)
+        metrics = f"{property_of(merged, 'metrics_address').replace('0.0.0.0', LOOPBACK)}/metrics"  # noqa: S104  replaced, not bound
+        return run(command(runtime, config, options.log_config, Path(folder)), metrics, drain)
 
 
 if __name__ == "__main__":

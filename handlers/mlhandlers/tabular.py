@@ -32,7 +32,7 @@ HEADER_VERSION: Final = "x-mlplatform-version"
 """As in mlplatform.contract, which is not there when a stock TorchServe loads the archive."""
 
 LATENCY_METRIC: Final = "mlplatform_handler_seconds"
-"""Histogram of the wall time of one batch in the worker; images/serving/metrics.yaml declares it."""
+"""Histogram of the wall time of one batch in the worker; serving/metrics.yaml declares it."""
 
 LOG: Final = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """`kubectl mlmodel predict` where something is wrong: each mistake has its cause and its next action, none a traceback.
 
-Real sockets stand in for the gateway, a table of answers for the API server; tests/e2e asks a real model.
+Real sockets stand in for the gateway and for a model's own server, a table of answers for the API server; tests/e2e
+asks a real model, and so does test_standalone_serve.py at its URL.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mlplatform.cli import predict
-from mlplatform.cli.cluster import CliError, Cluster
+from mlplatform.cli import forward, predict
+from mlplatform.cli.cluster import Cluster
+from mlplatform.errors import CliError
 
 QUESTION = predict.Question("http://adult-income.default.models.local", {"age": 39})
 ROOT = "/api/v1/namespaces/istio-system"
@@ -128,6 +130,18 @@ def test_a_prediction_through_a_gateway(scheme: str, tmp_path: Path) -> None:
         assert predict.ask(cluster, QUESTION, url.replace("http://", scheme)) == {"probability": 0.7}
 
 
+def test_a_refusal_is_told_in_the_models_words(tmp_path: Path) -> None:
+    said = {"code": 400, "type": "BadRequest", "message": "record 0: column age needs a number, got 'old'"}
+    with (
+        a_cluster(tmp_path, {}) as cluster,
+        serving({"/predict": (400, said)}) as url,
+        pytest.raises(CliError) as raised,
+    ):
+        predict.ask(cluster, QUESTION, url)
+    assert raised.value.cause == f"the model answered 400: {said['message']}"
+    assert raised.value.next_action.startswith("correct --features")
+
+
 def test_an_answer_that_is_no_json_is_shown(tmp_path: Path) -> None:
     with a_cluster(tmp_path, {}) as cluster, serving({"/predict": (200, "<html>It works!</html>")}) as url:
         with pytest.raises(CliError, match="the answer is no prediction but '<html>It works!</html>'") as raised:
@@ -198,7 +212,7 @@ class Forwarder:
 
 def test_a_model_that_hangs_does_not_hang_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
-    monkeypatch.setattr(predict, "portforward", lambda *_args, **_kwargs: Forwarder(ours))
+    monkeypatch.setattr(forward, "portforward", lambda *_args, **_kwargs: Forwarder(ours))
     monkeypatch.setattr(predict, "_TIMEOUT_SECONDS", 0.2)
     hang_up = threading.Timer(5, theirs.shutdown, [socket.SHUT_RDWR])  # Ends the test where there is no timeout.
     hang_up.start()
@@ -222,3 +236,100 @@ def test_a_gateway_that_cannot_be_reached_is_not_the_models_fault(
     monkeypatch.setattr(http.client.HTTPConnection, "connect", time_out)
     with a_cluster(tmp_path, {}) as cluster, pytest.raises(CliError, match="the gateway does not answer: timed out"):
         predict.ask(cluster, QUESTION, "http://192.0.2.1")
+
+
+ANSWER = {"prediction": "<=50K", "confidence": 0.9}
+MODEL = "/predictions/adult-income"
+
+
+@pytest.mark.parametrize(
+    ("reason", "suffix", "asked"),
+    [
+        ("the URL that run --serve prints", MODEL, MODEL),
+        ("a slash at its end", f"{MODEL}/", MODEL),
+        ("without a path, the one model that is there", "", "/invocations"),
+        ("likewise", "/", "/invocations"),
+        ("one version of it", f"{MODEL}/v1", f"{MODEL}/v1"),
+        ("what no request line may hold", "/predictions/für mich", "/predictions/f%C3%BCr%20mich"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_prediction_at_a_url(scheme: str, reason: str, suffix: str, asked: str) -> None:
+    with serving({asked: (200, ANSWER)}) as url:
+        assert predict.ask_url(url.replace("http://", scheme) + suffix, {"age": 39}) == ANSWER, reason
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:abc/predictions/m", "ftp://127.0.0.1/predictions/m", "/predictions/m"]
+)
+def test_what_is_no_url_of_a_model(url: str) -> None:
+    with pytest.raises(CliError) as raised:
+        predict.ask_url(url, {})
+    assert raised.value.cause == f"{url!r} is no URL of a model"
+    assert raised.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "answer", "cause", "next_action"),
+    [
+        (
+            "a refusal, in the model's words",
+            (400, {"code": 400, "type": "BadRequest", "message": "column age needs a number, got 'old'"}),
+            "the model answered 400: column age needs a number, got 'old'",
+            "correct --features; the model's schema is in train/preprocessor.json",
+        ),
+        (
+            "another model's name",
+            (404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: adult-income"}),
+            "the model answered 404: Model not found: adult-income",
+            "the URL ends in the model's name",
+        ),
+        (
+            "a model that failed",
+            (503, {"code": 503, "type": "InternalServerException", "message": "Worker died"}),
+            "the model answered 503: Worker died",
+            "read logs/torchserve.log",
+        ),
+        (
+            "no model, which refuses",
+            (501, "<html>Unsupported method</html>"),
+            "the model answered 501: <html>Unsupported method</html>",
+            "read logs/torchserve.log",
+        ),
+        (
+            "JSON that is no message",
+            (500, ["a", "b"]),
+            'the model answered 500: ["a", "b"]',
+            "read logs/torchserve.log",
+        ),
+        (
+            "no model, which answers",
+            (200, "<html>It works!</html>"),
+            "the answer is no prediction but '<html>It works!</html>'",
+            "does a model answer there?",
+        ),
+        ("a server that hangs up", (200, None), "nothing answers at http://127.0.0.1:", "run --serve running?"),
+    ],
+)
+def test_no_prediction_at_a_url(reason: str, answer: tuple[int, Any], cause: str, next_action: str) -> None:
+    with serving({MODEL: answer}) as url, pytest.raises(CliError) as raised:
+        predict.ask_url(f"{url}{MODEL}", {"age": "old"})
+    assert raised.value.cause.startswith(cause), reason
+    assert next_action in raised.value.next_action, reason
+    assert raised.value.code == 1, reason
+
+
+def test_a_url_where_nothing_listens() -> None:
+    with serving({}) as url:
+        pass
+    with pytest.raises(CliError) as raised:
+        predict.ask_url(f"{url}{MODEL}", {"age": 39})
+    assert raised.value.cause == f"nothing answers at {url}{MODEL}: [Errno 111] Connection refused"
+    assert raised.value.next_action == "is kubectl mlmodel run --serve running? It prints the URL of its model"
+
+
+def test_a_model_at_a_url_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "_TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(CliError) as raised:
+        predict.ask_url(f"http://127.0.0.1:{silent.getsockname()[1]}{MODEL}", {"age": 39})
+    assert raised.value.cause == "no answer from the model within 0.2 s"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,14 +22,12 @@ from unit import serving_model as small
 from mlhandlers import server
 
 pytestmark = [
-    pytest.mark.skipif(shutil.which("java") is None, reason="TorchServe needs java (openjdk-17-jre-headless)"),
     # The archive's model is TorchScript.
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     # TorchServe leaves these files open.
     pytest.mark.filterwarnings("ignore:.*(version.txt|metrics.yaml):pytest.PytestUnraisableExceptionWarning"),
 ]
 
-IMAGE = Path("images/serving").resolve()
 START_SECONDS = 60.0
 PREDICT = f"/predictions/{small.MODEL}"
 
@@ -104,9 +101,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def running(model_dir: Path, tmp_path: Path) -> Iterator[Running]:
-    """The image's own settings with other ports."""
+    """The platform's own settings with other ports."""
     ports = free_ports(5)
-    config = (IMAGE / "config.properties").read_text().replace("/opt/serving", str(IMAGE))
+    config = (server.SERVING / "config.properties").read_text()
     for address, port in zip(("0.0.0.0:8080", "127.0.0.1:8081", "0.0.0.0:8082"), ports[:3], strict=True):
         assert f"http://{address}" in config
         config = config.replace(f"http://{address}", f"http://127.0.0.1:{port}")
@@ -114,7 +111,7 @@ def running(model_dir: Path, tmp_path: Path) -> Iterator[Running]:
     (tmp_path / "config.properties").write_text(config)
     log = tmp_path / "log"
     command = [sys.executable, "-m", "mlhandlers.server", "--model-dir", str(model_dir)]
-    command += ["--config", str(tmp_path / "config.properties"), "--log-config", str(IMAGE / "log4j2.xml")]
+    command += ["--config", str(tmp_path / "config.properties")]
     environment = {**os.environ, "PYTHONPATH": str(Path("handlers").resolve())}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
@@ -236,7 +233,8 @@ DRAINS = [
     Draining("no new request for a while is the end", [5.0], least=2),
     Draining("a late answer is a busy server, not a quiet one", [5.0, TimeoutError("1 s"), 6.0, 7.0], least=4),
     Draining("nor is one that was cut off", [5.0, http.client.IncompleteRead(b""), 6.0, 7.0], least=4),
-    Draining("a server that never says is waited for until the limit", [ConnectionRefusedError()], least=2, limit=0.3),
+    Draining("a server that never says is waited for until the limit", [TimeoutError("1 s")], least=2, limit=0.3),
+    Draining("a server that listens nowhere takes nothing", [ConnectionRefusedError()], least=1),
 ]
 
 
@@ -262,7 +260,7 @@ def test_a_drain_ends_when_it_is_quiet(case: Draining, monkeypatch: pytest.Monke
 
 def test_a_drain_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def requests_seen(_url: str) -> float:
-        raise ConnectionRefusedError
+        raise TimeoutError
 
     monkeypatch.setattr(server, "requests_seen", requests_seen)
     ended = FakeServer(looks=3)
@@ -272,7 +270,8 @@ def test_a_drain_ends_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_platforms_settings_win_over_the_models() -> None:
     merged = server.merge_config(
-        "load_models=m=m.mar\nmanagement_address=http://0.0.0.0:8081", (IMAGE / "config.properties").read_text()
+        "load_models=m=m.mar\nmanagement_address=http://0.0.0.0:8081",
+        (server.SERVING / "config.properties").read_text(),
     )
     assert server.property_of(merged, "management_address") == "http://127.0.0.1:8081"
     assert server.property_of(merged, "load_models") == "m=m.mar"
@@ -282,3 +281,55 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         server.main(["--model-dir", str(tmp_path)])
     assert "config.properties is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reason", "value", "written"),
+    [
+        ("a path as it is", "/mnt/models/model-store", "/mnt/models/model-store"),
+        ("Java reads properties as Latin-1", "/home/jörg/模", r"/home/j\u00f6rg/\u6a21"),
+        ("and a backslash as an escape", "a\\b", r"a\\b"),
+        ("a second line would be another setting", "a\nenable_model_api=true", r"a\nenable_model_api=true"),
+    ],
+)
+def test_settings_as_java_reads_them(reason: str, value: str, written: str) -> None:
+    assert server.properties({"model_store": value}) == f"model_store={written}\n", reason
+
+
+def test_only_archives_of_the_model_are_loaded() -> None:
+    assert server.located(Path("/mnt/models"))["allowed_urls"] == "file:///mnt/models/model-store/.*"
+    assert Path(server.located(Path("served"))["metrics_config"]).is_absolute(), "TorchServe has a folder of its own"
+
+
+@pytest.mark.parametrize(
+    ("reason", "address"),
+    [
+        ("the network", "0.0.0.0:8080"),
+        ("an address of the network", "192.0.2.1:8080"),
+        ("a name may be any address", "localhost:8080"),
+        ("TorchServe reads no IPv6", "[::1]:8080"),
+        ("no port", "127.0.0.1"),
+        ("whoever asks for a free port would not hear which", "127.0.0.1:0"),
+        ("no such port", "127.0.0.1:65536"),
+        ("a word", "127.0.0.1:http"),
+    ],
+)
+def test_a_server_without_access_control_listens_on_loopback_only(
+    reason: str, address: str, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        server.main(["--model-dir", str(model_dir), "--address", address])
+    assert raised.value.code == 2, reason
+    assert "write 127.0.0.1:PORT" in capsys.readouterr().err, reason
+
+
+def test_a_port_that_is_taken_is_told_before_java_starts(
+    model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "run", lambda *_: pytest.fail("it was started"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SystemExit) as raised:
+            server.main(["--model-dir", str(model_dir), "--address", address])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err == f"mlhandlers.server: {address} cannot be listened on: Address already in use\n"

@@ -24,15 +24,13 @@ from kubernetes import client, config, watch
 
 from mlplatform import contract
 from mlplatform.cli.view import Object
+from mlplatform.errors import EXIT_USAGE, CliError
 from mlplatform.refusals import lacks_right
 
 VERSION: Final = contract.API_VERSION.rpartition("/")[2]
 MODELS: Final = "mlmodels"
 VERSIONS: Final = "modelversions"
 INSTALL: Final = "helm upgrade --install mlplatform charts/mlplatform -n mlplatform-system --create-namespace"
-
-EXIT_USAGE: Final = 2
-"""Exit code of wrong usage: arguments, kubeconfig or context."""
 
 _WATCH_SECONDS: Final = 300
 """The server ends a watch after this long; the stream resumes where it stopped."""
@@ -44,22 +42,6 @@ _RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
 """Pauses between attempts to reconnect; then the error is the user's to read."""
 _STEADY_SECONDS: Final = 20
 """A watch that held this long did work: longer than an attempt to connect takes to fail."""
-
-
-class CliError(Exception):
-    """What went wrong, in words for the user.
-
-    Attributes:
-        cause: One sentence.
-        next_action: What to do or to run about it.
-        code: The exit code.
-    """
-
-    def __init__(self, cause: str, next_action: str, code: int = 1) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.next_action = next_action
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,30 @@
-"""One prediction through the gateway, from wherever the user is.
+"""One prediction, from wherever the user is.
 
-Called by `mlplatform.cli.main`. With a gateway address it asks there; without
-one it forwards a port to a gateway pod through the API server, so that neither
-DNS for the model's host nor a route into the cluster is needed.
+Called by `mlplatform.cli.main`. Of a model in a cluster it is asked through the gateway: with its address there;
+without one over a port that the API server forwards to a gateway pod, so that neither DNS for the model's host nor a
+route into the cluster is needed. Of a model that `kubectl mlmodel run --serve` serves it is asked at its URL, and no
+client of a cluster is imported.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
-from urllib.parse import urlsplit
-
-from kubernetes import client
-from kubernetes.stream import portforward
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
 
 from mlplatform import contract
-from mlplatform.cli.cluster import EXIT_USAGE, REQUEST_TIMEOUT, CliError, Cluster, explain
+from mlplatform.errors import EXIT_USAGE, CliError
+
+if TYPE_CHECKING:
+    from mlplatform.cli.cluster import Cluster
 
 GATEWAY_NAMESPACE: Final = "istio-system"
-GATEWAY_SERVICE: Final = "istio-ingressgateway"
 _TIMEOUT_SECONDS: Final = 10.0
-_NAME_GATEWAY: Final = "name the gateway that serves your models with --gateway URL or GATEWAY_URL"
-_LOOK_AT_PODS: Final = "look at the version's pods: kubectl get pods -l mlplatform.dev/model=<name>, then kubectl logs"
+_INVOCATIONS: Final = "/invocations"
+"""Where TorchServe answers for the one model that it has, whatever its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,112 +42,133 @@ class Question:
     version: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What to say when there is no prediction.
+
+    Attributes:
+        silent: Nobody takes the question: the cause.
+        reach: And what to do then.
+        schema: Where the columns are written down.
+        unknown: What to do when the model is not known there.
+        stranger: What to do when it is no model that answers.
+        look: What to do when it is the model that fails.
+    """
+
+    silent: str
+    reach: str
+    schema: str
+    unknown: str
+    stranger: str
+    look: str
+
+
+_GATEWAY: Final = _Words(
+    silent="the gateway does not answer",
+    reach=f"kubectl -n {GATEWAY_NAMESPACE} get pods; or name another one with --gateway URL",
+    schema="train/preprocessor.json of its artifacts",
+    unknown="no route for this model: is its VirtualService there? kubectl get virtualservices",
+    stranger="does a gateway of the platform answer there? Name the right one with --gateway URL",
+    look="look at the version's pods: kubectl get pods -l mlplatform.dev/model=<name>, then kubectl logs",
+)
+_RUN: Final = "kubectl mlmodel run --serve"
+
+
 def ask(cluster: Cluster, question: Question, gateway: str) -> Any:
     """Sends `POST /predict` and returns the answer's JSON.
 
     Raises:
         CliError: The gateway cannot be reached, the model refuses, or its answer is no JSON.
     """
-    connection = _connect(gateway) if gateway else _forward(cluster)
-    headers = {"Host": urlsplit(question.url).netloc, "Content-Type": "application/json", "Connection": "close"}
+    if gateway:
+        connection = _connect(gateway, f"{gateway!r} is no gateway address", "write it like http://10.0.0.1:80")
+    else:
+        from mlplatform.cli import forward  # noqa: PLC0415  it imports the Kubernetes client
+
+        connection = forward.to_gateway(cluster, _TIMEOUT_SECONDS)
+    headers = {"Host": urlsplit(question.url).netloc}
     if question.version:
         headers[contract.HEADER_VERSION] = question.version
+    return _ask(connection, "/predict", headers, question.features, _GATEWAY)
+
+
+def ask_url(url: str, features: Any) -> Any:
+    """Asks a model at its own URL, without a gateway, and returns the answer's JSON.
+
+    Args:
+        url: As `kubectl mlmodel run --serve` prints it; without a path it is the one model that is served there.
+        features: An object by column, or a list in the schema's order.
+
+    Raises:
+        CliError: Nothing answers there, the model refuses, or its answer is no JSON.
+    """
+    connection = _connect(
+        url, f"{url!r} is no URL of a model", "write it like http://127.0.0.1:8080/predictions/adult-income"
+    )
+    path = quote(urlsplit(_absolute(url)).path.rstrip("/"), safe="/:%") or _INVOCATIONS
+    words = _Words(
+        silent=f"nothing answers at {url}",
+        reach=f"is {_RUN} running? It prints the URL of its model",
+        schema="train/preprocessor.json in the folder of its version",
+        unknown=f"the URL ends in the model's name; {_RUN} prints it whole",
+        stranger=f"does a model answer there? Take the URL that {_RUN} prints",
+        look="read logs/torchserve.log in the folder of its version",
+    )
+    return _ask(connection, path, {}, features, words)
+
+
+def _ask(
+    connection: http.client.HTTPConnection, path: str, headers: Mapping[str, str], features: Any, words: _Words
+) -> Any:
     sent = False
     try:
-        connection.request("POST", "/predict", json.dumps({"features": question.features}), headers)
+        body = json.dumps({"features": features})
+        connection.request("POST", path, body, {"Content-Type": "application/json", "Connection": "close", **headers})
         sent = True
         response = connection.getresponse()
-        body = response.read().decode(errors="replace")
+        answer = response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         if sent and isinstance(error, TimeoutError):
-            raise CliError(f"no answer from the model within {_TIMEOUT_SECONDS:g} s", _LOOK_AT_PODS) from None
-        raise CliError(
-            f"the gateway does not answer: {error or type(error).__name__}",
-            f"kubectl -n {GATEWAY_NAMESPACE} get pods; or name another one with --gateway URL",
-        ) from None
+            raise CliError(f"no answer from the model within {_TIMEOUT_SECONDS:g} s", words.look) from None
+        raise CliError(f"{words.silent}: {error or type(error).__name__}", words.reach) from None
     finally:
         connection.close()
     if response.status != http.client.OK:
-        raise CliError(f"the model answered {response.status}: {body.strip()[:500]}", _advice(response.status))
+        raise CliError(f"the model answered {response.status}: {_said(answer)}", _advice(response.status, words))
     try:
-        return json.loads(body)
+        return json.loads(answer)
     except ValueError:
-        raise CliError(
-            f"the answer is no prediction but {body.strip()[:500]!r}",
-            "does a gateway of the platform answer there? Name the right one with --gateway URL",
-        ) from None
+        raise CliError(f"the answer is no prediction but {answer.strip()[:500]!r}", words.stranger) from None
 
 
-def _advice(status: int) -> str:
-    if status == http.client.BAD_REQUEST:
-        return "correct --features; the model's schema is in train/preprocessor.json of its artifacts"
-    if status == http.client.NOT_FOUND:
-        return "no route for this model: is its VirtualService there? kubectl get virtualservices"
-    return _LOOK_AT_PODS
-
-
-def _connect(gateway: str) -> http.client.HTTPConnection:
+def _said(answer: str) -> str:
+    """The message of a refusal in the form of TorchServe's errors; any other body as it is."""
     try:
-        parts = urlsplit(gateway if "//" in gateway else f"//{gateway}")
+        return str(json.loads(answer)["message"])
+    except (ValueError, TypeError, KeyError):
+        return answer.strip()[:500]
+
+
+def _advice(status: int, words: _Words) -> str:
+    if status == http.client.BAD_REQUEST:
+        return f"correct --features; the model's schema is in {words.schema}"
+    if status == http.client.NOT_FOUND:
+        return words.unknown
+    return words.look
+
+
+def _absolute(address: str) -> str:
+    return address if "//" in address else f"//{address}"
+
+
+def _connect(address: str, cause: str, example: str) -> http.client.HTTPConnection:
+    """A connection to the host of `address`; an error of usage with `cause` if it has none."""
+    try:
+        parts = urlsplit(_absolute(address))
         host = (parts.hostname or "").encode("idna").decode()
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         if host and parts.scheme in {"", "http", "https"}:
             return kind(host, parts.port or kind.default_port, timeout=_TIMEOUT_SECONDS)
     except (ValueError, http.client.InvalidURL):
         pass  # A port that is no number, a host with a space in it: told below.
-    raise CliError(f"{gateway!r} is no gateway address", "write it like http://10.0.0.1:80", code=EXIT_USAGE)
-
-
-def _forward(cluster: Cluster) -> http.client.HTTPConnection:
-    """A connection through the API server to a ready pod of the gateway."""
-    pod, port = _gateway_pod(cluster)
-    try:
-        forwarder = portforward(
-            cluster.core.connect_get_namespaced_pod_portforward, pod, GATEWAY_NAMESPACE, ports=str(port)
-        )
-    except (client.ApiException, OSError) as error:
-        # The client reports every failure of the handshake without a status, the headers of the answer in its words.
-        said = str(error.reason if isinstance(error, client.ApiException) else error).partition(" -+-+- ")[0]
-        raise CliError(
-            f"cannot forward a port to pod {pod} in {GATEWAY_NAMESPACE!r}: {said}",
-            f"ask for the right to create pods/portforward there; or {_NAME_GATEWAY}",
-        ) from None
-    sock: socket.socket = forwarder.socket(port)
-    sock.settimeout(_TIMEOUT_SECONDS)  # The connection's own timeout is for sockets that it opens itself.
-    connection = http.client.HTTPConnection("gateway", 80, timeout=_TIMEOUT_SECONDS)
-    connection.sock = sock
-    return connection
-
-
-def _gateway_pod(cluster: Cluster) -> tuple[str, int]:
-    """Name of a ready pod of the gateway and its port for HTTP."""
-    doing = f"find the pods of Service {GATEWAY_SERVICE} in {GATEWAY_NAMESPACE!r}"
-    with cluster.explained(doing):
-        try:
-            where = {"name": GATEWAY_SERVICE, "namespace": GATEWAY_NAMESPACE, "_request_timeout": REQUEST_TIMEOUT}
-            service = cluster.core.read_namespaced_service(**where)
-            endpoints = cluster.core.read_namespaced_endpoints(**where)
-        except client.ApiException as error:
-            if error.status == http.client.NOT_FOUND:
-                cause = f"there is no Service {GATEWAY_SERVICE} in namespace {GATEWAY_NAMESPACE!r}"
-                raise CliError(cause, _NAME_GATEWAY) from None
-            if error.status == http.client.FORBIDDEN:
-                raise CliError(explain(error, doing).cause, _NAME_GATEWAY) from None
-            raise
-    name = next((p.name for p in service.spec.ports or () if p.port == http.client.HTTP_PORT), None)
-    if name is None:
-        raise CliError(f"Service {GATEWAY_SERVICE} in {GATEWAY_NAMESPACE!r} has no port 80", _NAME_GATEWAY)
-    return _ready_pod(endpoints, name)
-
-
-def _ready_pod(endpoints: Any, port_name: str) -> tuple[str, int]:
-    for subset in endpoints.subsets or ():
-        for port in subset.ports or ():
-            if port.name == port_name or len(subset.ports) == 1:
-                for address in subset.addresses or ():
-                    if address.target_ref is not None:
-                        return address.target_ref.name, port.port
-    raise CliError(
-        f"no ready pod behind Service {GATEWAY_SERVICE} in {GATEWAY_NAMESPACE!r}",
-        f"kubectl -n {GATEWAY_NAMESPACE} get pods,endpoints; or name another gateway with --gateway URL",
-    )
+    raise CliError(cause, example, code=EXIT_USAGE)
