@@ -1,7 +1,8 @@
-"""What each rule of the CRDs (``x-kubernetes-validations``) refuses and what it lets through: one table, two judges.
+"""What each rule of the CRDs (``x-kubernetes-validations``) refuses and what it lets through: one table, three judges.
 
 Used by tests/apiserver/test_crds.py, where a real API server decides, and by tests/unit/test_crds_rules.py, where
-`api.problems` does: `kubectl apply` and the Accepted condition must agree. A rule without a row here fails the latter.
+`api.problems` does: `kubectl apply` and the Accepted condition must agree, word for word, and so must
+`mlplatform.admission` (both test_admission.py). A rule without a row here fails test_crds_rules.py.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ RULES = [
         accepted=(Case("other columns only", {"data.sensitiveAttributes": ["sex"]}),),
     ),
     Rule(
-        "spec.fairness.metrics: needs data.sensitiveAttributes, the columns to compare groups by",
+        "spec.fairness.metrics: needs spec.data.sensitiveAttributes, the columns to compare groups by",
         refused=(
             Case("bounds without groups compare nothing", {"data.sensitiveAttributes": ...}),
             Case("an empty list has no groups either", {"data.sensitiveAttributes": []}),

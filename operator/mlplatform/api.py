@@ -392,7 +392,7 @@ def _decode(hint: Any, raw: Any, path: str, unknown: Unknown) -> Any:  # noqa: C
         return None if raw is None else _decode(next(a for a in args if a is not type(None)), raw, path, unknown)
     if origin is Literal:
         if raw not in args:
-            msg = f"{path}: {raw!r} is not one of {', '.join(map(str, args))}{_suggest(raw, args)}"
+            msg = f"{path}: {raw!r} is not one of {', '.join(map(str, args))}{suggest(raw, args)}"
             raise SpecError(msg)
         return raw
     if origin is tuple:
@@ -419,7 +419,7 @@ def _decode_dataclass(cls: type, raw: Any, path: str, unknown: Unknown) -> Any:
     names = {json_name(f.name): f for f in dataclasses.fields(cls)}
     for key in mapping:
         if key not in names and unknown == "reject":
-            msg = f"{path}.{key}: unknown field{_suggest(key, names)}; known: {', '.join(names)}"
+            msg = f"{path}.{key}: unknown field{suggest(key, names)}; known: {', '.join(names)}"
             raise SpecError(msg)
     for key, f in names.items():
         if is_required(f) and key not in mapping:
@@ -453,7 +453,8 @@ _JSON_TYPES: Final[dict[type, str]] = {
 }  # fmt: skip
 
 
-def _suggest(word: object, known: typing.Iterable[object]) -> str:
+def suggest(word: object, known: typing.Iterable[object]) -> str:
+    """`` (did you mean epochs?)`` for a word that is nearly one of those; empty for one that is not."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -503,7 +504,8 @@ def version_name(model: str, spec: MLModelSpec, trigger: str = "") -> str:
 def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:
     """Cross-field mistakes, each a sentence with its fix; empty when the spec is sound.
 
-    The CRD's rules say the same of the spec, but not of one that was stored before they were there.
+    What a rule of the CRD says, too, it says in the same words. The rules do not reach a spec that was stored before
+    they were there, nor a laptop without a cluster (`mlplatform.admission`).
     """
     found = _name_problems(name) + _training_problems(spec.training)
     if len(trigger) > contract.TRIGGER_LIMIT:
@@ -511,32 +513,51 @@ def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:
             f"metadata.annotations: {contract.ANNOTATION_RETRAIN} has {len(trigger)} characters, "
             f"at most {contract.TRIGGER_LIMIT} are kept; any short value that is new will do"
         )
-    if not spec.data.uri.strip():
-        found.append("spec.data.uri: empty; give the folder or file that holds the rows, e.g. s3://datasets/adult/")
-    if spec.data.split.validation + spec.data.split.test >= 1:
-        found.append("spec.data.split: validation + test must be less than 1 to leave rows for training")
-    if spec.data.label in spec.data.sensitive_attributes:
+    found += _data_problems(spec.data)
+    found += _gate_problems(spec)
+    found += _fairness_problems(spec)
+    if "fp32" not in spec.optimization.candidates:
         found.append(
-            f"spec.data.sensitiveAttributes: {spec.data.label!r} is the label; it cannot be audited against itself"
+            "spec.optimization.candidates: must contain fp32, the reference that the others are compared with; add it"
         )
+    if spec.serving.replicas.max < spec.serving.replicas.min:
+        found.append("spec.serving.replicas: max is below min; raise max")
+    found += _rollout_problems(spec.rollout)
+    return found
+
+
+def _data_problems(data: Data) -> list[str]:
+    found = []
+    if not data.uri.strip():
+        found.append("spec.data.uri: empty; give the folder or file that holds the rows, e.g. s3://datasets/adult/")
+    if data.split.validation + data.split.test >= 1:
+        found.append(
+            "spec.data.split: validation + test must be less than 1 to leave rows for training; lower one of them"
+        )
+    if data.label in data.sensitive_attributes:
+        found.append(
+            "spec.data.sensitiveAttributes: contains the label, which cannot be audited against itself; take it out"
+        )
+    return found
+
+
+def _fairness_problems(spec: MLModelSpec) -> list[str]:
+    found = []
     if spec.fairness.metrics and not spec.data.sensitive_attributes:
         found.append("spec.fairness.metrics: needs spec.data.sensitiveAttributes, the columns to compare groups by")
-    if "fp32" not in spec.optimization.candidates:
-        found.append("spec.optimization.candidates: must contain fp32, the reference that the others are compared with")
-    if spec.serving.replicas.max < spec.serving.replicas.min:
-        found.append("spec.serving.replicas: max is below min")
-    found += [
-        f"spec.fairness.metrics.{metric}: unknown metric{_suggest(metric, contract.FAIRNESS_METRICS)}; "
-        f"known: {', '.join(contract.FAIRNESS_METRICS)}"
-        for metric in spec.fairness.metrics
-        if metric not in contract.FAIRNESS_METRICS
-    ]
-    if not spec.rollout.max_duration:
+    if not set(spec.fairness.metrics) <= set(contract.FAIRNESS_METRICS):
+        found.append(f"spec.fairness.metrics: unknown metric; known: {', '.join(contract.FAIRNESS_METRICS)}")
+    return found
+
+
+def _rollout_problems(rollout: Rollout) -> list[str]:
+    found = []
+    if not rollout.max_duration:
         found.append("spec.rollout.maxDuration: must be longer than 0s; write it like 90s, 10m or 1h30m")
-    steps = spec.rollout.steps
-    if list(steps) != sorted(set(steps)) or any(not 0 < step < FULL_WEIGHT for step in steps):
+    if list(rollout.steps) != sorted(set(rollout.steps)):
         found.append("spec.rollout.steps: must rise, each between 1 and 99; 100 follows by itself")
-    found += _gate_problems(spec)
+    if any(not 0 < step < FULL_WEIGHT for step in rollout.steps):
+        found.append("spec.rollout.steps: a step is not between 1 and 99; take it out, 100 follows by itself")
     return found
 
 
@@ -571,17 +592,14 @@ def _gate_problems(spec: MLModelSpec) -> list[str]:
     known = contract.TASK_METRICS.get(spec.training.task)
     if known is None and ":" not in spec.training.task:
         tasks = ", ".join(contract.TASK_METRICS)
+        found.append(f"spec.training.task: neither a built-in task ({tasks}) nor package.module:Class")
+    if known and not {gate.metric for gate in spec.gates} <= set(known):
         found.append(
-            f"spec.training.task: {spec.training.task!r} is neither a built-in task ({tasks}) nor package.module:Class"
+            f"spec.gates: task {spec.training.task} reports no such metric; it reports {', '.join(known)}",
         )
     for i, gate in enumerate(spec.gates):
         if gate.min is None and gate.max is None:
-            found.append(f"spec.gates[{i}]: give min or max for {gate.metric!r}")
+            found.append(f"spec.gates[{i}]: give min or max: a gate without a bound holds nothing back")
         if gate.min is not None and gate.max is not None and gate.min > gate.max:
             found.append(f"spec.gates[{i}]: min is above max, so no version could pass; swap or correct them")
-        if known and gate.metric not in known:
-            found.append(
-                f"spec.gates[{i}].metric: task {spec.training.task} reports no {gate.metric!r}"
-                f"{_suggest(gate.metric, known)}; it reports {', '.join(known)}",
-            )
     return found

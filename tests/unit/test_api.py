@@ -67,16 +67,16 @@ def test_decode_names_the_mistake(case: Case) -> None:
 PROBLEMS = [
     Case("nothing at the URI's place", "data.uri", " ", "spec.data.uri: empty"),
     Case("no rows are left to train on", "data.split", {"validation": 0.5, "test": 0.5}, "must be less than 1"),
-    Case("the label would be audited against itself", "data.sensitiveAttributes", ["income"], "'income' is the label"),
+    Case("the label would be audited against itself", "data.sensitiveAttributes", ["income"], "contains the label, which cannot be audited"),
     Case("bounds without groups compare nothing", "data.sensitiveAttributes", [], "needs spec.data.sensitiveAttributes"),
     Case("one process cannot be two workers", "training.strategy", "single", "single is one process"),
     Case("the reference must be measured", "optimization.candidates", ["int8-dynamic"], "must contain fp32"),
     Case("bounds in the wrong order", "serving.replicas", {"min": 3, "max": 1}, "max is below min"),
-    Case("an unknown group metric", "fairness.metrics", {"equal_odds_difference": 0.1}, "did you mean equalized_odds_difference?"),
+    Case("an unknown group metric", "fairness.metrics", {"equal_odds_difference": 0.1}, "unknown metric; known: demographic"),
     Case("steps must rise", "rollout.steps", [50, 25], "must rise"),
     Case("100 is implied", "rollout.steps", [50, 100], "100 follows by itself"),
     Case("a gate needs a bound", "gates", [{"metric": "roc_auc"}], "give min or max"),
-    Case("a gate on a metric the task does not report", "gates", [{"metric": "roc_acu", "min": 0.5}], "did you mean roc_auc?"),
+    Case("a gate on a metric the task does not report", "gates", [{"metric": "roc_acu", "min": 0.5}], "it reports roc_auc, "),
     Case("a task that is no import path", "training.task", "tabluar", "neither a built-in task (tabular) nor package.module:Class"),
 ]  # fmt: skip
 
