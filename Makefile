@@ -11,6 +11,7 @@ SHELL := bash
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
+RUN_READY := $(VENV)/.run
 CLI_READY := $(VENV)/.cli
 DEV_READY := $(VENV)/.dev
 
@@ -34,6 +35,11 @@ system:
 $(VENV)/bin/python: | system
 	@python3 -m venv $(VENV)
 
+$(RUN_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "==> Python packages of the pipeline (PyTorch, TorchServe, fairlearn, ONNX Runtime, a Java runtime)"
+	@$(PIP) install -c constraints.txt -e '.[run]'
+	@touch $@
+
 $(CLI_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "==> Python packages of the plugin and the demo"
 	@$(PIP) install -c constraints.txt -e '.[cli]' s3fs
@@ -42,10 +48,17 @@ $(CLI_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
 $(DEV_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "==> Python packages of development (PyTorch, KServe SDK, linters, …)"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
-	@touch $@ $(CLI_READY)
+	@touch $@ $(CLI_READY) $(RUN_READY)
 
 .PHONY: venv
 venv: $(DEV_READY) ## Makes .venv with everything development needs
+
+# --- without a cluster -----------------------------------------------------------------------------------------------
+
+.PHONY: run
+run: system $(RUN_READY) ## The whole pipeline on this machine, no root and no cluster: data, four stages, one answer
+	@$(PY) examples/adult-income/data.py --to .mlplatform/data/adult/adult.csv
+	@$(VENV)/bin/kubectl-mlmodel run -f examples/adult-income/mlmodel.yaml --data .mlplatform/data/adult --ask
 
 # --- the cluster -----------------------------------------------------------------------------------------------------
 
@@ -100,7 +113,6 @@ BINARIES := [ -n "$${KUBEBUILDER_ASSETS:-}" ] || python3 -m local binaries >/dev
 test: fit test-unit test-apiserver test-e2e ## All tests, fast ones first
 
 test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
-	@local/bootstrap java:openjdk-17-jre-headless
 	@$(BINARIES)
 	@$(PY) -m pytest -n auto --dist loadfile tests/unit tests/golden
 
@@ -120,7 +132,17 @@ test-e2e: fit $(DEV_READY) ## Given/When/Then on the cluster
 
 # --- measurements ----------------------------------------------------------------------------------------------------
 
-.PHONY: bench-demo bench-serving bench-operator bench-memory bench-build
+.PHONY: bench-run bench-overhead bench-optimize bench-demo bench-serving bench-operator bench-memory bench-build
+bench-run: system ## From a clone to a served answer without a cluster, and what a second run takes
+	@python3 -m benchmarks.run
+
+bench-overhead: $(DEV_READY) ## The same version by `run` and by `kubectl apply`, until its archive is packaged
+	@local/up
+	@$(PY) -m benchmarks.overhead
+
+bench-optimize: $(DEV_READY) ## Whether one candidate ships whatever else the machine does
+	@$(PY) -m benchmarks.optimize_choice
+
 bench-demo: demo ## `make demo`, and its table in docs/benchmarks.md
 	@$(PY) -m benchmarks.demo
 

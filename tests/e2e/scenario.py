@@ -74,7 +74,7 @@ SMALL: Final[dict[str, Any]] = {
     },
     "gates": [{"metric": "roc_auc", "min": 0.6}],
     "fairness": {"metrics": {"demographic_parity_difference": 0.9}, "minGroupSize": 20},
-    "optimization": {"candidates": ["fp32"], "export": ["torchscript"]},
+    "optimization": {"candidates": ["fp32", "int8-dynamic"], "export": ["torchscript"]},
     "serving": {"replicas": {"min": 1, "max": 1}, "resources": {"cpu": "1", "memory": "1Gi"}},
     "rollout": {"steps": [25, 50], "interval": "5s", "keepWarm": "5s"},
 }

@@ -9,7 +9,7 @@ import pytest
 from unit import cli_objects as objects
 
 from mlplatform import api
-from mlplatform.cli.main import reached
+from mlplatform.cli.commands import reached
 from mlplatform.cli.view import Outcome, duration, milliseconds, model_view, number, size
 
 

@@ -311,7 +311,7 @@ def _outcome_facts(view: ModelView) -> dict[str, str]:
 
 def _stage_fact(tag: str, stage: StageView) -> str:
     if stage.state == "running":
-        return f"{tag} {stage.name} runs"
+        return f"{tag} {stage.name} runs{f': {stage.summary}' if stage.summary else ''}"
     took = f" after {duration(stage.seconds)}" if stage.seconds is not None else ""
     summary = f": {stage.summary}" if stage.summary else ""
     return f"{tag} {stage.name} {stage.state}{took}{summary}"

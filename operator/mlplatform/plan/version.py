@@ -5,6 +5,7 @@ Called by `mlplatform.reconciler` for each ModelVersion.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal
@@ -81,8 +82,17 @@ class Pass:
     plan: Plan
 
 
-def plan_version(snapshot: VersionSnapshot, settings: Settings, now: datetime) -> Plan:
-    """What to do about one ModelVersion."""
+def plan_version(
+    snapshot: VersionSnapshot, settings: Settings, now: datetime, pipeline: Sequence[Definition] = PIPELINE
+) -> Plan:
+    """What to do about one ModelVersion.
+
+    Args:
+        snapshot: What the cluster shows.
+        settings: The operator's.
+        now: The clock.
+        pipeline: Its stages; `mlplatform.standalone` may judge them more leniently, never skip or add one.
+    """
     version, previous, plan = snapshot.version, status_of(snapshot.version), Plan()
     generation = version["metadata"].get("generation", 0)
     book = Book(previous.get("conditions") or (), generation, now)
@@ -103,7 +113,7 @@ def plan_version(snapshot: VersionSnapshot, settings: Settings, now: datetime) -
     look = Pass(snapshot=snapshot, spec=spec, held=_held(snapshot), now=now, plan=plan)
     records: list[api.StageStatus] = []
     current: tuple[Definition, Progress] | None = None
-    for stage in PIPELINE:
+    for stage in pipeline:
         if current:
             book.set(stage.condition, "Unknown", "NotReached", f"comes after {current[0].name}")
             continue

@@ -33,6 +33,7 @@ class Definition:
     Attributes:
         name: Its name; also the suffix of its workload's name.
         condition: The condition on the ModelVersion that it decides.
+        reads: Sections of the spec that shape its result, beside those of the stages before it.
         doing: What `status.stage` says while it runs.
         kind: The workload's kind.
         render: The workload.
@@ -46,6 +47,7 @@ class Definition:
 
     name: Stage
     condition: str
+    reads: tuple[str, ...]
     doing: str
     kind: str
     render: Callable[[Object, api.ModelVersionSpec, Settings], Object]
@@ -57,9 +59,10 @@ class Definition:
     deadline: Callable[[api.ModelVersionSpec], timedelta | None] = _no_deadline
 
 
-def _batch(
+def _batch(  # noqa: PLR0913, PLR0917  the fields of one line of the pipeline
     name: Stage,
     condition: str,
+    reads: tuple[str, ...],
     doing: str,
     render: Callable[[Object, api.ModelVersionSpec, Settings], Object],
     judge: Callable[[Summary, api.ModelVersionSpec], Verdict],
@@ -68,6 +71,7 @@ def _batch(
     return Definition(
         name=name,
         condition=condition,
+        reads=reads,
         doing=doing,
         kind="Job",
         render=render,
@@ -82,6 +86,7 @@ PIPELINE: Final[tuple[Definition, ...]] = (
     Definition(
         name=Stage.TRAIN,
         condition="Trained",
+        reads=("data", "training"),
         doing="Training",
         kind="PyTorchJob",
         render=train.render,
@@ -92,9 +97,9 @@ PIPELINE: Final[tuple[Definition, ...]] = (
         resume=pytorchjob.suspend(value=False),
         deadline=train.deadline,
     ),
-    _batch(Stage.AUDIT, "Audited", "Auditing", audit.render, audit.judge),
-    _batch(Stage.OPTIMIZE, "Optimized", "Optimizing", optimize.render, optimize.judge),
-    _batch(Stage.PACKAGE, "Packaged", "Packaging", package.render, package.judge),
+    _batch(Stage.AUDIT, "Audited", ("gates", "fairness"), "Auditing", audit.render, audit.judge),
+    _batch(Stage.OPTIMIZE, "Optimized", ("optimization",), "Optimizing", optimize.render, optimize.judge),
+    _batch(Stage.PACKAGE, "Packaged", (), "Packaging", package.render, package.judge),
 )
 
 __all__ = ["PIPELINE", "Definition", "Verdict"]
