@@ -39,7 +39,7 @@ from mljobs.export import PARITY_TOLERANCE
 from mljobs.failure import JobFailure
 from mljobs.report import Job, run, say
 from mljobs.tasks.tabular import FORMAT
-from mljobs.tasks.tabular_model import MISSING_WORDS, Preprocessor
+from mljobs.tasks.tabular_model import Preprocessor
 from mljobs.trained import Trained, probabilities
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
@@ -207,7 +207,7 @@ def serving_config(model: str) -> str:
 
 
 def example_record(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A record to try the model with: an ordinary value of each column.
+    """A record to try the model with: the commonest value of each column, or one from its middle.
 
     It is made of statistics, so that it shows no person's row to whoever may ask the model.
 
@@ -215,9 +215,7 @@ def example_record(config: Mapping[str, Any]) -> dict[str, Any]:
         config: The parsed ``preprocessor.json``.
     """
     return {
-        feature["name"]: example_number(feature["edges"])
-        if feature["kind"] == "numeric"
-        else next((word for word in feature["categories"] if word not in MISSING_WORDS), None)
+        feature["name"]: example_number(feature["edges"]) if feature["kind"] == "numeric" else feature.get("common")
         for feature in config["features"]
     }
 

@@ -14,7 +14,7 @@ from mljobs.tasks.tabular_model import FIRST_CATEGORY, Preprocessor
 CONFIG: dict[str, Any] = {
     "features": [
         {"name": "age", "kind": "numeric", "edges": [17.0, 28.0, 37.0, 48.0, 90.0]},
-        {"name": "job", "kind": "categorical", "categories": ["?", "clerk", "cook"]},
+        {"name": "job", "kind": "categorical", "categories": ["?", "clerk", "cook"], "common": "cook"},
         {"name": "gain", "kind": "numeric", "edges": [0.0, 5013.0, 99999.0]},
         {"name": "never known", "kind": "categorical", "categories": []},
     ],
@@ -24,10 +24,10 @@ CONFIG: dict[str, Any] = {
 
 def test_it_has_every_column_in_order_and_is_read_as_known_values() -> None:
     found = example_record(CONFIG)
-    assert list(found.items()) == [("age", 37), ("job", "clerk"), ("gain", 0), ("never known", None)]
+    assert list(found.items()) == [("age", 37), ("job", "cook"), ("gain", 0), ("never known", None)]
     numeric, categorical = Preprocessor(CONFIG).transform([found])
     assert numeric.tolist() == [[37.0, 0.0]]
-    assert categorical.tolist()[0][0] == FIRST_CATEGORY + 1
+    assert categorical.tolist()[0][0] == FIRST_CATEGORY + 2
     assert json.dumps(found) == json.dumps(example_record(json.loads(json.dumps(CONFIG))))
 
 

@@ -190,7 +190,7 @@ def test_only_training_rows_shape_the_preprocessing() -> None:
     config = TabularTask({"bins": 1}).fit(TABLE, "rich", ["n", "y"], np.array([0, 1, 2]))
     assert config["features"] == [
         {"name": "age", "kind": "numeric", "edges": [30.0, 40.0]},
-        {"name": "job", "kind": "categorical", "categories": ["a", "b"]},
+        {"name": "job", "kind": "categorical", "categories": ["a", "b"], "common": "b"},
     ], "the label, a constant and a value of another part are no features"
     assert config["label"] == {"name": "rich", "classes": ["n", "y"]}
 
@@ -206,9 +206,10 @@ def test_excluded_columns_are_no_features() -> None:
 
 
 def test_rare_categories_beyond_the_limit_count_as_unknown() -> None:
-    table = pa.table({"job": ["a", "a", "b", "b", "c"], "rich": ["y", "n"] * 2 + ["y"]})
-    config = TabularTask({"maxCategories": 2}).fit(table, "rich", ["n", "y"], np.arange(5))
+    table = pa.table({"job": ["a", "b", "b", "b", "a", "c"], "rich": ["y", "n"] * 3})
+    config = TabularTask({"maxCategories": 2}).fit(table, "rich", ["n", "y"], np.arange(6))
     assert config["features"][0]["categories"] == ["a", "b"]
+    assert config["features"][0]["common"] == "b"
 
 
 def test_it_reports_the_metrics_of_the_contract() -> None:

@@ -135,7 +135,9 @@ class TabularTask:
             return {"name": name, "kind": "numeric", "edges": edges} if edges else None
         counts = Counter(word for word in map(category, column.to_pylist()) if word is not None)
         frequent = [word for word, _ in counts.most_common(self._hyper.maxCategories)]
-        return {"name": name, "kind": "categorical", "categories": sorted(frequent)}
+        # The commonest one is for whoever wants to try the model; the model itself does not read it.
+        common = {"common": frequent[0]} if frequent else {}
+        return {"name": name, "kind": "categorical", "categories": sorted(frequent), **common}
 
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
         """``(numeric, categorical)`` as `Preprocessor` makes them.

@@ -129,9 +129,11 @@ def _close(args: argparse.Namespace, ended: Ended, out: Console) -> None:
         out.file.flush()
         return
     say(out, "")
+    if headline := condition(ended.moment.version, "Audited").get("message"):
+        say(out, f"audited   {headline}")
     if "audit" in found:
         opener = next((name for name in ("xdg-open", "open") if shutil.which(name)), "xdg-open")
-        say(out, f"audit     {opener} {shlex.quote(_short(found['audit']))}")
+        say(out, f"its page  {opener} {shlex.quote(_short(found['audit']))}")
     say(out, f"evidence  {_short(str(ended.folder))}/<stage>/report.json, logs/")
     if "archive" in found:
         say(out, f"archive   {_short(found['archive'])}")
@@ -173,15 +175,17 @@ def _answered(args: argparse.Namespace, question: str, answer: Any, out: Console
     else:
         say(out, f"\nquestion  {question}")
         say(out, f"answer    {json.dumps(answer)}")
-        keep = [word for word in sys.argv[1:] if word != "--ask"]
-        say(out, f"keep it   {command_line(keep)}")
+        say(out, f"serve it  {command_line(without=args.ask)} --serve")
     out.file.flush()
     return EXIT_OK
 
 
-def command_line(arguments: list[str] | None = None) -> str:
-    """This very command, to be typed again; less `--serve`."""
-    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--serve"]
+def command_line(without: Any = None) -> str:
+    """This very command, to be typed again; less `--serve`, and less `--ask` with this question."""
+    words = [word for word in sys.argv[1:] if word != "--serve"]
+    if "--ask" in words:
+        at = words.index("--ask")
+        del words[at : at + (2 if without else 1)]
     return shlex.join([*_program(), *words])
 
 
