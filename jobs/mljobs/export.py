@@ -76,7 +76,7 @@ def int8(model: nn.Module) -> nn.Module:
 
 
 def torchscript(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
-    """The traced and frozen graph, as `torch.jit.load` reads it.
+    """The traced and frozen graph, as `torch.jit.load` reads it: the same bytes wherever the code lies.
 
     Args:
         model: In evaluation mode.
@@ -93,6 +93,18 @@ def torchscript(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
             torch.jit.save(torch.jit.freeze(traced.eval()), buffer)
     except RuntimeError as error:
         raise refused("TorchScript", error) from error
+    return without_sources(buffer.getvalue())
+
+
+def without_sources(content: bytes) -> bytes:
+    """A TorchScript file less what only error messages use: the paths and lines of the Python code it was traced from."""
+    reader, buffer = torch._C.PyTorchFileReader(io.BytesIO(content)), io.BytesIO()  # noqa: SLF001  what torch.package uses
+    writer = torch._C.PyTorchFileWriter(buffer)  # noqa: SLF001  likewise: it aligns tensors, which zipfile does not
+    for name in reader.get_all_records():
+        if not name.endswith(".debug_pkl") and not name.startswith(".data/") and name != "version":
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
     return buffer.getvalue()
 
 

