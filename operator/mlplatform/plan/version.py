@@ -168,7 +168,8 @@ def _observe(stage: Definition, look: Pass) -> Progress:
     trouble = failures.steady(failures.worst(pods, stage.name), status_of(look.snapshot.version).get("failure"))
     if trouble and trouble.gravity is Gravity.FINAL:
         return _failed(trouble.failure, workload, look)
-    if workload.phase is Phase.SUCCEEDED:
+    # The pod that did the work says so a second or two before its controller does, which has to see it first, too.
+    if workload.phase is Phase.SUCCEEDED or (workload.phase is Phase.ACTIVE and failures.succeeded(pods)):
         return _judge(stage, pods, workload, look)
     if workload.phase is Phase.FAILED:
         cause = _cause(stage, trouble, workload, look)
@@ -305,7 +306,7 @@ def _late(stage: Definition, message: str, trouble: Sighting | None) -> api.Fail
 def _halt_or_resume(stage: Definition, progress: Progress, look: Pass) -> None:
     """A stage that failed for good, or that nobody waits for, must hold no pods (and no GPU)."""
     child = look.snapshot.children.get(stage.name)
-    if child is None or stage.read(child).finished:
+    if child is None or stage.read(child).finished or progress.state == "Succeeded":
         return
     halt = progress.state == "Failed" or (look.held is not None and stage.resume is not None)
     if halt and not stage.halted(child):

@@ -412,6 +412,17 @@ def test_what_has_passed_is_never_judged_again() -> None:
     assert [name_of(w.manifest) for w in later.writes if isinstance(w, Create)] == [f"{NAME}-audit"]
 
 
+def test_a_pod_that_did_the_work_is_believed_before_its_controller() -> None:
+    told = gathered(workload("Running"), pod(**reported()))
+    passed = plan(told)
+    assert found(passed, "Trained")[0] == "True"
+    assert [name_of(w.manifest) for w in passed.writes if isinstance(w, Create)] == [f"{NAME}-audit"]
+    suspended = {**MODEL, "spec": {**MODEL["spec"], "suspend": True}}
+    held = plan(gathered(workload("Running"), pod(**reported()), model=suspended))
+    assert found(held, "Trained")[0] == "True"
+    assert held.cleanup == [], "a job that has nothing left to do need not be suspended, and would later be resumed"
+
+
 def test_what_is_told_does_not_alternate_with_the_kubelets_words() -> None:
     cause, back_off = waiting("ErrImagePull", "manifest unknown"), waiting("ImagePullBackOff", "Back-off pulling image")
     status: Object = {}

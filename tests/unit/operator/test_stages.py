@@ -158,6 +158,16 @@ CASES = [
         contains=("by race was not assessed", "minGroupSize"),
     ),
     Case(
+        "every bound that was missed is told, gates first",
+        Stage.AUDIT,
+        False,
+        "GateFailed",
+        spec={"fairness": BOUND, "gates": GATES[:1]},
+        metrics={"roc_auc": 0.5},
+        details=fairness(0.25),
+        contains=("below the gate's min 0.88; demographic_parity_difference by sex is 0.25", "above the bound 0.2"),
+    ),
+    Case(
         "warn lets it pass, and says so",
         Stage.AUDIT,
         True,
