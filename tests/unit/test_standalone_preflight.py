@@ -205,7 +205,8 @@ TASKS = [
         next_action="pip install no_such (if they are called that on the package index)",
     ),
     OwnTask(
-        "two of its files do", {"ranking/task.py": "import no_such", "ranking/loss.py": "from nor_this.x import y\nimport no_such"},
+        "it and the package around it do; what a test beside it imports is not asked",
+        {"ranking/task.py": "import no_such", "ranking/__init__.py": "from nor_this.x import y", "ranking/test_x.py": "import z_z"},
         cause="ranking imports no_such, nor_this, which are not installed",
         next_action="pip install no_such nor_this (if they are called that on the package index)",
     ),

@@ -178,7 +178,7 @@ def test_its_evidence_is_there(made: Ran) -> None:
     assert found["archive"].endswith("package/serving/model-store/people.mar")
     for stage in decoded(made.status).stages:
         assert stage.report == found[f"{stage.name} report"], "the URI is a path of this machine"
-    assert not (made.outcome.folder / ".run").exists()
+    assert not (made.outcome.folder / ".scratch").exists()
 
 
 # Once more
@@ -364,7 +364,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(undisturbed: Ran, r
     (log,) = (interrupted.folder.path / "logs").iterdir()
     stopped = re.search(r"stopped by SIGTERM at step (\d+) of (\d+); a checkpoint was saved", log.read_text())
     assert stopped is not None, log.read_text()
-    assert not (interrupted.folder.path / ".run").exists()
+    assert not (interrupted.folder.path / ".scratch").exists()
 
     # And the next run goes on from there, to the same model
     found = mine.run(*LONG, until="train")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -416,3 +417,33 @@ def test_a_relative_store_is_told_in_full(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert Folder(Path("store"), "a", "b", "c").path == tmp_path / "store" / "a" / "b" / "c"
     assert str(tmp_path / "store/a/b/c") == contract.artifact_root(f"{tmp_path}/store", "a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("left", "goes", "reason"),
+    [
+        ("mlplatform-abc_123", True, "of a run that was killed"),
+        ("somebody-elses", False, "of another kind"),
+        ("../mlplatform-abc", False, "a path out of the temporary folder"),
+        ("mlplatform-abc/../../home", False, "likewise"),
+    ],
+)
+def test_scratch_of_a_killed_run_goes_and_nothing_else(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: str,
+    goes: bool,  # noqa: FBT001  a column
+    reason: str,
+) -> None:
+    place = tmp_path / "tmp" / "deep"
+    place.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    (place / left).mkdir(parents=True, exist_ok=True)
+    folder = Folder(tmp_path / "store", "default", "adult", "adult-1")
+    folder.path.mkdir(parents=True)
+    (folder.path / ".scratch").write_text(left)
+    with folder.scratch() as found:
+        assert found.is_dir()
+        assert (place / left).exists() is not goes, reason
+    assert not found.exists()
+    assert not (folder.path / ".scratch").exists()

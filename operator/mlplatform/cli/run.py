@@ -131,8 +131,9 @@ def _close(args: argparse.Namespace, ended: Ended, out: Console) -> None:
         out.file.flush()
         return
     say(out, "")
-    if headline := condition(ended.moment.version, "Audited").get("message"):
-        say(out, f"audited   {headline}")
+    audited = condition(ended.moment.version, "Audited")
+    if audited.get("status") in {"True", "False"}:
+        say(out, f"audited   {audited['message']}")
     if "audit" in found:
         opener = next((name for name in ("xdg-open", "open") if shutil.which(name)), "xdg-open")
         say(out, f"its page  {opener} {shlex.quote(_short(found['audit']))}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import queue
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -120,6 +119,7 @@ class Run:
         self._workloads: dict[Stage, Workload] = {}
         self._kept: dict[Stage, Object] = {}
         self._progress: dict[str, str] = {}
+        self._scratch = self.folder.path
         self._events: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
 
     def go(self) -> Outcome:
@@ -141,7 +141,7 @@ class Run:
             self._kept = {Stage(name): kept for name, kept in record.ended.items()}
             record.version = version
             self.folder.save(record)
-            with self._ended():
+            with self.folder.scratch() as self._scratch, self._ended():
                 return self._loop(record, version)
 
     def _version(self, record: Record, spec: api.MLModelSpec) -> Object:
@@ -200,7 +200,7 @@ class Run:
         stage = stage_of(manifest)
         self._progress = {}
         environment = {} if self._request.rows is None else {contract.ENV_ROWS: str(self._request.rows)}
-        place = Place(logs=self.folder.path / "logs", scratch=self.folder.path / ".run", environment=environment)
+        place = Place(logs=self.folder.path / "logs", scratch=self._scratch, environment=environment)
         self._workloads[stage] = Workload(
             manifest, place, lambda: self._events.put(None), lambda pod, line: self._events.put((pod, line))
         )
@@ -254,7 +254,6 @@ class Run:
             finally:
                 for workload in self._workloads.values():
                     workload.kill()
-                shutil.rmtree(self.folder.path / ".run", ignore_errors=True)
 
 
 def lenient(pipeline: Sequence[Definition]) -> tuple[Definition, ...]:

@@ -13,10 +13,12 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -31,6 +33,8 @@ from mlplatform.stages import PIPELINE
 RECORD: Final = "run.json"
 LIBRARIES: Final = ("torch", "fairlearn", "onnxruntime", "torchserve", "torch-model-archiver")
 """Whose release may change a result."""
+
+SCRATCH: Final = re.compile(r"mlplatform-\w+")
 
 
 @dataclass(slots=True)
@@ -81,6 +85,24 @@ class Folder:
             lock.write(f"{os.getpid()}\n")
             lock.flush()
             yield
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for what is needed only while a run lasts; that of one that was killed goes now.
+
+        Not in the store: where its disk is full, a stage must still be able to say so.
+        """
+        note, place = self.path / ".scratch", Path(tempfile.gettempdir())
+        with suppress(OSError, ValueError):
+            # A name only, and of our kind: a store may come from somebody else.
+            if SCRATCH.fullmatch(name := note.read_text()):
+                shutil.rmtree(place / name, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="mlplatform-", ignore_cleanup_errors=True) as found:
+            with suppress(OSError):
+                note.write_text(Path(found).name)
+            yield Path(found)
+        with suppress(OSError):
+            note.unlink()
 
     def load(self) -> Record:
         """What an earlier run left; nothing where it left nothing that can be read."""

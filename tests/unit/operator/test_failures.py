@@ -192,6 +192,18 @@ def test_the_gravest_of_several_pods_counts() -> None:
     assert found.failure.pod == "master-0", "the worker only lost its peer; the master knows why"
 
 
+def test_a_cause_comes_before_its_echo() -> None:
+    def crash(message: str) -> Object:
+        failure = Failure(FailureClass.CRASHED, message, "Read the log.")
+        return {"containerStatuses": [ended(1, Summary(Stage.TRAIN, "v", failure=failure).to_json())]}
+
+    echo = pod(crash("RuntimeError: [pair.cc:553] Connection closed by peer [10.0.0.7]:18115."), "master-0")
+    cause = pod(crash("could not write checkpoints/step-66/1.pt: No space left on device"), "worker-0")
+    found = failures.worst([echo, cause])
+    assert found
+    assert "No space left" in found.failure.message
+
+
 def test_success_needs_a_summary_without_failure_and_exit_code_0() -> None:
     good = Summary(Stage.TRAIN, "v", metrics={"roc_auc": 0.9}).to_json()
     cases = {
