@@ -100,9 +100,11 @@ class Folder:
         with tempfile.TemporaryDirectory(prefix="mlplatform-", ignore_cleanup_errors=True) as found:
             with suppress(OSError):
                 note.write_text(Path(found).name)
-            yield Path(found)
-        with suppress(OSError):
-            note.unlink()
+            try:
+                yield Path(found)
+            finally:
+                with suppress(OSError):
+                    note.unlink()
 
     def load(self) -> Record:
         """What an earlier run left; nothing where it left nothing that can be read."""
