@@ -24,11 +24,11 @@ import yaml
 
 from benchmarks.table import markdown, publish
 from mlplatform import contract
+from mlplatform.api import VERSIONED
 from mlplatform.contract import Artifacts, Stage
 
 EXAMPLE = Path(__file__).parents[1] / "examples/adult-income"
 RUNS = 20
-VERSIONED = ("data", "training", "gates", "fairness", "optimization")
 
 
 def specification(data: Path) -> dict[str, Any]:

@@ -493,7 +493,7 @@ def test_a_pod_in_each_of_its_states(begin: Begin) -> None:
     assert seen() == pod("Running", 0, state=waiting, lastState=first)
     bench.says("try 2")
     assert seen() == pod("Running", 1, state={"running": {}}, lastState=first)
-    bench.workload.pods[0].process.terminate()  # type: ignore[union-attr]
+    bench.workload.pods[0].process.terminate()
     bench.until(lambda: bench.workload.pods[0].again_at, "it will be tried again")
     second = ended(143, "Error", "try 2")
     assert seen() == pod("Running", 1, state=waiting, lastState=second)

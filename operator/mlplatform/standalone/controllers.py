@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from mlplatform import contract
 from mlplatform.contract import Stage
+from mlplatform.resources import job, pytorchjob
 from mlplatform.snapshot import Object, labels_of, moment, name_of, namespace_of, stamp
 from mlplatform.standalone.process import Process
 
@@ -181,8 +182,7 @@ class Workload:
     @property
     def _halted(self) -> bool:
         """Whether its spec allows it no pods."""
-        spec = self.manifest["spec"]
-        return bool((spec.get("runPolicy") or {}).get("suspend")) or spec.get("parallelism") == 0
+        return pytorchjob.suspended(self.manifest) if self._in_place else job.stopped(self.manifest)
 
     @cached_property
     def _replicas(self) -> list[str]:

@@ -11,7 +11,6 @@ import hashlib
 import queue
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from mlplatform.contract import Failure, FailureClass, Stage, Summary
 from mlplatform.errors import EXIT_USAGE, CliError
 from mlplatform.plan.version import plan_version
 from mlplatform.resources import modelversion
+from mlplatform.resources.workload import Phase
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, VersionSnapshot, condition, name_of, namespace_of, stamp, status_of
 from mlplatform.stages import PIPELINE, Definition, Verdict
@@ -208,10 +208,12 @@ class Run:
     def _keep(self, record: Record, version: Object) -> None:
         """Writes down what has come about, once."""
         changed = version["status"] != status_of(record.version)
-        for stage, workload in self._workloads.items():
-            succeeded = any(c["type"] in {"Succeeded", "Complete"} for c in workload.manifest["status"]["conditions"])
-            if succeeded and stage not in record.ended and not workload.running:
-                record.ended[stage] = {"workload": workload.manifest, "pods": list(workload.pod_objects())}
+        for stage in PIPELINE:
+            workload = self._workloads.get(stage.name)
+            if workload is None or workload.running or stage.name in record.ended:
+                continue
+            if stage.read(workload.manifest).phase is Phase.SUCCEEDED:
+                record.ended[stage.name] = {"workload": workload.manifest, "pods": list(workload.pod_objects())}
                 changed = True
         if changed:
             record.version = {**version}
@@ -250,7 +252,7 @@ class Run:
                 while any(workload.running for workload in self._workloads.values()):
                     for workload in self._workloads.values():
                         workload.look(_now(), halted=True)
-                    time.sleep(0.05)
+                    self._wait()
             finally:
                 for workload in self._workloads.values():
                     workload.kill()

@@ -13,7 +13,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -59,7 +58,6 @@ def _sweep(child: "subprocess.Popen[bytes]") -> None:
             else:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, 0)
-        time.sleep(0.001)
 
 
 def _children() -> Iterator[int]:
