@@ -1,70 +1,61 @@
 """Whether one candidate ships whatever else the machine does; `make bench-optimize` prints it.
 
-Trains the example once and runs the stage `optimize` on that artifact again and again, on one CPU as in its pod: with
-the other CPU idle, with a busy loop there, and with the busy loop on its own. Ends with 1 if the choice ever differs.
+Trains and audits the example once by `mlplatform.run` and goes on from there to the stage `optimize` again and again,
+on one CPU as in its pod: with the other CPU idle, with a busy loop there, and with the busy loop on its own. Ends with
+1 if the choice ever differs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import yaml
-
+import mlplatform
 from benchmarks.table import markdown, publish
-from mlplatform import contract
-from mlplatform.api import VERSIONED
-from mlplatform.contract import Artifacts, Stage
+from mlplatform.contract import Stage
+from mlplatform.standalone.result import Result
 
 EXAMPLE = Path(__file__).parents[1] / "examples/adult-income"
 RUNS = 20
 
 
-def specification(data: Path) -> dict[str, Any]:
-    """A version of the example, read from `data`.
+def run(folder: Path, until: Stage) -> Result:
+    """The example in the store `folder`/store, up to a stage.
 
     Without ONNX files: those are made after the choice, and take longer than all that leads to it.
     """
-    model = yaml.safe_load((EXAMPLE / "mlmodel.yaml").read_text(encoding="utf-8"))
-    spec = {name: model["spec"][name] for name in VERSIONED}
-    spec["data"]["uri"] = str(data)
-    spec["optimization"]["export"] = ["torchscript"]
-    return {"model": model["metadata"]["name"], "sequence": 1, **spec}
+    done = mlplatform.run(
+        EXAMPLE / "mlmodel.yaml",
+        data=folder / "adult.csv", set={"optimization.export": ["torchscript"]}, until=until, store=folder / "store",
+    )  # fmt: skip
+    if not done.passed:
+        sys.exit(f"error: {done.failure.message if done.failure else done.missed}")
+    return done
 
 
-def run(stage: Stage, folder: Path, spec: Mapping[str, Any], cpus: set[int]) -> float:
-    """Runs a stage in a process of its own on these CPUs; returns its seconds."""
-    environment = {
-        contract.ENV_SPEC: json.dumps(spec),
-        contract.ENV_ARTIFACTS: str(folder / "artifacts"),
-        contract.ENV_MODEL: spec["model"],
-        contract.ENV_VERSION: f"{spec['model']}-bench",
-        contract.ENV_TERMINATION_LOG: str(folder / "message"),
-    }
-    started = time.monotonic()
-    pinned(["-m", f"mljobs.{stage}"], cpus, environment).wait()
-    if failure := contract.Summary.from_json((folder / "message").read_text()).failure:
-        sys.exit(f"{stage} failed: {failure.message}")
-    return time.monotonic() - started
+def optimized(folder: Path) -> Result:
+    """What is left to do after the audit, from the store as the audit left it."""
+    shutil.rmtree(folder / "store")
+    shutil.copytree(folder / "audited", folder / "store")
+    return run(folder, Stage.OPTIMIZE)
 
 
-def pinned(arguments: Sequence[str], cpus: set[int], more: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Python on these CPUs only."""
+@contextmanager
+def on(cpus: set[int]) -> Iterator[None]:
+    """What this thread starts runs on these CPUs only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus)
     try:
-        return subprocess.Popen([sys.executable, *arguments], env={**os.environ, **more}, stdout=subprocess.DEVNULL)
+        yield
     finally:
         os.sched_setaffinity(0, before)
 
@@ -72,7 +63,10 @@ def pinned(arguments: Sequence[str], cpus: set[int], more: Mapping[str, str]) ->
 @contextmanager
 def busy(cpus: set[int]) -> Iterator[None]:
     """A loop that never rests on each of these CPUs."""
-    loops = [pinned(["-c", "while True: pass"], {cpu}, {}) for cpu in cpus]
+    loops = []
+    for cpu in cpus:
+        with on({cpu}):
+            loops.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
     try:
         yield
     finally:
@@ -83,20 +77,16 @@ def busy(cpus: set[int]) -> Iterator[None]:
 
 def measured(where: str, loops: set[int], own: set[int], folder: Path, runs: int) -> tuple[list[object], Counter[str]]:
     """A row of the table, and how often each candidate was chosen."""
-    spec = specification(folder / "adult.csv")
-    chosen: Counter[str] = Counter()
-    seconds, pairs = [], []
-    with busy(loops):
-        for _ in range(runs):
-            seconds.append(run(Stage.OPTIMIZE, folder, spec, own))
-            report = json.loads((folder / "artifacts" / Artifacts.report(Stage.OPTIMIZE)).read_text())
-            chosen[report["selected"]] += 1
-            pairs.append(report["comparisons"][0])
+    with busy(loops), on(own):
+        reports = [optimized(folder).report(Stage.OPTIMIZE) for _ in range(runs)]
+    chosen = Counter(str(report["selected"]) for report in reports)
+    pairs = [report["comparisons"][0] for report in reports]
     ratios, widths = [pair["ratio"] for pair in pairs], [pair["high"] / pair["low"] for pair in pairs]
     ships = ", ".join(f"{name} {count}" for name, count in chosen.items())
     pair = f"{pairs[0]['name']} / {pairs[0]['beside']}"
     ratio = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    return [where, ships, pair, ratio, f"{median(widths):.2f}", f"{median(seconds):.1f}"], chosen
+    seconds = median(report["durationSeconds"] for report in reports)
+    return [where, ships, pair, ratio, f"{median(widths):.2f}", f"{seconds:.1f}"], chosen
 
 
 def main() -> int:
@@ -112,7 +102,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-optimize-") as name:
         folder = Path(name)
         subprocess.run([sys.executable, EXAMPLE / "data.py", "--to", str(folder / "adult.csv")], check=True)
-        run(Stage.TRAIN, folder, specification(folder / "adult.csv"), {*own, *other})
+        run(folder, Stage.AUDIT)
+        shutil.copytree(folder / "store", folder / "audited")
         for where, loops in (("nothing", set[int]()), ("a loop on the other CPU", other), ("a loop on its CPU", own)):
             row, counted = measured(where, loops, own, folder, runs)
             rows.append(row)
