@@ -40,6 +40,7 @@ class AddOn:
         replaced: Text of the copied files → what stands there instead.
         images: The images that it runs.
         after: Add-ons that must be ready first.
+        above: Where its folder lies.
     """
 
     name: str
@@ -51,11 +52,12 @@ class AddOn:
     replaced: Mapping[str, str] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    above: Path = upstream.FOLDER
 
     @property
     def ours(self) -> Path:
         """What is ours of it."""
-        return upstream.FOLDER / self.name
+        return self.above / self.name
 
 
 ADDONS: Final = (

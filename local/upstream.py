@@ -161,11 +161,14 @@ UPSTREAMS: Final = (
 SOURCES: Final = (Upstream("prometheus-operator", "github.com/prometheus-operator/prometheus-operator"),)
 """Nothing of these runs; tests/contract holds objects of ours against their CRDs."""
 
-OLDEST: Final = _kubernetes("kubernetes-oldest", "kube-apiserver", above=REPO / "tests" / "apiserver")
-"""The oldest supported Kubernetes: only tests build it, on demand (tests/apiserver)."""
+TESTS: Final = REPO / "tests"
+OLDEST: Final = _kubernetes("kubernetes-oldest", "kube-apiserver", above=TESTS / "apiserver")
+KUEUE: Final = Upstream(
+    "kueue", "sigs.k8s.io/kueue", {"manager": "./cmd/kueue"}, (), ("charts/kueue",), above=TESTS / "e2e"
+)
+"""The oldest supported Kubernetes, and a queue: only tests build them, on demand."""
 
-
-ALL: Final = (*UPSTREAMS, OLDEST, *SOURCES)
+ALL: Final = (*UPSTREAMS, OLDEST, KUEUE, *SOURCES)
 
 
 def named(name: str) -> Upstream:
