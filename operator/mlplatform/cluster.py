@@ -19,7 +19,7 @@ from kubernetes.client.exceptions import ApiException
 from mlplatform import contract
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
 from mlplatform.refusals import lacks_right
-from mlplatform.resources import PLURALS
+from mlplatform.resources import KINDS
 from mlplatform.snapshot import Object, stamp, uid_of
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Cluster:
         """
         try:
             return self._request(
-                "POST", _path(Ref.to(manifest), collection=True), manifest, fieldManager=contract.MANAGER
+                "POST", path(Ref.to(manifest), collection=True), manifest, fieldManager=contract.MANAGER
             )
         except Conflict:
             return self._own(manifest)
@@ -142,17 +142,17 @@ class Cluster:
         """
         self._own(manifest)
         return self._request(
-            "PATCH", _path(Ref.to(manifest)), manifest, _APPLY, fieldManager=contract.MANAGER, force="true"
+            "PATCH", path(Ref.to(manifest)), manifest, _APPLY, fieldManager=contract.MANAGER, force="true"
         )
 
     def patch(self, ref: Ref, body: Object) -> Object | None:
         """Merge-patches the object; None when it is gone."""
-        return self._request("PATCH", _path(ref), body, _MERGE, absent_ok=True, fieldManager=contract.MANAGER)
+        return self._request("PATCH", path(ref), body, _MERGE, absent_ok=True, fieldManager=contract.MANAGER)
 
     def delete(self, deletion: Delete) -> None:
         """Deletes the object and, in the background, what it owns."""
         options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
-        self._request("DELETE", _path(deletion.ref), options, absent_ok=True)
+        self._request("DELETE", path(deletion.ref), options, absent_ok=True)
 
     def write_status(self, obj: Object, status: Object) -> Object | None:
         """Replaces the object's status; None when it is gone.
@@ -165,13 +165,13 @@ class Cluster:
             {"op": "test", "path": "/metadata/uid", "value": uid_of(obj)},
             {"op": "add", "path": "/status", "value": status},
         ]
-        path = f"{_path(Ref.to(obj))}/status"
+        address = f"{path(Ref.to(obj))}/status"
         try:
-            return self._request("PATCH", path, body, _JSON_PATCH, absent_ok=True, fieldManager=contract.MANAGER)
+            return self._request("PATCH", address, body, _JSON_PATCH, absent_ok=True, fieldManager=contract.MANAGER)
         except Rejected as error:
             live = self.get(Ref.to(obj))
             if live is not None and uid_of(live) != uid_of(obj):
-                raise Conflict(f"{path}: another object of that name has taken its place") from error
+                raise Conflict(f"{address}: another object of that name has taken its place") from error
             raise
 
     def post(self, obj: Object, event: Event, when: Any) -> None:
@@ -218,7 +218,7 @@ class Cluster:
 
     def get(self, ref: Ref) -> Object | None:
         """The object as it is; None when there is none."""
-        return self._request("GET", _path(ref), absent_ok=True)
+        return self._request("GET", path(ref), absent_ok=True)
 
     def _own(self, manifest: Object) -> Object | None:
         """The live object of that name, which must not belong to anybody else."""
@@ -285,9 +285,10 @@ def _owners(obj: Object) -> dict[str, tuple[str, str]]:
     return {r["uid"]: (r["kind"], r["name"]) for r in obj.get("metadata", {}).get("ownerReferences") or ()}
 
 
-def _path(ref: Ref, *, collection: bool = False) -> str:
+def path(ref: Ref, *, collection: bool = False) -> str:
+    """Where the API server has that object, or all of its kind in its namespace."""
     root = f"/apis/{ref.api_version}" if "/" in ref.api_version else f"/api/{ref.api_version}"
-    base = f"{root}/namespaces/{ref.namespace}/{PLURALS[ref.kind]}"
+    base = f"{root}/namespaces/{ref.namespace}/{KINDS[ref.kind].plural}"
     return base if collection else f"{base}/{ref.name}"
 
 

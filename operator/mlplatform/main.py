@@ -22,6 +22,7 @@ import prometheus_client
 from mlplatform import __version__, contract
 from mlplatform.cluster import Cluster, ConnectError, connect
 from mlplatform.reconciler import Reconciler, World
+from mlplatform.resources import KINDS
 from mlplatform.settings import Settings, SettingsError
 from mlplatform.snapshot import Object
 
@@ -78,17 +79,10 @@ class Indexes:
 
 def watched(settings: Settings) -> dict[str, Where]:
     """What is watched, by kind."""
-    istio_group, istio_version = settings.istio_api_version.split("/")
-    return {
-        "MLModel": (contract.GROUP, "v1alpha1", "mlmodels"),
-        "ModelVersion": (contract.GROUP, "v1alpha1", "modelversions"),
-        "PyTorchJob": ("kubeflow.org", "v1", "pytorchjobs"),
-        "Job": ("batch", "v1", "jobs"),
-        "Pod": ("", "v1", "pods"),
-        "InferenceService": ("serving.kserve.io", "v1beta1", "inferenceservices"),
-        "Service": ("", "v1", "services"),
-        "VirtualService": (istio_group, istio_version, "virtualservices"),
-    }
+    versions = {kind: entry.api_version for kind, entry in KINDS.items() if entry.read_by}
+    versions["VirtualService"] = settings.istio_api_version
+    split = {kind: version.rpartition("/") for kind, version in versions.items()}
+    return {kind: (group, version, KINDS[kind].plural) for kind, (group, _, version) in split.items()}
 
 
 def model_key(kind: str, obj: Mapping[str, Any]) -> Key | None:

@@ -24,7 +24,7 @@ from mlplatform.contract import Stage
 from mlplatform.plan import Plan, plan_model, plan_version
 from mlplatform.plan.model_status import OBSERVED
 from mlplatform.plan.plan import conditions_json
-from mlplatform.resources import inferenceservice
+from mlplatform.resources import KINDS, inferenceservice
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
     ModelSnapshot,
@@ -224,9 +224,12 @@ class Reconciler:
     async def _plan(self, me: Object) -> Plan:
         world = self._world
         if self._kind == "ModelVersion":
-            missing = await self._missing({"PyTorchJob": "kubeflow.org/v1"})
+            missing = await self._missing({"PyTorchJob": KINDS["PyTorchJob"].api_version})
             return plan_version(self._version_snapshot(me, missing), world.settings, world.clock())
-        kinds = {"InferenceService": "serving.kserve.io/v1beta1", "VirtualService": world.settings.istio_api_version}
+        kinds = {
+            "InferenceService": KINDS["InferenceService"].api_version,
+            "VirtualService": world.settings.istio_api_version,
+        }
         return plan_model(self._model_snapshot(me, await self._missing(kinds)), world.settings, world.clock())
 
     def _version_snapshot(self, me: Object, missing: frozenset[str]) -> VersionSnapshot:
@@ -351,16 +354,19 @@ class Reconciler:
             outcomes = [stage["outcome"] for stage in status_of(me).get("stages") or ()]
             if condition(me, "Ready").get("status") == "True" or "Failed" in outcomes:
                 return
-            for kind in ("PyTorchJob", "Job"):
-                yield from self._own(kind, me).values()
-            mine = (
-                pod for pod in self._all("Pod").values() if labels_of(pod).get(contract.LABEL_VERSION) == self._name
-            )
-            yield from (pod for pod in mine if labels_of(pod).get(contract.LABEL_STAGE))
-        else:
-            for kind in ("ModelVersion", "InferenceService", "Service", "VirtualService"):
-                yield from self._all(kind).values()
-            yield from (pod for pod in self._all("Pod").values() if not labels_of(pod).get(contract.LABEL_STAGE))
+        for kind in (kind for kind, entry in KINDS.items() if self._kind in entry.read_by):
+            yield from (obj for obj in self._all(kind).values() if self._rests_on(obj))
+
+    def _rests_on(self, obj: Object) -> bool:
+        """Whether decisions here depend on that object of a kind that is read: work of a stage is the version's own."""
+        labels = labels_of(obj)
+        if self._kind == "MLModel":
+            return contract.LABEL_STAGE not in labels
+        if obj["kind"] == "ModelVersion":
+            return name_of(obj) == self._name
+        return obj["kind"] == "MLModel" or (
+            labels.get(contract.LABEL_VERSION) == self._name and contract.LABEL_STAGE in labels
+        )
 
 
 def _apology(error: Exception) -> str:

@@ -26,8 +26,8 @@ from kubernetes import client, config
 
 from mlplatform import contract
 from mlplatform.actions import Delete, Event, Patch, Ref
-from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected
-from mlplatform.resources import PLURALS
+from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected, path
+from mlplatform.resources import KINDS
 from mlplatform.snapshot import Object, annotations_of, condition, moment
 
 pytestmark = pytest.mark.apiserver
@@ -139,7 +139,7 @@ def writes(server: ApiServer) -> dict[str, float]:
     )
     found: dict[str, float] = {}
     for line in server.kubectl("get", "--raw", "/metrics").splitlines():
-        if (match := pattern.match(line)) and match[1] in {*PLURALS.values()} - {"services"}:
+        if (match := pattern.match(line)) and match[1] in {kind.plural for kind in KINDS.values()} - {"services"}:
             found[f"{match[2]} {match[1]}"] = found.get(f"{match[2]} {match[1]}", 0) + float(match[3])
     return found
 
@@ -328,6 +328,15 @@ def test_missing_rights_are_named(api: client.ApiClient, namespace: str) -> None
 def test_kinds_that_are_not_served_are_missing(cluster: Cluster) -> None:
     kinds = {"Pod": "v1", "MLModel": "mlplatform.dev/v1alpha1", "Novel": "novel.example.com/v1", "NoSuch": "batch/v1"}
     assert cluster.missing(kinds) == {"Novel", "NoSuch"}
+
+
+def test_every_kind_that_there_is_can_be_looked_for(server: ApiServer, cluster: Cluster, namespace: str) -> None:
+    server.install_crds(*modules.crds())
+    for kind, entry in KINDS.items():
+        ref = Ref(entry.api_version, kind, namespace, "none")
+        assert cluster.get(ref) is None, kind
+        resources = json.loads(server.kubectl("get", "--raw", path(ref).partition("/namespaces/")[0]))["resources"]
+        assert (kind, entry.plural) in {(r["kind"], r["name"]) for r in resources}, kind
 
 
 def test_an_event_that_cannot_be_posted_is_only_logged(

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from mlplatform import contract
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
-from mlplatform.cluster import Cluster, Conflict, NameTaken
+from mlplatform.cluster import Cluster, Conflict, NameTaken, path
 from mlplatform.contract import Failure, Stage, Summary
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, virtualservice
@@ -145,6 +145,7 @@ class Fake:
         return frozenset(kinds.keys() - self.served)
 
     def get(self, ref: Ref) -> Object | None:
+        path(ref)
         return self._objects.get((ref.kind, ref.name))
 
     def _count(self, entry: str) -> None:

@@ -20,7 +20,7 @@ import yaml
 from apiserver_fixture import binary
 
 from local import upstream
-from mlplatform.resources import PLURALS
+from mlplatform.resources import KINDS
 from mlplatform.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -220,7 +220,7 @@ def test_the_operator_may_do_what_it_needs_and_no_more(values: tuple[str, ...]) 
         assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"], rule
         assert "secrets" not in rule["resources"], rule
     allowed = {resource for rule in found for resource in rule["resources"]}
-    assert set(PLURALS.values()) | {"pods"} <= allowed, "it renders kinds that it may not write"
+    assert {kind.plural for kind in KINDS.values()} <= allowed, "it reads or renders kinds that it may not write"
 
 
 def test_with_namespaces_the_rights_are_roles() -> None:

@@ -13,7 +13,7 @@ from mlplatform.actions import Event
 from mlplatform.conditions import Book
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import Plan, status_json
-from mlplatform.resources import ADD_ONS, virtualservice
+from mlplatform.resources import KINDS, virtualservice
 from mlplatform.rollout import Move
 from mlplatform.snapshot import Object, condition, stamp, status_of
 
@@ -112,7 +112,7 @@ def _rollout_condition(facts: Facts, verdict: rollout.Verdict | None, book: Book
     """`RolloutPassed`: the latest version took over all the traffic."""
     missing = sorted(facts.snapshot.missing & {"InferenceService", "VirtualService"})
     if missing and facts.built(facts.latest):
-        add_on = f"the cluster does not serve {missing[0]}: install {ADD_ONS[missing[0]]}"
+        add_on = f"the cluster does not serve {missing[0]}: install {KINDS[missing[0]].add_on}"
         book.set("RolloutPassed", "False", "AddOnMissing", add_on)
     elif facts.rejected and facts.record:
         message = f"{facts.record.message}. It is not tried again until the spec or its retrain annotation changes"

@@ -16,7 +16,7 @@ from mlplatform.conditions import Book, Status
 from mlplatform.contract import ANNOTATION_RETRAIN, FailureClass, Summary
 from mlplatform.failures import Gravity, Sighting
 from mlplatform.plan.plan import ADD_ON_RETRY, Plan, conditions_json, status_json
-from mlplatform.resources import ADD_ONS
+from mlplatform.resources import KINDS
 from mlplatform.resources.workload import Phase, Workload
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
@@ -186,7 +186,7 @@ def _absent(stage: Definition, look: Pass) -> Progress:
     if stage.kind in look.snapshot.missing:
         look.plan.look(look.now + ADD_ON_RETRY)
         message = (
-            f"the cluster does not serve {stage.kind}: install {ADD_ONS.get(stage.kind, stage.kind)}; "
+            f"the cluster does not serve {stage.kind}: install {KINDS[stage.kind].add_on}; "
             "the version goes on by itself after that"
         )
         return Progress(state="Pending", status="False", reason="AddOnMissing", message=message)

@@ -11,7 +11,7 @@ from unit.operator_world import NAMESPACE, mlmodel
 
 from mlplatform import contract, main
 from mlplatform.reconciler import Reconciler
-from mlplatform.resources import PLURALS
+from mlplatform.resources import KINDS
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object
 
@@ -52,9 +52,10 @@ def test_pods_are_kept_without_their_specs_and_nothing_keeps_managed_fields() ->
 def test_every_kind_that_is_written_is_watched() -> None:
     kinds = main.watched(Settings(istio_api_version="networking.istio.io/v1beta1"))
     assert {kind: plural for kind, (_, _, plural) in kinds.items()} == {
-        **{kind: plural for kind, plural in PLURALS.items() if kind != "Event"},
-        "Pod": "pods",
+        kind: entry.plural for kind, entry in KINDS.items() if kind != "Event"
     }
+    assert kinds["Pod"] == ("", "v1", "pods")
+    assert kinds["Job"] == ("batch", "v1", "jobs")
     assert kinds["VirtualService"] == ("networking.istio.io", "v1beta1", "virtualservices")
 
 

@@ -412,6 +412,32 @@ def test_a_deletion_that_the_watch_has_missed_is_found_in_time() -> None:
     assert fake.names("PyTorchJob") == [name], "until it looks past it, and trains anew"
 
 
+@pytest.mark.parametrize("kind", ["MLModel", "ModelVersion"])
+def test_everything_that_decisions_rest_on_can_be_looked_for(caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    """The sweep asks the writer's own paths: a kind that is watched and that the writer did not know ended it."""
+    fake = play([(0, lambda f: f.apply(mlmodel())), (65 if kind == "ModelVersion" else 300, nothing)])
+    [version] = fake.names("ModelVersion")
+    looked: list[tuple[str, str]] = []
+
+    def get(ref: Ref) -> Object | None:
+        looked.append((ref.kind, ref.name))
+        return Fake.get(fake, ref)
+
+    fake.get = get  # type: ignore[method-assign]
+    name = version if kind == "ModelVersion" else "adult"
+    world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
+    asyncio.run(Reconciler(world, kind, NAMESPACE, name, "adult").run(Loop(fake, 3).sleep))
+    assert not caplog.records
+    own = {("MLModel", "adult"), ("ModelVersion", version)}
+    if kind == "ModelVersion":
+        stages = {("PyTorchJob", f"{version}-train"), ("Job", f"{version}-audit")}
+        pods = {("Pod", f"{version}-train-{pod}") for pod in ("master-0", "worker-0")}
+        assert set(looked) == own | stages | pods | {("Pod", f"{version}-audit-abcde")}
+    else:
+        serving = {("InferenceService", version), ("Service", "adult"), ("VirtualService", "adult")}
+        assert set(looked) == own | serving | {("Pod", f"{version}-predictor-0")}
+
+
 def test_plans_are_carried_out_in_the_order_that_survives_a_crash() -> None:
     fields = list(Plan.__dataclass_fields__)
     assert fields == ["writes", "status", "cleanup", "events", "farewells", "look_again"]

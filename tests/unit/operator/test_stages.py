@@ -9,7 +9,7 @@ import pytest
 
 from mlplatform import api
 from mlplatform.contract import Stage, Summary
-from mlplatform.resources import PLURALS
+from mlplatform.resources import KINDS
 from mlplatform.snapshot import Object
 from mlplatform.stages import PIPELINE
 from mlplatform.stages.verdict import headline, number
@@ -236,7 +236,7 @@ def test_verdict(case: Case) -> None:
 def test_the_pipeline_is_complete_and_in_order() -> None:
     assert [stage.name for stage in PIPELINE] == list(Stage)
     assert len({stage.condition for stage in PIPELINE}) == len(PIPELINE)
-    assert {stage.kind for stage in PIPELINE} <= PLURALS.keys()
+    assert {stage.kind for stage in PIPELINE} <= KINDS.keys()
 
 
 @pytest.mark.parametrize(
