@@ -23,8 +23,8 @@ from typing import Any, Final, Literal, TypeVar
 from mlplatform import contract
 
 T = TypeVar("T")
-Unknown = Literal["reject", "skip"]
-"""What `decode` does with a field that it does not know."""
+Unknown = Literal["reject", "skip", "show"]
+"""What `decode` does with a field, and with a word of an enumeration, that it does not know."""
 
 
 class SpecError(ValueError):
@@ -375,11 +375,12 @@ def decode(cls: type[T], raw: object, path: str = "spec", *, unknown: Unknown = 
         cls: A dataclass of this module.
         raw: What `json.loads` gives.
         path: Where `raw` stands, for the messages.
-        unknown: Of a field that `cls` lacks. In what a person wrote it is a mistake: reject. What another program
-            of the platform wrote may come from a newer release: skip.
+        unknown: In what a person wrote, a field that `cls` lacks is a mistake: reject. What another program of the
+            platform wrote may come from a newer release: skip the field. A word that an enumeration lacks is still a
+            mistake where somebody acts on it; who only shows it to people takes it as it is: show.
 
     Raises:
-        SpecError: A field is unknown, missing or of the wrong type.
+        SpecError: A field or word is unknown, or a field is missing or of the wrong type.
     """
     return typing.cast("T", _decode(cls, raw, path, unknown))
 
@@ -391,7 +392,7 @@ def _decode(hint: Any, raw: Any, path: str, unknown: Unknown) -> Any:  # noqa: C
     if origin in (typing.Union, types.UnionType):
         return None if raw is None else _decode(next(a for a in args if a is not type(None)), raw, path, unknown)
     if origin is Literal:
-        if raw not in args:
+        if raw not in args and not (unknown == "show" and isinstance(raw, str)):
             msg = f"{path}: {raw!r} is not one of {', '.join(map(str, args))}{suggest(raw, args)}"
             raise SpecError(msg)
         return raw

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import io
+import json
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from rich.console import Console
 from unit import cli_objects as objects
 
 from mlplatform import api
+from mlplatform.cli import render
 from mlplatform.cli.commands import reached
 from mlplatform.cli.view import Outcome, duration, milliseconds, model_view, number, size
 
@@ -344,11 +352,88 @@ def test_fields_of_a_newer_operator_are_passed_over() -> None:
     assert api.decode(api.MLModelStatus, raw, "status", unknown="skip") == objects.ROLLING_V2
 
 
-def test_a_value_that_this_release_does_not_know_is_named() -> None:
+def test_a_value_that_this_release_does_not_know_is_named_to_who_acts_on_it() -> None:
     raw = api.encode(objects.SERVING_V1)
     raw["history"][0]["decision"] = "Held"
     with pytest.raises(api.SpecError, match=r"status\.history\[0\]\.decision: 'Held' is not one of"):
         api.decode(api.MLModelStatus, raw, "status", unknown="skip")
+
+
+NEWER = "Transmogrified"
+"""No word of this release."""
+
+WORDS = {(api.FailureStatus, "class_"), (api.Condition, "type"), (api.StageStatus, "name")}
+"""Fields that are words though their type says only str."""
+
+
+def words(cls: type, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Where JSON of this type holds a word of a fixed vocabulary; ``*`` stands for every item of a list."""
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        here, hint = (*path, api.json_name(f.name)), hints[f.name]
+        inner = next((a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)), None)
+        if typing.get_origin(hint) is typing.Literal or (cls, f.name) in WORDS:
+            yield here
+        elif isinstance(inner, type):
+            yield from words(inner, (*here, "*") if typing.get_origin(hint) is tuple else here)
+
+
+def put(node: Any, path: tuple[str, ...]) -> bool:
+    """Puts the newer word at a path, of a list into its last item; False where the object has nothing there."""
+    head, *rest = path
+    if not rest:
+        node[head] = NEWER
+        return True
+    inner = (node[-1] if node else None) if head == "*" else node.get(head)
+    return inner is not None and put(inner, tuple(rest))
+
+
+MODEL_WORDS = [*words(api.MLModelStatus, ("status",))]
+VERSION_WORDS = [*words(api.ModelVersionStatus, ("status",)), *words(api.ModelVersionSpec, ("spec",))]
+
+
+def test_every_enumeration_of_the_status_is_looked_at() -> None:
+    assert ("status", "history", "*", "decision") in MODEL_WORDS
+    assert {("status", "stages", "*", "outcome"), ("spec", "training", "strategy")} <= {*VERSION_WORDS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [*(("model", p) for p in MODEL_WORDS), *(("version", p) for p in VERSION_WORDS)],
+    ids=lambda value: value if isinstance(value, str) else ".".join(value),
+)
+def test_a_word_of_a_newer_operator_hides_no_table(kind: str, path: tuple[str, ...]) -> None:
+    """`status`, `watch` and `history`, as text and as JSON, at every moment that has such a word."""
+    tried = [moment for moment in objects.LIFE if told_with(moment, kind, path)]
+    assert tried, "no moment has it"
+
+
+def told_with(moment: str, kind: str, path: tuple[str, ...]) -> bool:
+    """Tells a moment with the newer word in it, and looks whether that is all there; False where it has no such word."""
+    model, versions = copy.deepcopy(objects.LIFE[moment])
+    latest = next((v for v in versions if v["metadata"]["name"] == model["status"].get("latestVersion")), None)
+    if latest is not None:
+        latest["spec"] = api.encode(api.decode(api.ModelVersionSpec, latest["spec"]))  # with the server's defaults
+        latest["status"]["conditions"] = [api.encode(objects.READY)]
+    target = model if kind == "model" else latest
+    if target is None or not put(target, path):
+        return False
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+
+    seen = model_view(model, versions, objects.NOW)
+    console.print(render.frame(seen))
+    console.print(render.models_table([seen], wide=True, namespaces=True))
+    console.print(render.history_table(seen))
+    lines = "\n".join(render.facts(seen).values())
+    shown = typing.cast("io.StringIO", console.file).getvalue()
+
+    assert json.dumps(api.encode(seen))
+    assert seen.version is None or f"v{seen.version.sequence}" in shown, "the rest of the picture is there"
+    if path[-1] == "decision" or path[:3] == ("status", "stages", "*"):
+        assert NEWER in shown, f"{moment}: the word itself stands in the table"
+    if path[:3] == ("status", "stages", "*"):
+        assert NEWER in lines, f"{moment}: and in the lines of `watch`"
+    return True
 
 
 @pytest.mark.parametrize(

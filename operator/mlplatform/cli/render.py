@@ -53,10 +53,12 @@ class Signs:
 
 
 UNICODE: Final = Signs(
-    {"pending": "·", "running": "●", "succeeded": "✔", "failed": "✘"}, "✔", "✘", "█", "░", "≤", "≥", "→", "·"
+    {"pending": "·", "running": "●", "succeeded": "✔", "failed": "✘", "unknown": "?"},
+    *("✔", "✘", "█", "░", "≤", "≥", "→", "·"),
 )
 PLAIN: Final = Signs(
-    {"pending": ".", "running": "*", "succeeded": "+", "failed": "x"}, "ok", "no", "#", "-", "<=", ">=", "->", "-"
+    {"pending": ".", "running": "*", "succeeded": "+", "failed": "x", "unknown": "?"},
+    *("ok", "no", "#", "-", "<=", ">=", "->", "-"),
 )
 
 _STYLES: Final[dict[State, str]] = {
@@ -64,6 +66,7 @@ _STYLES: Final[dict[State, str]] = {
     "running": "bold cyan",
     "succeeded": "green",
     "failed": "bold red",
+    "unknown": "bold yellow",
 }
 _OUTCOMES: Final = {
     Outcome.READY: "bold green",
@@ -312,6 +315,8 @@ def _outcome_facts(view: ModelView) -> dict[str, str]:
 def _stage_fact(tag: str, stage: StageView) -> str:
     if stage.state == "running":
         return f"{tag} {stage.name} runs{f': {stage.summary}' if stage.summary else ''}"
+    if stage.state == "unknown":
+        return f"{tag} {stage.name}: {stage.summary}"
     took = f" after {duration(stage.seconds)}" if stage.seconds is not None else ""
     summary = f": {stage.summary}" if stage.summary else ""
     return f"{tag} {stage.name} {stage.state}{took}{summary}"
@@ -375,7 +380,7 @@ def history_table(view: ModelView) -> Table:
             entry.time,
             f"v{entry.sequence}" if entry.sequence else "-",
             entry.version,
-            Text(entry.decision, style=styles[entry.decision]),
+            Text(entry.decision, style=styles.get(entry.decision, "")),
             entry.reason,
             entry.message,
         )

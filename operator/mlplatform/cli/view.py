@@ -8,7 +8,8 @@ a table, without a cluster and without a terminal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -18,7 +19,8 @@ from mlplatform import api, contract
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""
 
-State = Literal["pending", "running", "succeeded", "failed"]
+State = Literal["pending", "running", "succeeded", "failed", "unknown"]
+"""Of a stage; unknown: a newer operator has a word for it that this release does not know, which is shown."""
 
 
 class Outcome(StrEnum):
@@ -154,11 +156,11 @@ def model_view(model: Object, versions: list[Object], now: datetime) -> ModelVie
         versions: Its ModelVersions, in any order; only the latest one is shown in full.
         now: An aware time; running stages are measured up to it.
 
-    Raises:
-        mlplatform.api.SpecError: A status holds a value that this release does not know.
+    Returns:
+        The view. A word in it that this release does not know comes from a newer operator, and stands as it is.
     """
     meta = model["metadata"]
-    status = api.decode(api.MLModelStatus, model.get("status") or {}, "status", unknown="skip")
+    status = api.decode(api.MLModelStatus, model.get("status") or {}, "status", unknown="show")
     latest = next((v for v in versions if v["metadata"]["name"] == status.latest_version), None)
     if latest is not None and _refused(status.conditions) and not _answers(latest, model, status):
         latest = None  # The operator could not even make the version that is asked for.
@@ -224,7 +226,7 @@ def _condition(conditions: tuple[api.Condition, ...], kind: str) -> api.Conditio
 
 def _is_true(conditions: tuple[api.Condition, ...], kind: str) -> bool | None:
     found = _condition(conditions, kind)
-    return None if found is None or found.status == "Unknown" else found.status == "True"
+    return {"True": True, "False": False}.get(found.status) if found else None
 
 
 _NEXT: Final = {
@@ -284,7 +286,7 @@ def _final(missed: api.Condition) -> bool:
 def _failure(status: api.MLModelStatus, latest: Object | None, told: api.Condition | None) -> FailureView | None:
     """The cause as the operator found it, else as the condition tells it; also of what only holds the pipeline up."""
     version = (
-        api.decode(api.ModelVersionStatus, latest.get("status") or {}, "status", unknown="skip") if latest else None
+        api.decode(api.ModelVersionStatus, latest.get("status") or {}, "status", unknown="show") if latest else None
     )
     found = status.failure or (version.failure if version else None)
     if found is not None and not _tells_all(told):
@@ -345,9 +347,18 @@ def _message(status: api.MLModelStatus, outcome: Outcome, failure: FailureView |
     return ready.message if ready else ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bounds:
+    """What is shown of a ModelVersion's spec; the rest of it may be in the words of a newer release."""
+
+    sequence: int
+    gates: tuple[api.Gate, ...] = ()
+    fairness: api.Fairness = field(default_factory=api.Fairness)
+
+
 def _version(raw: Object, model: api.MLModelStatus, now: datetime) -> VersionView:
-    spec = api.decode(api.ModelVersionSpec, raw["spec"], "spec", unknown="skip")
-    status = api.decode(api.ModelVersionStatus, raw.get("status") or {}, "status", unknown="skip")
+    spec = api.decode(_Bounds, raw["spec"], "spec", unknown="show")
+    status = api.decode(api.ModelVersionStatus, raw.get("status") or {}, "status", unknown="show")
     ran = {stage.name: stage for stage in status.stages}
     audit, optimize = ran.get(contract.Stage.AUDIT), ran.get(contract.Stage.OPTIMIZE)
     metrics = status.metrics or (audit.metrics if audit else {})
@@ -355,7 +366,7 @@ def _version(raw: Object, model: api.MLModelStatus, now: datetime) -> VersionVie
     return VersionView(
         name=name,
         sequence=spec.sequence,
-        stages=(*(_stage(s, ran.get(s), now) for s in contract.Stage), _rollout_stage(name, model, now)),
+        stages=(*(_stage(s, ran.get(s), now) for s in _names(ran)), _rollout_stage(name, model, now)),
         metrics=metrics,
         gates=tuple(_gate(gate, metrics) for gate in spec.gates),
         fairness=_fairness(audit, spec.fairness.metrics),
@@ -364,40 +375,46 @@ def _version(raw: Object, model: api.MLModelStatus, now: datetime) -> VersionVie
     )
 
 
-_STATES: dict[str, State] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
+def _names(ran: Iterable[str]) -> tuple[str, ...]:
+    """All stages in their order: those that have begun, among them one of a newer release, and those to come."""
+    return tuple(dict.fromkeys([*ran, *map(str, contract.Stage)]))
 
 
-def _stage(name: contract.Stage, ran: api.StageStatus | None, now: datetime) -> StageView:
+_STATES: Final[dict[str, State]] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
+
+
+def _stage(name: str, ran: api.StageStatus | None, now: datetime) -> StageView:
     if ran is None:
         return StageView(name=name, state="pending")
-    end = _time(ran.finished_at) or now
+    end, state = _time(ran.finished_at) or now, _STATES.get(ran.outcome, "unknown")
+    words = [ran.outcome if state == "unknown" else "", _headline(name, ran)]
     return StageView(
-        name=name, state=_STATES[ran.outcome], seconds=_seconds(ran.started_at, end), summary=_headline(name, ran)
+        name=name, state=state, seconds=_seconds(ran.started_at, end), summary=": ".join(filter(None, words))
     )
 
 
-def _headline(name: contract.Stage, ran: api.StageStatus) -> str:
+def _headline(name: str, ran: api.StageStatus) -> str:
     """The two or three numbers of a stage that people ask for first."""
     details = ran.details
     parts: list[str] = []
-    if name is contract.Stage.TRAIN:
+    if name == contract.Stage.TRAIN:
         first = sorted(ran.metrics.items(), key=lambda item: (not item[0].endswith("roc_auc"), item[0]))
         parts += [f"{metric} {number(value)}" for metric, value in first[:1]]
         parts += [f"{details['epochs']} epochs"] if details.get("epochs") else []
         parts += [f"{details['rows']['train']:,} rows"] if details.get("rows", {}).get("train") else []
         parts += [f"{details['worldSize']} processes"] if details.get("worldSize") else []
         parts += [f"resumed from step {details['resumedFromStep']}"] if details.get("resumedFromStep") else []
-    elif name is contract.Stage.AUDIT:
+    elif name == contract.Stage.AUDIT:
         parts += [
             f"{metric} {number(ran.metrics[metric])}" for metric in ("roc_auc", "accuracy") if metric in ran.metrics
         ]
         worst = max((f.value for f in _fairness(ran, {})), default=None)
         parts += [f"largest group difference {number(worst)}"] if worst is not None else []
-    elif name is contract.Stage.OPTIMIZE and details.get("selected"):
+    elif name == contract.Stage.OPTIMIZE and details.get("selected"):
         chosen = next((c for c in _candidates(ran) if c.selected), None)
         parts.append(f"{details['selected']} ships")
         parts += [f"{size(chosen.size_bytes)}, p99 {milliseconds(chosen.latency_p99_ms)}"] if chosen else []
-    elif name is contract.Stage.PACKAGE and details.get("sizeBytes"):
+    elif name == contract.Stage.PACKAGE and details.get("sizeBytes"):
         parts.append(f"archive of {size(details['sizeBytes'])}")
     return ", ".join(parts)
 

@@ -61,7 +61,7 @@ def observed(facts: Facts, book: Book, plan: Plan) -> Object:
 def _history(facts: Facts, plan: Plan) -> tuple[api.Decision, ...]:
     """Decision records, newest first: what status has, and the outcome in the mesh if it is not among them."""
     recorded = facts.previous.get("history") or ()
-    kept = tuple(api.decode(api.Decision, d, "status.history", unknown="skip") for d in recorded)
+    kept = tuple(api.decode(api.Decision, d, "status.history", unknown="show") for d in recorded)
     record = facts.record
     if record is None or not record.outcome or facts.recorded:
         return kept
