@@ -48,6 +48,8 @@ for _stage in Stage:  # A counter that begins with its first event hides that ev
         STAGE_SECONDS.labels(_stage.value, _outcome)
 _CONDITIONS: Final = ("Accepted", "VersionReady", "Serving", "RolloutPassed", "Ready")
 _STATUSES: Final = ("True", "False", "Unknown")
+_shown: Final[dict[tuple[str, str], set[str]]] = {}
+"""Namespace and name of a model → the metrics of its version that are shown."""
 
 
 def record_version(before: Object, after: Object) -> None:
@@ -67,11 +69,16 @@ def record_model(model: Object, stable: Object | None) -> None:
         found = condition(model, kind).get("status", "Unknown")
         for value in _STATUSES:
             CONDITION.labels(*where, kind, value).set(found == value)
-    for metric, number in (status_of(stable).get("metrics") or {}).items():
+    measured = status_of(stable).get("metrics") or {}
+    for metric in _shown.get(where, set()) - measured.keys():
+        VERSION_METRIC.remove(*where, metric)  # Of the version that served before, or of one that is gone.
+    for metric, number in measured.items():
         VERSION_METRIC.labels(*where, metric).set(number)
+    _shown[where] = set(measured)
 
 
 def forget_model(namespace: str, model: str) -> None:
     """Drops a deleted model's series."""
+    _shown.pop((namespace, model), None)
     for gauge in (VERSION_METRIC, CONDITION, ROLLOUT_WEIGHT):
         gauge.remove_by_labels({"namespace": namespace, "model": model})

@@ -144,6 +144,13 @@ class Reconciler:
         Args:
             sleep: Waits that many seconds or for something to happen; False to stop.
         """
+        try:
+            await self._passes(sleep)
+        finally:  # Also of a daemon that is cancelled because it was slow to stop.
+            if self._kind == "MLModel":
+                metrics.forget_model(self._namespace, self._name)
+
+    async def _passes(self, sleep: Callable[[float], Awaitable[bool]]) -> None:
         errors, resync = 0, self._world.clock() + RESYNC
         awake = True
         while awake:
@@ -165,8 +172,6 @@ class Reconciler:
                 errors += 1
                 self._report(error, pause, errors)
             awake = await sleep(pause)
-        if self._kind == "MLModel":
-            metrics.forget_model(self._namespace, self._name)
 
     def _report(self, error: Exception, pause: float, errors: int) -> None:
         """Counts and logs what ended a pass; what the API server cannot have said is a mistake of ours, with its trace."""

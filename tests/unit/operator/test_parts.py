@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import prometheus_client
 import pytest
-from unit.operator_world import NAMESPACE, SPEC, START, mlmodel
+from unit.operator_world import NAMESPACE, SPEC, START, Fake, mlmodel
 
 from mlplatform import api, metrics
 from mlplatform.conditions import Book
 from mlplatform.contract import Stage
 from mlplatform.plan.plan import Plan, status_json
+from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, job, pod, pytorchjob, service, virtualservice
 from mlplatform.resources.metadata import hashed, same
 from mlplatform.resources.workload import Phase
 from mlplatform.settings import Settings, SettingsError
 from mlplatform.snapshot import Object, moment, precise, stamp
+
+if TYPE_CHECKING:
+    from mlplatform.cluster import Cluster
 
 # Settings
 
@@ -309,6 +315,70 @@ def test_metrics_show_a_model_and_forget_it() -> None:
     metrics.forget_model(NAMESPACE, "measured")
     assert value("mlplatform_rollout_weight", where) is None
     assert value("mlplatform_version_metric", {**where, "metric": "roc_auc"}) is None
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What the version that serves measured before and after a change, and what Prometheus is shown then."""
+
+    reason: str
+    before: dict[str, float]
+    after: dict[str, float] | None
+    shown: dict[str, float]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Replaced(
+            "the new version measures something else", {"roc_auc": 0.9, "f1": 0.7}, {"roc_auc": 0.91}, {"roc_auc": 0.91}
+        ),
+        Replaced("the version was pruned or deleted", {"roc_auc": 0.9}, None, {}),
+        Replaced("the same once more", {"roc_auc": 0.9}, {"roc_auc": 0.9}, {"roc_auc": 0.9}),
+        Replaced("a metric comes back", {}, {"f1": 0.7}, {"f1": 0.7}),
+    ],
+    ids=lambda case: case.reason,
+)
+def test_metrics_of_a_version_that_is_gone_go(case: Replaced) -> None:
+    model = {**mlmodel("replaced"), "status": {}}
+    metrics.record_model(mlmodel("beside"), {"status": {"metrics": {"f1": 0.5}}})
+    metrics.record_model(model, {"status": {"metrics": case.before}})
+    metrics.record_model(model, None if case.after is None else {"status": {"metrics": case.after}})
+    shown = {
+        sample.labels["metric"]: sample.value
+        for metric in metrics.VERSION_METRIC.collect()
+        for sample in metric.samples
+        if sample.labels["model"] == "replaced"
+    }
+    assert shown == case.shown, case.reason
+    beside = {"namespace": NAMESPACE, "model": "beside", "metric": "f1"}
+    assert prometheus_client.REGISTRY.get_sample_value("mlplatform_version_metric", beside) == 0.5
+    metrics.forget_model(NAMESPACE, "replaced")
+
+
+def test_a_daemon_that_is_cancelled_leaves_no_series_behind() -> None:
+    """As kopf does to one that is slow to stop, when its model is deleted."""
+    fake = Fake()
+    fake.apply(mlmodel("cancelled"))
+    world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
+    keeper = Reconciler(world, "MLModel", NAMESPACE, "cancelled", "cancelled")
+    where = {"namespace": NAMESPACE, "model": "cancelled"}
+
+    async def cancelled_while_it_waits() -> None:
+        waits, never = asyncio.Event(), asyncio.Event()
+
+        async def sleep(_seconds: float) -> bool:
+            waits.set()
+            return await never.wait()
+
+        daemon = asyncio.create_task(keeper.run(sleep))
+        await waits.wait()
+        assert prometheus_client.REGISTRY.get_sample_value("mlplatform_rollout_weight", where) == 0
+        daemon.cancel()
+        await asyncio.wait([daemon])
+
+    asyncio.run(cancelled_while_it_waits())
+    assert prometheus_client.REGISTRY.get_sample_value("mlplatform_rollout_weight", where) is None
 
 
 def test_a_stages_first_failure_is_a_rise() -> None:

@@ -100,6 +100,18 @@ def test_a_deleted_route_comes_back_and_its_rollout_begins_anew() -> None:
     assert fake.weights() == {V2: 100}
 
 
+def test_a_decision_in_the_words_of_a_newer_operator_stays_on_record_and_stops_nothing() -> None:
+    fake = rolling()
+    model = fake.one("MLModel", "adult")
+    (first,) = model["status"]["history"]
+    held = {**first, "decision": "Held", "message": "a newer operator held it"}
+    fake.put({**model, "status": {**model["status"], "history": [held, first]}})
+    settle(fake, seconds=60)
+    history = fake.one("MLModel", "adult")["status"]["history"]
+    assert [d["decision"] for d in history] == ["Promoted", "Held", "Promoted"]
+    assert fake.weights() == {V2: 100}
+
+
 def test_a_deleted_apex_comes_back_with_the_version_that_the_route_remembers() -> None:
     for fake, selected in ((serving(), V1), (rolling(), V1)):
         fake.remove("Service", "adult")
