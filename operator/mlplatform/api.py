@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import types
 import typing
@@ -35,6 +36,9 @@ _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 """RFC 1035, which Services and PyTorchJobs ask for."""
 
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
+_UNORDERED: Final = {"unordered": True}
+"""Marks a field whose order means nothing."""
+
 LONGEST: Final = timedelta(days=3650)
 """Of a duration: what is added to a date must stay one."""
 
@@ -83,7 +87,7 @@ class Data:
     label: str
     format: Literal["csv", "parquet"] = "csv"
     positive_label: str = ""
-    sensitive_attributes: tuple[str, ...] = ()
+    sensitive_attributes: tuple[str, ...] = field(default=(), metadata=_UNORDERED)
     split: Split = Split()
 
 
@@ -169,8 +173,10 @@ class Fairness:
 class Optimization:
     """Candidates to measure; the best by `objective` within `max_metric_drop` ships."""
 
-    candidates: tuple[Literal["fp32", "int8-dynamic"], ...] = ("fp32", "int8-dynamic")
-    export: tuple[Literal["torchscript", "onnx"], ...] = ("torchscript", "onnx")
+    candidates: tuple[Literal["fp32", "int8-dynamic"], ...] = field(
+        default=("fp32", "int8-dynamic"), metadata=_UNORDERED
+    )
+    export: tuple[Literal["torchscript", "onnx"], ...] = field(default=("torchscript", "onnx"), metadata=_UNORDERED)
     max_metric_drop: float = 0.005
     objective: Literal["latency_p50", "latency_p99", "size"] = "latency_p99"
 
@@ -221,7 +227,7 @@ class MLModelSpec:
 
     data: Data
     training: Training = Training()
-    gates: tuple[Gate, ...] = ()
+    gates: tuple[Gate, ...] = field(default=(), metadata=_UNORDERED)
     fairness: Fairness = Fairness()
     optimization: Optimization = Optimization()
     serving: Serving = Serving()
@@ -239,7 +245,7 @@ class ModelVersionSpec:
     data: Data
     trigger: str = ""
     training: Training = Training()
-    gates: tuple[Gate, ...] = ()
+    gates: tuple[Gate, ...] = field(default=(), metadata=_UNORDERED)
     fairness: Fairness = Fairness()
     optimization: Optimization = Optimization()
 
@@ -462,31 +468,50 @@ def suggest(word: object, known: typing.Iterable[object]) -> str:
 
 def encode(value: Any) -> Any:
     """The JSON value of a dataclass: every field that is not None."""
-    return _encode(value, sparse=False)
+    return _encode(value)
 
 
 def canonical(value: Any) -> Any:
-    """Like `encode`, less every field that has its default.
-
-    Hashes are taken of this form, so that a field added with a default in a
-    later release renames no version and retrains no model.
-    """
+    """Like `encode`, less every field that has its default."""
     return _encode(value, sparse=True)
 
 
-def _encode(value: Any, *, sparse: bool) -> Any:
+def content(spec: MLModelSpec | ModelVersionSpec) -> str:
+    """What shapes an artifact, as text: equal where only orders differ that mean nothing, or how a default is written.
+
+    By this and not by its name an MLModel knows a version for its own (`mlplatform.resources.modelversion`).
+    """
+    return json.dumps(_versioned(spec, sparse=False), sort_keys=True)
+
+
+def _versioned(spec: MLModelSpec | ModelVersionSpec, *, sparse: bool) -> dict[str, Any]:
+    return {
+        f.name: _encode(_arranged(f, getattr(spec, f.name)), sparse=sparse, arranged=True)
+        for f in dataclasses.fields(spec)
+        if f.name in VERSIONED
+    }
+
+
+def _arranged(f: dataclasses.Field[Any], value: Any) -> Any:
+    """A list whose order means nothing, in an order that depends on what is in it alone; anything else as it is."""
+    return sorted(value, key=repr) if f.metadata.get("unordered") else value
+
+
+def _encode(value: Any, *, sparse: bool = False, arranged: bool = False) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = {}
         for f in dataclasses.fields(value):
-            item = getattr(value, f.name)
-            if item is None or (sparse and item == _default(f)):
+            item, default = getattr(value, f.name), _default(f)
+            if arranged:
+                item, default = _arranged(f, item), _arranged(f, default)
+            if item is None or (sparse and item == default):
                 continue
-            kept[json_name(f.name)] = _encode(item, sparse=sparse)
+            kept[json_name(f.name)] = _encode(item, sparse=sparse, arranged=arranged)
         return kept
     if isinstance(value, (tuple, list)):
-        return [_encode(item, sparse=sparse) for item in value]
+        return [_encode(item, sparse=sparse, arranged=arranged) for item in value]
     if isinstance(value, dict):
-        return {key: _encode(item, sparse=sparse) for key, item in value.items()}
+        return {key: _encode(item, sparse=sparse, arranged=arranged) for key, item in value.items()}
     if isinstance(value, timedelta):
         return format_duration(value)
     return value
@@ -496,10 +521,17 @@ def _default(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
-def version_name(model: str, spec: MLModelSpec, trigger: str = "") -> str:
-    """``<model>-<hash8>`` over the versioned sections and the retrain trigger."""
-    sections = {section: canonical(getattr(spec, section)) for section in VERSIONED}
-    return f"{model}-{contract.digest({**sections, 'trigger': trigger})}"
+def version_name(model: str, spec: MLModelSpec, trigger: str = "", tries: int = 0) -> str:
+    """``<model>-<hash8>`` for a new version: over the versioned sections and the retrain trigger.
+
+    Args:
+        model: The MLModel's name.
+        spec: Its spec.
+        trigger: The value of its retrain annotation.
+        tries: How many names of this content are taken by something else.
+    """
+    again = {"tries": tries} if tries else {}
+    return f"{model}-{contract.digest({**_versioned(spec, sparse=True), 'trigger': trigger, **again})}"
 
 
 def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:

@@ -245,9 +245,11 @@ class Reconciler:
             labels = labels_of(pod)
             if labels.get(contract.LABEL_VERSION) == self._name and labels.get(contract.LABEL_STAGE) in pods:
                 pods[Stage(labels[contract.LABEL_STAGE])].append(pod)
+        model = self._all("MLModel").get(self._model)
         return VersionSnapshot(
             version=me,
-            model=self._all("MLModel").get(self._model),
+            model=model,
+            siblings=self._own("ModelVersion", model) if model else {},
             children=children,
             pods={stage: tuple(sorted(found, key=name_of)) for stage, found in pods.items()},
             missing=missing,

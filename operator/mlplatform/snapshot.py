@@ -24,6 +24,7 @@ class VersionSnapshot:
     Attributes:
         version: The ModelVersion itself, with the status last written.
         model: The MLModel that it belongs to; None when there is none (any more).
+        siblings: That model's ModelVersions by name.
         children: The workload of each stage, where it exists: a PyTorchJob for train, else a Job.
         pods: Pods of each stage, also of earlier workloads of the same name.
         missing: Kinds that the API server does not serve, e.g. ``PyTorchJob`` before the add-on is installed.
@@ -31,6 +32,7 @@ class VersionSnapshot:
 
     version: Object
     model: Object | None = None
+    siblings: Mapping[str, Object] = field(default_factory=dict)
     children: Mapping[Stage, Object] = field(default_factory=dict)
     pods: Mapping[Stage, tuple[Object, ...]] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from mlplatform import api, failures
-from mlplatform.contract import ANNOTATION_RETRAIN
-from mlplatform.resources import inferenceservice, service, virtualservice
+from mlplatform.resources import inferenceservice, modelversion, service, virtualservice
 from mlplatform.rollout import Record, View
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, moment, name_of, status_of
+from mlplatform.snapshot import ModelSnapshot, Object, condition, moment, status_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,20 +140,25 @@ class Facts:
 
 def gather(snapshot: ModelSnapshot, settings: Settings, spec: api.MLModelSpec, now: datetime) -> Facts:
     """Works out the facts of a snapshot whose spec has been decoded."""
-    trigger = annotations_of(snapshot.model).get(ANNOTATION_RETRAIN, "")
     record = Record.from_json(virtualservice.record(snapshot.route))
     return Facts(
         snapshot=snapshot,
         settings=settings,
         spec=spec,
-        latest=api.version_name(name_of(snapshot.model), spec, trigger),
-        trigger=trigger,
+        latest=modelversion.wanted(snapshot.model, spec, snapshot.versions, _taken(snapshot)),
+        trigger=modelversion.trigger(snapshot.model),
         stable=_stable(snapshot, record),
         record=record,
         weights=virtualservice.weights(snapshot.route),
         previous=status_of(snapshot.model),
         now=now,
     )
+
+
+def _taken(snapshot: ModelSnapshot) -> set[str]:
+    """Names of versions that something still serves or tells of, whether or not they are there."""
+    history = status_of(snapshot.model).get("history") or ()
+    return {*snapshot.services, *(str(d["version"]) for d in history)}
 
 
 def _stable(snapshot: ModelSnapshot, record: Record | None) -> str:

@@ -16,13 +16,12 @@ from mlplatform.conditions import Book, Status
 from mlplatform.contract import ANNOTATION_RETRAIN, FailureClass, Summary
 from mlplatform.failures import Gravity, Sighting
 from mlplatform.plan.plan import ADD_ON_RETRY, Plan, conditions_json, status_json
-from mlplatform.resources import KINDS
+from mlplatform.resources import KINDS, modelversion
 from mlplatform.resources.workload import Phase, Workload
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
     Object,
     VersionSnapshot,
-    annotations_of,
     controlled_by,
     moment,
     name_of,
@@ -150,11 +149,11 @@ def _held(snapshot: VersionSnapshot) -> tuple[str, str] | None:
         spec = api.decode(api.MLModelSpec, model["spec"])
     except api.SpecError:
         return None  # The MLModel says so itself; what already runs was asked for by a sound spec.
-    trigger = annotations_of(model).get(ANNOTATION_RETRAIN, "")
-    if api.problems(spec, name_of(model), trigger):
+    if api.problems(spec, name_of(model), modelversion.trigger(model)):
         return None  # Likewise.
-    latest = api.version_name(name_of(model), spec, trigger)
-    if latest != name_of(snapshot.version):
+    name = name_of(snapshot.version)
+    latest = modelversion.wanted(model, spec, {**snapshot.siblings, name: snapshot.version})
+    if latest != name:
         return "Superseded", f"the MLModel asks for {latest}; this version goes on if it is asked for again"
     return None
 

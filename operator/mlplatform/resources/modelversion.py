@@ -1,13 +1,59 @@
-"""The ModelVersion that an MLModel's spec asks for.
+"""The ModelVersion that an MLModel's spec asks for: which one of those there are it is, or what a new one looks like.
 
-Called by `mlplatform.plan`.
+Called by `mlplatform.plan` and `mlplatform.standalone`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from itertools import count
+
 from mlplatform import api, contract
+from mlplatform.contract import ANNOTATION_RETRAIN
 from mlplatform.resources.metadata import metadata
-from mlplatform.snapshot import Object, name_of
+from mlplatform.snapshot import Object, annotations_of, name_of
+
+
+def trigger(model: Object) -> str:
+    """What the MLModel asks for beyond its spec: the value of its retrain annotation."""
+    return annotations_of(model).get(ANNOTATION_RETRAIN, "")
+
+
+def wanted(model: Object, spec: api.MLModelSpec, versions: Mapping[str, Object], taken: Collection[str] = ()) -> str:
+    """Name of the version that the MLModel asks for: one of those there are, if its content is asked for, else a new name.
+
+    A version is known by its content, not by its name: a later release may have another default, order or way of making
+    names, and none of that is a wish of the user's. (Defaults are no trouble: the API server writes them into both objects
+    when they are made.) Of several versions of one content it is the one that is written as the spec is, else the newest.
+
+    Args:
+        model: The MLModel.
+        spec: Its spec, decoded.
+        versions: Its ModelVersions by name.
+        taken: Names of versions that are gone, but not what they left: a new one must not be taken for them.
+    """
+    asked = api.content(spec), trigger(model)
+    same = {name: found for name, obj in versions.items() if (found := _read(obj)) and _content(found) == asked}
+    if same:
+        return max(same, key=lambda name: (_as_written(same[name]) == _as_written(spec), same[name].sequence))
+    names = (api.version_name(name_of(model), spec, trigger(model), tries) for tries in count())
+    return next(name for name in names if name not in versions and name not in taken)
+
+
+def _read(version: Object) -> api.ModelVersionSpec | None:
+    """Its spec; None where a newer release wrote something that this one cannot read."""
+    try:
+        return api.decode(api.ModelVersionSpec, version["spec"])
+    except api.SpecError:
+        return None
+
+
+def _content(spec: api.ModelVersionSpec) -> tuple[str, str]:
+    return api.content(spec), spec.trigger
+
+
+def _as_written(spec: api.MLModelSpec | api.ModelVersionSpec) -> list[Object]:
+    return [api.encode(getattr(spec, section)) for section in api.VERSIONED]
 
 
 def render(model: Object, spec: api.MLModelSpec, name: str, sequence: int, trigger: str) -> Object:

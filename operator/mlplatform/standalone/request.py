@@ -14,6 +14,7 @@ import yaml
 
 from mlplatform import admission, api, contract
 from mlplatform.errors import EXIT_USAGE, CliError
+from mlplatform.resources import modelversion
 from mlplatform.snapshot import Object, annotations_of, name_of
 
 
@@ -93,7 +94,7 @@ def read(request: Request, text: str) -> Asked:
     if trigger:
         annotations = {**annotations_of(model), contract.ANNOTATION_RETRAIN: trigger}
         model["metadata"]["annotations"] = annotations
-    return Asked(model, spec, trigger, api.version_name(name_of(model), spec, trigger))
+    return Asked(model, spec, trigger, modelversion.wanted(model, spec, {}))
 
 
 def _refuse(request: Request, who: str, mistakes: list[str]) -> None:

@@ -1,0 +1,153 @@
+"""Which version an MLModel asks for: the one of its content, whatever a release makes of names, defaults and orders."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import crds
+import pytest
+from unit.operator_world import SPEC, Fake, mlmodel, play
+
+from mlplatform import api, contract
+from mlplatform.resources import modelversion
+from mlplatform.snapshot import Object, name_of
+
+WRITTEN: Object = {
+    "data": {"uri": "s3://datasets/adult/", "label": "income", "sensitiveAttributes": ["sex", "race"]},
+    "training": {"epochs": 5, "hyperparameters": {"hidden": [32, 16], "bins": 8}},
+    "gates": [{"metric": "roc_auc", "min": 0.88}, {"metric": "f1", "min": 0.5}],
+    "optimization": {"candidates": ["fp32", "int8-dynamic"], "export": ["torchscript", "onnx"]},
+}
+OLD = "adult-00000000"
+"""A name that no rule of today makes."""
+
+
+def stored(spec: Object, plural: str = "mlmodels") -> Object:
+    """A spec as the API server keeps it, with the CRD's defaults."""
+    found: Object = crds.with_defaults(crds.schema(plural, "spec"), copy.deepcopy(spec))
+    return found
+
+
+def version(spec: Object = WRITTEN, name: str = OLD, sequence: int = 1, trigger: str = "") -> Object:
+    """A ModelVersion that an earlier release made of that spec, under a name of its own."""
+    asked = {"model": "adult", "sequence": sequence, **({"trigger": trigger} if trigger else {}), **spec}
+    return {"kind": "ModelVersion", "metadata": {"name": name}, "spec": stored(asked, "modelversions")}
+
+
+def wanted(spec: Object, *versions: Object, taken: tuple[str, ...] = (), **annotations: str) -> str:
+    model = mlmodel(spec=stored(spec), **annotations)
+    decoded = api.decode(api.MLModelSpec, model["spec"])
+    return modelversion.wanted(model, decoded, {name_of(v): v for v in versions}, taken)
+
+
+def changed(path: str, value: Any) -> Object:
+    spec = copy.deepcopy(WRITTEN)
+    *parents, leaf = path.split(".")
+    node = spec
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[leaf] = value
+    return spec
+
+
+SAME: list[tuple[str, Object, bool]] = [
+    ("nothing has changed but how names are made", WRITTEN, True),
+    ("sensitive attributes are a set", changed("data.sensitiveAttributes", ["race", "sex"]), True),
+    ("exports are a set", changed("optimization.export", ["onnx", "torchscript"]), True),
+    ("the choice has an order of its own", changed("optimization.candidates", ["int8-dynamic", "fp32"]), True),
+    ("every gate must be passed, in whatever order", changed("gates", WRITTEN["gates"][::-1]), True),
+    ("a default written out", changed("training.precision", "bf16"), True),
+    ("an object's keys have no order", changed("training.hyperparameters", {"bins": 8, "hidden": [32, 16]}), True),
+    ("how it is served shapes no artifact", changed("serving.replicas", {"min": 2, "max": 4}), True),
+    ("the order of layers is their meaning", changed("training.hyperparameters.hidden", [16, 32]), False),
+    ("another value of a free-form parameter", changed("training.hyperparameters.bins", 9), False),
+    ("true is not 1, though Python says so", changed("training.hyperparameters.bins", True), False),
+    ("an attribute less is audited less", changed("data.sensitiveAttributes", ["sex"]), False),
+    ("a gate decides whether a version may serve", changed("gates", WRITTEN["gates"][:1]), False),
+    ("a bound that moved", changed("gates", [WRITTEN["gates"][0], {"metric": "f1", "min": 0.6}]), False),
+    ("a candidate less", changed("optimization.candidates", ["fp32"]), False),
+    ("another default asked for", changed("training.epochs", 10), False),
+]
+
+
+@pytest.mark.parametrize(("reason", "spec", "same"), SAME, ids=[case[0] for case in SAME])
+def test_a_version_is_known_by_its_content(reason: str, spec: Object, same: bool) -> None:  # noqa: FBT001  a table's column
+    assert (wanted(spec, version()) == OLD) is same, reason
+
+
+@pytest.mark.parametrize(("reason", "spec", "same"), SAME, ids=[case[0] for case in SAME])
+def test_a_new_name_says_the_same(reason: str, spec: Object, same: bool) -> None:  # noqa: FBT001  likewise
+    assert (wanted(spec) == wanted(WRITTEN)) is same, f"where nothing is made yet: {reason}"
+
+
+def test_a_retrain_asks_for_another_version_of_the_same_content() -> None:
+    retrained = version(name="adult-11111111", sequence=2, trigger="monday")
+    asked = {contract.ANNOTATION_RETRAIN: "monday"}
+    assert wanted(WRITTEN, version(), retrained, **asked) == "adult-11111111"
+    assert wanted(WRITTEN, version(), **asked) not in {OLD, wanted(WRITTEN)}
+
+
+def test_of_several_of_one_content_it_is_the_one_written_so_else_the_newest() -> None:
+    turned = version(changed("data.sensitiveAttributes", ["race", "sex"]), name="adult-11111111", sequence=2)
+    assert wanted(WRITTEN, version(), turned) == OLD, "an earlier release told them apart: what serves goes on serving"
+    assert wanted(WRITTEN, version(), version(name="adult-22222222", sequence=3)) == "adult-22222222"
+
+
+def test_a_version_of_a_newer_release_is_nobody_elses() -> None:
+    newer = version()
+    newer["spec"]["training"]["mixup"] = 0.2
+    assert wanted(WRITTEN, newer) == wanted(WRITTEN)
+
+
+def test_a_name_that_is_taken_is_given_to_nothing_else() -> None:
+    name = wanted(WRITTEN)
+    another = version(changed("training.epochs", 6), name=name)
+    assert wanted(WRITTEN, another) != name, "another default may make the same name of another content"
+    assert wanted(WRITTEN, taken=(name,)) != name, "it still serves, though its version was deleted"
+    assert wanted(WRITTEN, another) == wanted(WRITTEN, taken=(name,)), "the next name is a hash of its inputs, too"
+
+
+# A release that changes something, over a model that serves.
+
+
+def old_default(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
+    """This release's default of epochs is another one; the objects have the old one, written out by the API server."""
+    monkeypatch.setattr(api.Training.__dataclass_fields__["epochs"], "default", 20)
+    monkeypatch.setitem(api.Training.__init__.__kwdefaults__, "epochs", 20)
+    for kind, plural in (("MLModel", "mlmodels"), ("ModelVersion", "modelversions")):
+        for name in fake.names(kind):
+            obj = fake.one(kind, name)
+            fake.put({**obj, "spec": stored(obj["spec"], plural)})
+
+
+def another_name(monkeypatch: pytest.MonkeyPatch, _fake: Fake) -> None:
+    """This release makes names in another way."""
+    monkeypatch.setattr(api, "version_name", lambda model, *_: f"{model}-ffffffff")
+
+
+def other_order(_monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
+    """A GitOps tool writes lists in another order."""
+    model = fake.one("MLModel", "adult")
+    data = {**model["spec"]["data"], "sensitiveAttributes": ["sex", "race"]}
+    fake.put({**model, "spec": {**model["spec"], "data": data, "optimization": {"export": ["onnx", "torchscript"]}}})
+
+
+UPGRADES: list[Callable[[pytest.MonkeyPatch, Fake], None]] = [old_default, another_name, other_order]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES, ids=lambda f: f.__doc__)
+def test_a_release_renames_and_retrains_nothing(
+    upgrade: Callable[[pytest.MonkeyPatch, Fake], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {**SPEC, "data": {**SPEC["data"], "sensitiveAttributes": ["race", "sex"]}}
+    fake = play([(0, lambda fake: fake.apply(mlmodel(spec=spec))), (300, lambda _fake: None)])
+    upgrade(monkeypatch, fake)
+    versions, fake.log[:] = fake.names("ModelVersion"), []
+    play([(0, lambda _fake: None), (600, lambda _fake: None)], fake)
+    assert fake.names("ModelVersion") == versions
+    assert not [entry for entry in fake.log if "PyTorchJob" in entry or "ModelVersion" in entry], fake.log
+    assert fake.weights() == {versions[0]: 100}
+    ready = {c["type"]: c["status"] for c in fake.one("MLModel", "adult")["status"]["conditions"]}
+    assert ready["Ready"] == "True"
