@@ -177,7 +177,7 @@ def archive(folder: Path, model: str, version: str, handler: Path, extra: Sequen
         raise JobFailure(
             FailureClass.CRASHED,
             f"torch-model-archiver ended with code {done.returncode}: {done.stderr.strip()[-500:]}",
-            "Read the job's log; the job retries by itself",
+            "Correct what it names: the task's handler, or the archive's other files",
         )
 
 

@@ -25,6 +25,8 @@ from mlplatform.contract import Artifacts, Failure, FailureClass, Stage, Summary
 
 MESSAGE_LIMIT: Final = 1500
 """Bytes of a failure's sentence as JSON: both its sentences fit the termination message."""
+LOG_LIMIT: Final = 700
+"""Bytes of a traceback's end as JSON, beside them."""
 REASON_LIMIT: Final = 500
 """Bytes of a sentence within `details`, as JSON: that of every candidate fits."""
 
@@ -150,15 +152,18 @@ def run(stage: Stage, work: Callable[[Job], Summary | None]) -> int:
     except JobFailure as error:
         return fail(stage, error.failure, started)
     except Exception as error:  # noqa: BLE001  the process ends here: whatever it was must reach the operator
-        sys.stderr.write(redact(traceback.format_exc()))
+        log = redact(traceback.format_exc())
+        sys.stderr.write(log)
         failure = Failure(
-            FailureClass.CRASHED, f"{type(error).__name__}: {error}", "Read the job's log for the traceback"
+            FailureClass.CRASHED,
+            f"{type(error).__name__}: {error}",
+            "The end of the traceback is in status.failure.lastLog; correct the spec or the task",
         )
-        return fail(stage, failure, started, secondary=failure_is_told())
+        return fail(stage, failure, started, secondary=failure_is_told(), log=log)
     return 0
 
 
-def fail(stage: Stage, failure: Failure, started: float, *, secondary: bool = False) -> int:
+def fail(stage: Stage, failure: Failure, started: float, *, secondary: bool = False, log: str = "") -> int:
     """Reports a failure on standard error and in the termination message; returns the exit code 1.
 
     Args:
@@ -166,6 +171,7 @@ def fail(stage: Stage, failure: Failure, started: float, *, secondary: bool = Fa
         failure: Why; credentials in it are left out.
         started: `time.monotonic()` of the start.
         secondary: Whether it may follow from one that the termination message has already, which stays then.
+        log: What is worth keeping of the output; its end goes into the termination message.
     """
     message, next_action = redact(failure.message), redact(failure.next_action)
     sys.stderr.write(f"{stage} failed ({failure.reason}): {message}\nnext: {next_action}\n")
@@ -174,7 +180,12 @@ def fail(stage: Stage, failure: Failure, started: float, *, secondary: bool = Fa
         short = Failure(failure.reason, shorten(message), shorten(next_action))
         duration = round(time.monotonic() - started, 3)
         version = os.environ.get(contract.ENV_VERSION, "")
-        write_termination_message(Summary(stage=stage, version=version, failure=short, duration_seconds=duration))
+        while len(json.dumps(log)) > LOG_LIMIT:
+            log = log[len(log) // 10 :]
+        details = {contract.DETAIL_LOG: log} if log else {}
+        write_termination_message(
+            Summary(stage=stage, version=version, details=details, failure=short, duration_seconds=duration)
+        )
     return 1
 
 

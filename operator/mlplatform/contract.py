@@ -76,6 +76,7 @@ class FailureClass(StrEnum):
     OOM_KILLED = "OOMKilled"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     IMAGE_PULL = "ImagePull"
+    CANNOT_START = "CannotStart"
     PREEMPTED = "Preempted"
     CONTAINER_CONFIG = "ContainerConfig"
     NON_FINITE_LOSS = "NonFiniteLoss"
@@ -91,6 +92,7 @@ class FailureClass(StrEnum):
 
 PERMANENT: Final = frozenset(
     {
+        FailureClass.CANNOT_START,
         FailureClass.NON_FINITE_LOSS,
         FailureClass.DATA_MISSING,
         FailureClass.DATA_INVALID,
@@ -106,6 +108,9 @@ TASK_METRICS: Final[dict[str, tuple[str, ...]]] = {
     "tabular": ("roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "log_loss", "brier_score"),
 }
 """Test metrics that each built-in task reports; a gate may name these."""
+
+DETAIL_LOG: Final = "lastLog"
+"""Key of `Summary.details` with the end of a traceback: the pod and its log are gone when somebody asks."""
 
 LOWER_IS_BETTER: Final = frozenset({"log_loss", "brier_score"})
 
@@ -152,7 +157,7 @@ class Summary:
         duration_seconds: Wall time of the job.
         failure: Set when the stage could not do its work; None on success.
 
-    Keys of ``details``, by stage:
+    Keys of ``details``, by stage (of one that crashed: `DETAIL_LOG`):
         train: ``rows`` ``{train, validation, test}``, ``epochs``, ``worldSize``, ``resumedFromStep``.
         audit: ``fairness`` ``{<metric>: {<attribute>: {value, low, high}}}`` (low/high: interval at
             ``fairness.confidence``), ``notAssessed`` ``[<attribute>=<group>, …]`` (smaller than ``minGroupSize``).

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import IntEnum
 from typing import Final
 
 from mlplatform import api
-from mlplatform.contract import PERMANENT, FailureClass, Stage, Summary
-from mlplatform.snapshot import Object, name_of, namespace_of, status_of
+from mlplatform.contract import DETAIL_LOG, PERMANENT, FailureClass, Stage, Summary
+from mlplatform.snapshot import Object, condition, moment, name_of, namespace_of, status_of
 
 SERVING: Final = "serving"
 """In place of a stage's name, for the pods that serve."""
@@ -23,29 +24,54 @@ SERVING: Final = "serving"
 LAST_LOG_LIMIT: Final = 600
 """Characters of a crashed container's last output that go into status."""
 
+WORDS_LIMIT: Final = 300
+"""Characters of its last line that go into the message."""
+
+INIT_PYTORCH: Final = "init-pytorch"
+"""The Training Operator's container that waits 200 s for the master pod's address, and is started again after that."""
+
 _ECHO: Final = re.compile(r"[Cc]onnection (closed|reset) by peer")
 """What the others of a training say (gloo, NCCL) when one of its processes has died of something else."""
 
 _IMAGE: Final = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError"}
 
+_START: Final = {"StartError", "ContainerCannotRun"}
+_NO_PROGRAM: Final = re.compile(
+    r"exec:? .*(no such file or directory|exec format error|not found).*|executable file .*not found.*", re.IGNORECASE
+)
+"""What runtimes say of an image that lacks the command; other start errors may pass."""
+_NOT_FOUND: Final = 127
+"""A shell's exit code for that."""
+
+_OFF_NODE: Final = {
+    "Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost", "NodeAffinity", "UnexpectedAdmissionError",
+}  # fmt: skip
+"""Reasons of a pod that the kubelet or a controller took off its node, or that a node would not have."""
+
+_CAPACITY: Final = "if it happens often, give the nodes more room or the pods a priority."
+_LOG: Final = "The end of its log is in status.failure.lastLog"
 _NEXT: Final = {
     FailureClass.UNSCHEDULABLE: "Free or add capacity, or lower the resources asked for.",
     FailureClass.OOM_KILLED: "Raise spec.training.resources.memory, or lower spec.training.batchSize.",
     FailureClass.IMAGE_PULL: "Correct the image's name, or give the ServiceAccount the registry's pull secret.",
-    FailureClass.PREEMPTED: "Nothing if it happened once: it is retried. Else give the nodes more room or the pods a priority.",
+    FailureClass.CANNOT_START: "Correct spec.training.image: an image built on the platform's jobs image has the command.",
+    FailureClass.PREEMPTED: f"Nothing: it goes on by itself, and uses up no restart; {_CAPACITY}",
     FailureClass.DEADLINE_EXCEEDED: "Raise spec.training.deadline, or give the training more resources.",
-    FailureClass.CRASHED: "Read the container's log; correct the spec or the task, which starts a new version.",
+    FailureClass.CRASHED: f"{_LOG}; correct the spec or the task, which starts a new version.",
 }
 _NEXT_OF_JOBS: Final = {
     **_NEXT,
     FailureClass.OOM_KILLED: "Raise spec.training.resources.memory, which the pods of every stage get.",
-    FailureClass.DEADLINE_EXCEEDED: "Raise spec.training.resources.cpu, which the pods of every stage get; else read the pod's log.",
+    FailureClass.CANNOT_START: "Correct the operator's image of the jobs (the chart's images.jobs).",
+    FailureClass.DEADLINE_EXCEEDED: "Raise spec.training.resources.cpu, which the pods of every stage get.",
 }
 _NEXT_OF_SERVING: Final = {
     **_NEXT,
     FailureClass.OOM_KILLED: "Raise spec.serving.resources.memory.",
-    FailureClass.CRASHED: "Read the container's log; a version that cannot run is replaced by applying another spec.",
+    FailureClass.CANNOT_START: "Correct the image of the serving runtime.",
+    FailureClass.PREEMPTED: f"Nothing: another pod takes its place; {_CAPACITY}",
+    FailureClass.CRASHED: f"{_LOG}; a version that cannot run is replaced by applying another spec.",
 }
 
 
@@ -58,13 +84,17 @@ def _next(reason: FailureClass, stage: str) -> str:
 class Gravity(IntEnum):
     """How much a sighting says about the stage; higher wins."""
 
+    WAITING = 0
+    """It waits for another pod of its training; no cause of anything while that one does not run."""
     PENDING = 1
     """It waits for a node."""
     CRASHED = 2
     """A container ended in failure; the workload retries it."""
-    BLOCKED = 3
+    DISRUPTED = 3
+    """Its pod was taken off its node: no fault of its own, and what ends in other pods for that is an echo."""
+    BLOCKED = 4
     """A person must mend something outside; it goes on by itself after that."""
-    FINAL = 4
+    FINAL = 5
     """The stage itself says that another try ends the same way."""
 
 
@@ -86,7 +116,9 @@ class Finished:
 
 def worst(pods: Iterable[Object], stage: str = "") -> Sighting | None:
     """The gravest thing wrong with these pods; among equals a cause before its echoes, then the first of them."""
-    found = [sighting for pod in pods for sighting in sightings(pod, stage)]
+    pods = tuple(pods)
+    works = any("running" in (container.get("state") or {}) for pod in pods for container in main_containers(pod))
+    found = [s for pod in pods for s in sightings(pod, stage) if works or s.gravity is not Gravity.WAITING]
     return max(found, key=lambda s: (s.gravity, not _ECHO.search(s.failure.message)), default=None)
 
 
@@ -118,25 +150,45 @@ def sightings(pod: Object, stage: str = "") -> Iterator[Sighting]:
     """Everything wrong with one pod."""
     status = status_of(pod)
     for container in _containers(pod):
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in _IMAGE:
-            # Between two tries the kubelet says "Back-off pulling image", which tells nothing that is new.
-            said = "" if waiting["reason"] == "ImagePullBackOff" else waiting.get("message", "")
-            message = f"image {container.get('image', '')!r} cannot be pulled{f': {said}' if said else ''}"
-            yield _sight(Gravity.BLOCKED, FailureClass.IMAGE_PULL, message, pod, stage)
-        elif waiting.get("reason") in _CONFIG:
-            yield _config(waiting, pod, stage)
+        yield from _waiting(container, pod, stage)
+    off_node = disruption(pod)
     for container, terminated in _ended(pod):
         if terminated.get("exitCode") != 0:
-            yield _crash(container, terminated, pod, stage)
-    reason = status.get("reason", "")
-    if reason in {"Evicted", "Preempting", "Shutdown", "NodeLost"} or _is_true(status, "DisruptionTarget"):
-        message = f"pod was taken off its node ({reason or 'disrupted'}): {status.get('message') or 'no message'}"
-        yield _sight(Gravity.CRASHED, FailureClass.PREEMPTED, message, pod, stage)
+            crash = _crash(container, terminated, pod, stage)
+            # What takes a pod away ends its containers as well.
+            if crash.gravity is Gravity.FINAL or not (off_node or _stopped(pod, terminated)):
+                yield crash
+    if off_node:
+        message = f"pod was taken off its node ({off_node})"
+        yield _sight(Gravity.DISRUPTED, FailureClass.PREEMPTED, message, pod, stage)
     for item in status.get("conditions") or ():
         if item["type"] == "PodScheduled" and item["status"] == "False" and item.get("reason") == "Unschedulable":
             message = f"no node has room: {item.get('message', '')}"
             yield _sight(Gravity.PENDING, FailureClass.UNSCHEDULABLE, message, pod, stage)
+
+
+def _waiting(container: Object, pod: Object, stage: str) -> Iterator[Sighting]:
+    """What keeps a container from being started."""
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    if waiting.get("reason") in _IMAGE:
+        # Between two tries the kubelet says "Back-off pulling image", which tells nothing that is new.
+        said = "" if waiting["reason"] == "ImagePullBackOff" else waiting.get("message", "")
+        message = f"image {container.get('image', '')!r} cannot be pulled{f': {said}' if said else ''}"
+        yield _sight(Gravity.BLOCKED, FailureClass.IMAGE_PULL, message, pod, stage)
+    elif _NO_PROGRAM.search(waiting.get("message") or ""):
+        yield _no_start(container, waiting["message"], pod, stage)
+    elif waiting.get("reason") in _CONFIG:
+        yield _config(waiting, pod, stage)
+
+
+def disruption(pod: Object) -> str:
+    """Why the pod was taken off its node, in the words of who did it; empty when it was not."""
+    status, target = status_of(pod), condition(pod, "DisruptionTarget")
+    reason = str(status.get("reason", ""))
+    if target.get("status") != "True" and reason not in _OFF_NODE and not reason.startswith("OutOf"):
+        return ""
+    words = (reason or target.get("reason"), target.get("message"), status.get("message"))
+    return ": ".join(dict.fromkeys(str(word) for word in words if word)) or "disrupted"
 
 
 def ready(pod: Object) -> bool:
@@ -158,18 +210,56 @@ def failure(reason: FailureClass, message: str, stage: str = "", next_action: st
 
 
 def _crash(container: Object, terminated: Object, pod: Object, stage: str) -> Sighting:
-    code = terminated.get("exitCode")
-    summary = _summary(terminated)
+    code, said = terminated.get("exitCode"), terminated.get("message") or ""
+    summary, name = _summary(terminated), container["name"]
     if summary and summary.failure:
-        said = summary.failure
-        gravity = Gravity.FINAL if said.reason in PERMANENT else Gravity.CRASHED
-        return _sight(gravity, said.reason, said.message, pod, stage, exit_code=code, next_action=said.next_action)
-    if terminated.get("reason") == "OOMKilled":
-        message = f"container {container['name']} used more memory than its limit and was killed"
+        told = summary.failure
+        gravity = Gravity.FINAL if told.reason in PERMANENT else Gravity.CRASHED
+        log, action = _tail(str(summary.details.get(DETAIL_LOG, ""))), told.next_action
+        return _sight(gravity, told.reason, told.message, pod, stage, exit_code=code, last_log=log, next_action=action)
+    if terminated.get("reason") == "OOMKilled" or "OOM-killed" in said:
+        message = f"container {name} used more memory than its limit and was killed"
         return _sight(Gravity.CRASHED, FailureClass.OOM_KILLED, message, pod, stage, exit_code=code)
-    message = f"container {container['name']} ended with exit code {code} ({terminated.get('reason') or 'Error'})"
-    log = "" if summary else _tail(terminated.get("message") or "")
-    return _sight(Gravity.CRASHED, FailureClass.CRASHED, message, pod, stage, exit_code=code, last_log=log)
+    if _NO_PROGRAM.search(said) if terminated.get("reason") in _START else code == _NOT_FOUND:
+        return _no_start(container, said, pod, stage, code)
+    log = "" if summary else _tail(said)
+    words = _last_line(log)
+    message = f"container {name} ended with exit code {code} ({terminated.get('reason') or 'Error'})"
+    gravity = Gravity.WAITING if name == INIT_PYTORCH else Gravity.CRASHED
+    action = (
+        ""
+        if log
+        else f"It left no words behind; watch the next try: kubectl logs -f {name_of(pod)} -n {namespace_of(pod)}"
+    )
+    return _sight(
+        gravity,
+        FailureClass.CRASHED,
+        f"{message}: {words}" if words else message,
+        pod,
+        stage,
+        exit_code=code,
+        last_log=log,
+        next_action=action,
+    )
+
+
+def _no_start(container: Object, said: str, pod: Object, stage: str, code: int | None = None) -> Sighting:
+    """An image that lacks the program: every try would end the same way."""
+    found = _NO_PROGRAM.search(said)
+    words = (found[0] if found else _last_line(said)) or "its command is not there"
+    message = f"image {container.get('image', '')!r} cannot start: {words}"
+    log = "" if found else _tail(said)
+    return _sight(Gravity.FINAL, FailureClass.CANNOT_START, message, pod, stage, exit_code=code, last_log=log)
+
+
+def _stopped(pod: Object, terminated: Object) -> bool:
+    """Whether the container ended because its pod was deleted, e.g. by a suspension."""
+    gone = moment(pod["metadata"].get("deletionTimestamp"))
+    if gone is None:
+        return False
+    asked = gone - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+    ended = moment(terminated.get("finishedAt"))
+    return ended is None or ended >= asked
 
 
 def _config(waiting: Object, pod: Object, stage: str) -> Sighting:
@@ -210,10 +300,14 @@ def _sight(  # noqa: PLR0913  the fields of one record
     )
 
 
+def main_containers(pod: Object) -> tuple[Object, ...]:
+    """The statuses of the containers that do the work, which no init container does."""
+    return tuple(status_of(pod).get("containerStatuses") or ())
+
+
 def _containers(pod: Object) -> Iterator[Object]:
-    status = status_of(pod)
-    yield from status.get("initContainerStatuses") or ()
-    yield from status.get("containerStatuses") or ()
+    yield from status_of(pod).get("initContainerStatuses") or ()
+    yield from main_containers(pod)
 
 
 def _ended(pod: Object) -> Iterator[tuple[Object, Object]]:
@@ -235,6 +329,12 @@ def _summary(terminated: Object) -> Summary | None:
 
 def _tail(text: str) -> str:
     return text.strip()[-LAST_LOG_LIMIT:]
+
+
+def _last_line(text: str) -> str:
+    """The last line that says something (torchrun draws rules under its own); cut where it is long."""
+    line = next((line.strip() for line in reversed(text.splitlines()) if re.search(r"\w", line)), "")
+    return line if len(line) <= WORDS_LIMIT else f"{line[: WORDS_LIMIT - 1]}…"
 
 
 def _is_true(status: Object, kind: str) -> bool:

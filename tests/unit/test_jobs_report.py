@@ -13,7 +13,7 @@ from jobs_kit import free_port, job_environment, people_spec, read_summary, subp
 
 from mljobs.cpu import cpu_limit
 from mljobs.failure import JobFailure
-from mljobs.report import Job, fail, run
+from mljobs.report import LOG_LIMIT, Job, fail, run
 from mlplatform import contract
 from mlplatform.contract import TERMINATION_LIMIT, Failure, FailureClass, Stage, Summary
 
@@ -62,6 +62,9 @@ def test_an_unexpected_exception_is_crashed_with_its_traceback_and_no_secret(
     assert failure is not None
     assert failure.reason is FailureClass.CRASHED
     assert failure.message == "ZeroDivisionError: with ***"
+    log = read_summary(message).details[contract.DETAIL_LOG]
+    assert log.endswith("ZeroDivisionError: with ***\n"), "it must outlive the pod"
+    assert len(log) <= LOG_LIMIT
     error = capsys.readouterr().err
     assert "in work" in error
     assert "hunter2" not in error

@@ -776,7 +776,7 @@ FOLDS = [
         f"{SAYS}say('epoch=1/4')\nraise SystemExit('ZeroDivisionError: division by zero')",
         terminated(1, message="epoch=1/4\nZeroDivisionError: division by zero"),
         FailureClass.CRASHED,
-        ("container pytorch ended with exit code 1 (Error)", "Read the container's log"),
+        ("container pytorch ended with exit code 1 (Error)", "status.failure.lastLog"),
         training=ONCE,
         why="PyTorchJobFailed",
     ),

@@ -20,12 +20,19 @@ def waiting(reason: str, message: str = "") -> Object:
     return {"name": "pytorch", "image": "registry/x:1", "state": {"waiting": {"reason": reason, "message": message}}}
 
 
-def ended(code: int, message: str = "", reason: str = "Error", key: str = "state") -> Object:
-    return {"name": "pytorch", key: {"terminated": {"exitCode": code, "reason": reason, "message": message}}}
+def ended(code: int, message: str = "", reason: str = "Error", key: str = "state", name: str = "pytorch") -> Object:
+    terminated = {"exitCode": code, "reason": reason, "message": message, "finishedAt": "2026-01-01T00:01:00Z"}
+    return {"name": name, "image": "registry/x:1", key: {"terminated": terminated}}
 
 
-def said(reason: FailureClass) -> str:
-    return Summary(Stage.TRAIN, "v", failure=Failure(reason, f"it was {reason}", "do this")).to_json()
+def said(reason: FailureClass, **details: str) -> str:
+    return Summary(Stage.TRAIN, "v", details=details, failure=Failure(reason, f"it was {reason}", "do this")).to_json()
+
+
+NO_TORCHRUN = (
+    "failed to create containerd task: runc create failed: unable to start container process: error during container "
+    'init: exec: "torchrun": executable file not found in $PATH'
+)
 
 
 @dataclass(frozen=True)
@@ -138,17 +145,105 @@ CASES = [
         last_log="x" * (failures.LAST_LOG_LIMIT - 3) + "end",
     ),
     Case(
-        "an evicted pod",
-        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        "a crash says why in the message, not only in the log's tail",
+        {"containerStatuses": [ended(2, "Traceback\nZeroDivisionError: division by zero\n=====\n")]},
         Gravity.CRASHED,
-        "Preempted",
-        ("low on resource",),
+        "Crashed",
+        ("ended with exit code 2 (Error): ZeroDivisionError: division by zero. The end of its log is in",),
+        exit_code=2,
+        last_log="Traceback\nZeroDivisionError: division by zero\n=====",
     ),
     Case(
-        "newer clusters say it in a condition",
-        {"conditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        "an init container that fails says why as well",
+        {"initContainerStatuses": [ended(1, "RuntimeError: No model found in s3://m/x", name="storage-initializer")]},
         Gravity.CRASHED,
+        "Crashed",
+        ("container storage-initializer ended with exit code 1 (Error): RuntimeError: No model found in s3://m/x",),
+        exit_code=1,
+        last_log="RuntimeError: No model found in s3://m/x",
+    ),
+    Case(
+        "a crash of ours keeps the end of its traceback, for its pod will be gone",
+        {"containerStatuses": [ended(1, said(FailureClass.CRASHED, lastLog="line 7, in f"))]},
+        Gravity.CRASHED,
+        "Crashed",
+        exit_code=1,
+        last_log="line 7, in f",
+    ),
+    Case(
+        "a container that was killed and said nothing has no log to be sent to",
+        {"containerStatuses": [ended(137)]},
+        Gravity.CRASHED,
+        "Crashed",
+        ("exit code 137", "kubectl logs -f v-train-master-0 -n team-a"),
+        exit_code=137,
+    ),
+    Case(
+        "an image without the program cannot start, now or ever: its name, and which field names it",
+        {"containerStatuses": [ended(128, NO_TORCHRUN, reason="StartError")]},
+        Gravity.FINAL,
+        "CannotStart",
+        (
+            "image 'registry/x:1' cannot start: exec: \"torchrun\": executable file not found in $PATH",
+            "spec.training.image",
+        ),
+        exit_code=128,
+    ),
+    Case(
+        "a shell says the same by exit code 127",
+        {"containerStatuses": [ended(127, "sh: 1: torchrun: not found")]},
+        Gravity.FINAL,
+        "CannotStart",
+        ("cannot start: sh: 1: torchrun: not found",),
+        exit_code=127,
+        last_log="sh: 1: torchrun: not found",
+    ),
+    Case(
+        "a start that failed of something else is tried again",
+        {"containerStatuses": [ended(128, "failed to mount /sys/fs/cgroup", reason="StartError")]},
+        Gravity.CRASHED,
+        "Crashed",
+        ("exit code 128 (StartError): failed to mount",),
+        exit_code=128,
+        last_log="failed to mount /sys/fs/cgroup",
+    ),
+    Case(
+        "a limit of memory that is too small even to start in",
+        {"containerStatuses": [ended(128, "container init was OOM-killed (memory limit too low?)", "StartError")]},
+        Gravity.CRASHED,
+        "OOMKilled",
+        exit_code=128,
+    ),
+    Case(
+        "an evicted pod, in the kubelet's words",
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        Gravity.DISRUPTED,
         "Preempted",
+        ("(Evicted: The node was low on resource: memory.)", "uses up no restart"),
+    ),
+    Case(
+        "a pod that made way for another: the condition's reason and message, not how its container took it",
+        {
+            "conditions": [
+                {
+                    "type": "DisruptionTarget",
+                    "status": "True",
+                    "reason": "PreemptionByScheduler",
+                    "message": "default-scheduler: preempting to accommodate a higher priority pod",
+                }
+            ],
+            "containerStatuses": [ended(143)],
+        },
+        Gravity.DISRUPTED,
+        "Preempted",
+        ("(PreemptionByScheduler: default-scheduler: preempting to accommodate a higher priority pod)",),
+    ),
+    Case(
+        "a pod that its node would not have",
+        {"phase": "Failed", "reason": "OutOfcpu", "message": "Node didn't have enough resource: cpu"},
+        Gravity.DISRUPTED,
+        "Preempted",
+        ("OutOfcpu: Node didn't have enough resource: cpu",),
     ),
     Case(
         "no room is no failure yet, but worth saying",
@@ -190,6 +285,36 @@ def test_the_gravest_of_several_pods_counts() -> None:
     found = failures.worst([crashed, final])
     assert found
     assert found.failure.pod == "master-0", "the worker only lost its peer; the master knows why"
+
+
+def test_who_waits_for_the_master_is_no_cause_while_that_does_not_run() -> None:
+    told = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+    waits = pod({"initContainerStatuses": [ended(1, "nslookup: can't resolve", name="init-pytorch")]}, "worker-0")
+    found = failures.worst([waits, pod({"conditions": [told]}, "master-0")])
+    assert found
+    assert found.failure.class_ == "Unschedulable"
+    assert failures.worst([waits, pod({"phase": "Pending"}, "master-0")]) is None, "its image is being pulled, say"
+    runs = pod({"containerStatuses": [{"name": "pytorch", "state": {"running": {}}}]}, "master-0")
+    found = failures.worst([waits, runs])
+    assert found
+    assert "init-pytorch ended with exit code 1" in found.failure.message, "the master is there, and is not found"
+
+
+@pytest.mark.parametrize(("finished", "counts"), [("00:00:59", True), ("00:01:00", False), ("00:01:20", False)])
+def test_a_container_that_ended_with_its_pod_did_not_fail(finished: str, *, counts: bool) -> None:
+    status = {"containerStatuses": [ended(143)]}
+    status["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = f"2026-01-01T{finished}Z"
+    leaving = pod(status)
+    leaving["metadata"] |= {"deletionTimestamp": "2026-01-01T00:01:30Z", "deletionGracePeriodSeconds": 30}
+    assert (failures.worst([leaving]) is not None) == counts
+
+
+def test_a_disruption_comes_before_what_it_does_to_the_others() -> None:
+    echo = pod({"containerStatuses": [ended(1, "RuntimeError: Broken pipe")]}, "master-0")
+    evicted = pod({"phase": "Failed", "reason": "Evicted"}, "worker-0")
+    found = failures.worst([echo, evicted])
+    assert found
+    assert found.failure.pod == "worker-0"
 
 
 def test_a_cause_comes_before_its_echo() -> None:
