@@ -130,8 +130,8 @@ def stored(manifest: dict[str, Any]) -> dict[str, Any]:
     """
     given = _json(manifest)
     metadata = given.pop("metadata", None)
-    given.pop("status", None)
     kept: dict[str, Any] = _kept(_schema(), given)
+    kept.pop("status", None)  # Even its default: nobody has looked at the model yet.
     if isinstance(metadata, dict):
         metadata = {key: value for key, value in metadata.items() if key in _METADATA and value != ""}
     return {**kept, "metadata": metadata or {}}

@@ -330,6 +330,7 @@ class Reconciler:
             serving = condition({"status": planned}, "Serving")
             book.set("Serving", serving["status"], serving["reason"], serving["message"])
         book.set("Ready", "False", reason, message)
+        book.stall()
         return {**before, "observedGeneration": generation, "conditions": conditions_json(book.conditions())}
 
     async def _confirm(self) -> None:

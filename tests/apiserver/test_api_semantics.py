@@ -105,14 +105,59 @@ def test_defaults_are_written_out(api_server: ApiServer, namespace: str) -> None
     assert "earlyStopping" not in spec["training"], "absent means none"
 
 
+UNSEEN = {"observedGeneration": -1}
+"""The status until the operator has seen the object: no tool takes that for the end."""
+
+
+@pytest.mark.parametrize("how", ["create", "apply", "apply --server-side"])
+@pytest.mark.parametrize("kind", ["MLModel", "ModelVersion"])
+def test_what_nobody_has_seen_says_so_from_the_first_moment(
+    api_server: ApiServer, namespace: str, how: str, kind: str
+) -> None:
+    given = {**model(), "kind": kind}
+    given["spec"] |= {} if kind == "MLModel" else {"model": "m", "sequence": 1}
+    watching = f"/apis/mlplatform.dev/v1alpha1/namespaces/{namespace}/{kind.lower()}s?watch=true&timeoutSeconds=1"
+    api_server.kubectl(*how.split(), "-n", namespace, "-f", "-", given=yaml.safe_dump(given))
+    assert fetch(api_server, namespace, kind, "m")["status"] == UNSEEN
+    (added, *_) = api_server.kubectl("get", "--raw", watching).splitlines()
+    assert json.loads(added)["object"]["status"] == UNSEEN, "so a watch shows it, too"
+
+
+def test_an_upgrade_of_the_crd_leaves_what_is_stored_alone(api_server: ApiServer, namespace: str) -> None:
+    """Under names of its own, for other tests use the real ones."""
+    crd = yaml.safe_load((REPOSITORY / "manifests/crd/mlplatform.dev_mlmodels.yaml").read_text())
+    crd["metadata"]["name"], crd["spec"]["group"] = "priors.before.example", "before.example"
+    crd["spec"]["names"] = {"kind": "Prior", "listKind": "PriorList", "plural": "priors", "singular": "prior"}
+    status = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    default = status.pop("default")
+    api_server.kubectl("apply", "--server-side", "-f", "-", given=yaml.safe_dump(crd))
+    api_server.kubectl("wait", "crd/priors.before.example", "--for=condition=Established", "--timeout=30s")
+    for name in ("unseen", "seen"):
+        given = {**model(name), "apiVersion": "before.example/v1alpha1", "kind": "Prior"}
+        api_server.kubectl("create", "-n", namespace, "-f", "-", given=yaml.safe_dump(given))
+    patch_status(api_server, namespace, {"status": {"observedGeneration": 1, "stage": "Serving"}}, "prior", "seen")
+    before = {name: fetch(api_server, namespace, "prior", name) for name in ("unseen", "seen")}
+    assert "status" not in before["unseen"]
+
+    status["default"] = default
+    api_server.kubectl("apply", "--server-side", "-f", "-", given=yaml.safe_dump(crd))
+    deadline = time.monotonic() + HOPE
+    while "status" not in (unseen := fetch(api_server, namespace, "prior", "unseen")):
+        assert time.monotonic() < deadline, "the default is not there"
+        time.sleep(0.1)  # nothing tells when a changed CRD is served
+    assert unseen == {**before["unseen"], "status": UNSEEN}, "nothing was written: its resourceVersion is the same"
+    assert fetch(api_server, namespace, "prior", "seen") == before["seen"]
+    api_server.kubectl("delete", "crd", "priors.before.example")
+
+
 def test_status_is_a_subresource(api_server: ApiServer, namespace: str) -> None:
     api_server.kubectl(
         "create", "-n", namespace, "-f", "-", given=yaml.safe_dump({**model(), "status": {"stage": "x"}})
     )
-    assert "status" not in fetch(api_server, namespace, "mlmodel", "m"), "a user cannot write status"
+    assert fetch(api_server, namespace, "mlmodel", "m")["status"] == UNSEEN, "a user cannot write status"
     patch_status(api_server, namespace, {"status": {"stage": "Training"}, "spec": {"suspend": True}})
     stored = fetch(api_server, namespace, "mlmodel", "m")
-    assert stored["status"] == {"stage": "Training"}
+    assert stored["status"] == {**UNSEEN, "stage": "Training"}
     assert stored["spec"]["suspend"] is False, "the operator's status write cannot change the spec"
     assert stored["metadata"]["generation"] == 1, "a status write is no new generation"
 

@@ -186,6 +186,8 @@ class Fake:
         meta.setdefault("creationTimestamp", stamp(self.now))
         meta["resourceVersion"] = str(self._revision)
         changed = live is None or live.get("spec") != obj.get("spec")
+        if live is None and key[0] in {"MLModel", "ModelVersion"}:
+            obj.setdefault("status", {"observedGeneration": -1})
         meta["generation"] = (live["metadata"]["generation"] if live else 0) + changed
         if live and "status" not in obj:
             obj["status"] = live.get("status", {})

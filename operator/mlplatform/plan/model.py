@@ -100,6 +100,7 @@ def _refuse(snapshot: ModelSnapshot, book: Book, reason: str, message: str, fact
         if book.get(kind) is None:
             book.keep(kind)
     book.set("Ready", "False", reason, message)
+    book.stall()
     plan.status = {
         **{k: v for k, v in previous.items() if k not in {"failure", "conditions"}},
         "observedGeneration": snapshot.model["metadata"].get("generation", 0),

@@ -31,6 +31,7 @@ def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Pl
     _serving_condition(facts, book)
     _rollout_condition(facts, verdict, book)
     _ready_condition(facts, book)
+    _stalled_condition(facts, book)
     plan.events += _events(book)
     status = api.MLModelStatus(
         observed_generation=facts.snapshot.model["metadata"].get("generation", 0),
@@ -148,6 +149,15 @@ def _ready_condition(facts: Facts, book: Book) -> None:
         book.set(
             "Ready", worst.status, worst.reason, f"{worst.message.rstrip('.')}.{serves}" if serves else worst.message
         )
+
+
+def _stalled_condition(facts: Facts, book: Book) -> None:
+    """`Stalled`: what the spec asks for was tried and is not tried again by itself."""
+    rollout_passed = book.get("RolloutPassed")
+    rolled_back = rollout_passed is not None and rollout_passed.reason == "RolledBack"
+    failed = condition(facts.snapshot.versions.get(facts.latest), "Stalled").get("status") == "True"
+    if rolled_back or failed:
+        book.stall()
 
 
 def _stable_status(facts: Facts, history: Iterable[api.Decision]) -> api.StableStatus | None:

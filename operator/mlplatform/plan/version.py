@@ -103,6 +103,7 @@ def plan_version(
             book.keep(stage.condition)
         book.set("Accepted", "False", "SpecInvalid", str(error))
         book.set("Ready", "False", "SpecInvalid", str(error))
+        book.stall()
         conditions = conditions_json(book.conditions())
         plan.status = {**previous, "observedGeneration": generation, "stage": "Failed", "conditions": conditions}
         plan.events = _events(book)
@@ -364,6 +365,7 @@ def _summarise(book: Book, current: tuple[Definition, Progress] | None) -> None:
         kept = book.get(stage.condition)
         message = kept.message if kept else progress.message
         book.set("Ready", "False", f"{stage.name.value.capitalize()}Failed", f"{stage.name} failed: {message}")
+        book.stall()
     elif progress.status == "False":
         book.set("Ready", "False", progress.reason, f"{stage.name} is blocked: {progress.message}")
     elif progress.reason in {"Suspended", "Superseded", "ModelMissing"}:

@@ -78,7 +78,7 @@ LIVES = [
         [(0, changed()), (400, changed(**FAILS)), (800, nothing)],
         {V1: 100},
         FIRST,
-        {"VersionReady": "False", "RolloutPassed": "Unknown", "Ready": "False"},
+        {"VersionReady": "False", "RolloutPassed": "Unknown", "Ready": "False", "Stalled": "True"},
         "Failed",
     ),
     Life(
@@ -86,7 +86,7 @@ LIVES = [
         [(0, changed()), (400, never_ready), (1200, nothing)],
         {V1: 100},
         [(V2, "RolledBack"), *FIRST],
-        {"RolloutPassed": "False", "Ready": "False"},
+        {"RolloutPassed": "False", "Ready": "False", "Stalled": "True"},
         "RolledBack",
     ),
     Life(
@@ -138,7 +138,7 @@ LIVES = [
         [(0, changed()), (400, changed(data={**SPEC["data"], "uri": " "})), (500, nothing)],
         {V1: 100},
         FIRST,
-        {"Accepted": "False", "Ready": "False"},
+        {"Accepted": "False", "Ready": "False", "Stalled": "True"},
         "Invalid",
     ),
 ]
