@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlplatform.contract import Stage
@@ -115,3 +115,11 @@ def stamp(when: datetime) -> str:
 def precise(when: datetime) -> str:
     """Writes an RFC 3339 time in milliseconds: for intervals, which must not come out short."""
     return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def until(since: datetime, wait: timedelta, now: datetime) -> datetime:
+    """When a wait that began at `since` is over.
+
+    A beginning further ahead than the wait is long was written by a clock that has jumped: that wait is over now.
+    """
+    return since + wait if since <= now + wait else now

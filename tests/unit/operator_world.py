@@ -80,7 +80,7 @@ class Fake:
         train_seconds: How long a PyTorchJob runs.
         stage_seconds: How long a Job runs.
         serve_seconds: From an InferenceService to Ready pods.
-        unready: Versions whose serving pods do not get ready.
+        unready: Versions, or pods by name, that do not get ready.
         podless: Versions that KServe makes no pods for, and what it says of them.
         forks: When set, takes a copy of the cluster before each write: where a crash at that point would leave it.
         played: How many entries of a scenario have been played.
@@ -282,23 +282,28 @@ class Fake:
         self.put({**job, "status": {**job["status"], "conditions": [condition], "completionTime": stamp(self.now)}})
 
     def _serve(self, isvc: Object) -> Iterator[datetime]:
+        """Makes the pods that the lower bound asks for; each is ready `serve_seconds` after its creation."""
         version = name_of(isvc)
-        name = f"{version}-predictor-0"
+        replicas = 0 if version in self.podless else isvc["spec"]["predictor"]["minReplicas"]
+        names = [f"{version}-predictor-{i}" for i in range(replicas)]
+        for name in [n for k, n in self._objects if k == "Pod" and n.startswith(f"{version}-predictor-")]:
+            if name not in names:
+                self.remove("Pod", name)
         if version in self.podless:
-            self.remove("Pod", name)
             condition = {"type": "PredictorReady", "status": "False", "message": self.podless[version]}
             if isvc.get("status") != {"conditions": [condition]}:
                 self.put({**isvc, "status": {"conditions": [condition]}})
-            return
-        ready_at = datetime.fromisoformat(isvc["metadata"]["creationTimestamp"]) + timedelta(seconds=self.serve_seconds)
-        ready = self.now >= ready_at and version not in self.unready
         labels = {**labels_of(isvc), "app": inferenceservice.pod_label(version)}
-        status = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
-        live = self._objects.get(("Pod", name))
-        if live is None or live["status"] != status:
-            self.put({**_pod(isvc, name, labels, status), **({"metadata": live["metadata"]} if live else {})})
-        if self.now < ready_at:
-            yield ready_at
+        for name in names:
+            live = self._objects.get(("Pod", name))
+            created = datetime.fromisoformat(live["metadata"]["creationTimestamp"]) if live else self.now
+            ready_at = created + timedelta(seconds=self.serve_seconds)
+            ready = self.now >= ready_at and not {version, name} & self.unready
+            status = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
+            if live is None or live["status"] != status:
+                self.put({**_pod(isvc, name, labels, status), **({"metadata": live["metadata"]} if live else {})})
+            if self.now < ready_at:
+                yield ready_at
 
 
 class Operator:
@@ -406,5 +411,8 @@ def _pod(owner: Object, name: str, labels: dict[str, str], status: Object) -> Ob
 def _merged(live: Object, patch: Object) -> Object:
     found = json.loads(json.dumps(live))
     for key, value in patch.items():
-        found[key] = _merged(found.get(key, {}), value) if isinstance(value, dict) else value
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = _merged(found.get(key, {}), value) if isinstance(value, dict) else value
     return cast("Object", found)

@@ -5,11 +5,15 @@ Called by `plan.model`.
 
 from __future__ import annotations
 
-from mlplatform.actions import Apply, Create, Delete, Event, Ref
+from dataclasses import replace
+from datetime import datetime
+
+from mlplatform import api, rollout
+from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref
 from mlplatform.plan.facts import Facts
-from mlplatform.plan.plan import ADD_ON_RETRY, Plan
+from mlplatform.plan.plan import ADD_ON_RETRY, PROXIES_LEARN, Plan
 from mlplatform.resources import inferenceservice, modelversion
-from mlplatform.snapshot import moment, status_of
+from mlplatform.snapshot import moment, status_of, until
 
 
 def ensure_version(facts: Facts, plan: Plan) -> None:
@@ -30,9 +34,26 @@ def ensure_served(facts: Facts, plan: Plan, version: str) -> None:
     storage_uri = status_of(facts.snapshot.versions.get(version)).get("storageUri", "")
     if not storage_uri:
         return  # Its ModelVersion is gone; what serves already, stays as it is.
-    wanted = inferenceservice.render(facts.snapshot.model, facts.spec, version, storage_uri, facts.settings)
+    serving = replace(facts.spec.serving, replicas=_replicas(facts, version))
+    spec = replace(facts.spec, serving=serving)
+    wanted = inferenceservice.render(facts.snapshot.model, spec, version, storage_uri, facts.settings)
     if not inferenceservice.same(facts.snapshot.services.get(version), wanted):
         plan.writes.append(Apply(wanted))
+
+
+def _replicas(facts: Facts, version: str) -> api.Replicas:
+    """Autoscaling bounds of a version's pods: the spec's, but room for its next step while it is rolled out."""
+    asked = facts.spec.serving.replicas
+    if version != facts.candidate or not facts.stable:
+        return asked
+    serving = facts.ready_pods(facts.stable)
+    if serving:
+        weight = facts.weights.get(version, 0)
+        needs = rollout.share(rollout.next_weight(weight, facts.steps), serving)
+    else:  # Nothing tells what its share is: what it has, it keeps.
+        needs = inferenceservice.replicas(facts.snapshot.services.get(version)).min
+    low = max(asked.min, needs)
+    return api.Replicas(min=low, max=max(asked.max, low))
 
 
 def retire(facts: Facts, plan: Plan) -> None:
@@ -43,15 +64,24 @@ def retire(facts: Facts, plan: Plan) -> None:
     for version, served in facts.snapshot.services.items():
         if version in wanted or facts.weights.get(version) or "deletionTimestamp" in served["metadata"]:
             continue
-        last = next(
-            (d for d in facts.previous.get("history") or () if version in (d["version"], d.get("previous"))), None
-        )
-        until = (moment(last["time"]) or facts.now) + facts.spec.rollout.keep_warm if last else facts.now
+        until = _warm_until(facts, version)
         if facts.now < until:
             plan.look(until)
+            if inferenceservice.replicas(served) != facts.spec.serving.replicas:  # A rollout had raised them.
+                plan.cleanup.append(Patch(Ref.to(served), inferenceservice.bounds(facts.spec.serving.replicas)))
             continue
         plan.cleanup.append(Delete(Ref.to(served)))
         plan.farewells.append(Event("Normal", "VersionRetired", f"the pods of {facts.label(version)} were stopped"))
+
+
+def _warm_until(facts: Facts, version: str) -> datetime:
+    """When the pods of a version that takes no traffic may go."""
+    history = facts.previous.get("history") or ()
+    last = next((d["time"] for d in history if version in (d["version"], d.get("previous"))), None)
+    keep = max(facts.spec.rollout.keep_warm, PROXIES_LEARN)
+    moved = moment(facts.record.step_started_at) if facts.record else None
+    waits = ((moment(last), keep), (moved, PROXIES_LEARN))
+    return max((until(since, wait, facts.now) for since, wait in waits if since), default=facts.now)
 
 
 def prune(facts: Facts, plan: Plan) -> None:

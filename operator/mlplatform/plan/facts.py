@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from mlplatform import api, failures
+from mlplatform import api, failures, rollout
 from mlplatform.resources import inferenceservice, modelversion, service, virtualservice
 from mlplatform.rollout import Record, View
 from mlplatform.settings import Settings
@@ -27,7 +27,7 @@ class Facts:
         latest: Name of the version that the spec asks for.
         trigger: The retrain annotation's value.
         stable: Name of the version that the apex Service selects; empty before the first promotion.
-        record: The last rollout, under way or over.
+        record: The last rollout, under way or over; a time of it that a clock which jumped has left ahead is `now`.
         weights: Percentage by version, read from the mesh.
         previous: The MLModel's status as last written.
         now: The clock.
@@ -81,7 +81,9 @@ class Facts:
     def rejected(self) -> bool:
         """Whether the latest version was rolled back; it is not tried again while the spec stays."""
         r = self.record
-        return r is not None and r.outcome == "RolledBack" and r.version == self.latest
+        if r is None or r.outcome != "RolledBack" or r.version != self.latest:
+            return False
+        return r.tried in {"", rollout.attempt(self.spec)}
 
     @property
     def candidate(self) -> str:
@@ -90,9 +92,23 @@ class Facts:
             return ""
         return self.latest
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Percentages on the way to 100."""
+        return () if self.spec.rollout.strategy == "recreate" else self.spec.rollout.steps
+
     def is_ready(self, version: str) -> bool:
         """Enough pods to take over: the autoscaler's lower bound, and at least one."""
         return version in self.snapshot.services and self.ready_pods(version) >= max(1, self.spec.serving.replicas.min)
+
+    @property
+    def home(self) -> str:
+        """Who has the traffic that no rollout gives away: the stable version, or who stands in while that has no pod."""
+        if self.ready_pods(self.stable):
+            return self.stable
+        others = {*self.weights, self.record.version if self.record and self.rolling else self.stable}
+        answering = [version for version in sorted(others) if self.ready_pods(version)]
+        return max(answering, key=lambda version: self.weights.get(version, 0), default=self.stable)
 
     def sighting(self, version: str) -> failures.Sighting | None:
         """The gravest thing wrong with a version's serving pods that take no traffic."""
@@ -115,7 +131,8 @@ class Facts:
             or pod["metadata"].get("creationTimestamp")
             for pod in waiting
         ]
-        return max(filter(None, map(moment, times)), default=None)
+        latest = self.now + self.spec.rollout.max_duration  # What lies further ahead, a clock that jumped has written.
+        return max((time for time in map(moment, times) if time and time <= latest), default=None)
 
     def view(self, record: Record) -> View:
         """What the policies look at."""
@@ -124,23 +141,27 @@ class Facts:
             candidate=self.label(version),
             stable=self.label(self.stable),
             weight=self.weights.get(version, 0),
-            steps=() if spec.strategy == "recreate" else spec.steps,
+            steps=self.steps,
             interval=spec.interval,
             max_duration=spec.max_duration,
-            ready=self.is_ready(version),
-            serving=self.ready_pods(version) > 0,
+            pods=self.ready_pods(version),
+            stable_pods=self.ready_pods(self.stable),
+            stable_ready=self.is_ready(self.stable),
             trouble=self.trouble(version),
+            stable_trouble=self.trouble(self.stable),
             started_at=moment(record.started_at) or self.now,
             step_started_at=moment(record.step_started_at) or self.now,
             now=self.now,
             setbacks=record.setbacks,
             unready_since=self.unready_since(version),
+            detour=record.detour,
         )
 
 
 def gather(snapshot: ModelSnapshot, settings: Settings, spec: api.MLModelSpec, now: datetime) -> Facts:
     """Works out the facts of a snapshot whose spec has been decoded."""
     record = Record.from_json(virtualservice.record(snapshot.route))
+    record = record and record.in_the_past(now)
     return Facts(
         snapshot=snapshot,
         settings=settings,

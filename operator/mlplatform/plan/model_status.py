@@ -104,9 +104,10 @@ def _serving_condition(facts: Facts, book: Book) -> None:
     elif facts.ready_pods(facts.stable):
         book.set("Serving", "True", "PodsReady", f"{facts.label(facts.stable)} serves")
     else:
-        trouble = facts.trouble(facts.stable)
-        message = f"{facts.label(facts.stable)} has no ready pod{f': {trouble}' if trouble else ''}"
-        book.set("Serving", "False", "NoReadyPods", message)
+        trouble, stands_in = facts.trouble(facts.stable), facts.home != facts.stable
+        meanwhile = f"; {facts.label(facts.home)} answers for it through the gateway meanwhile" if stands_in else ""
+        message = f"{facts.label(facts.stable)} has no ready pod{meanwhile}{f': {trouble}' if trouble else ''}"
+        book.set("Serving", "False", "StableNotReady" if stands_in else "NoReadyPods", message)
 
 
 def _rollout_condition(facts: Facts, verdict: rollout.Verdict | None, book: Book) -> None:
@@ -226,6 +227,6 @@ def _events(book: Book) -> list[Event]:
             events.append(Event("Normal", "ServingStarted", new.message))
         elif kind == "Serving" and new.reason == "NoReadyPods":
             events.append(Event("Warning", "ServingStopped", new.message))
-        elif kind == "Ready" and new.status == "False" and new.reason != "NoReadyPods":
+        elif kind == "Ready" and new.status == "False" and new.reason not in {"NoReadyPods", "StableNotReady"}:
             events.append(Event("Warning", new.reason, new.message))
     return events

@@ -18,6 +18,9 @@ from mlplatform.snapshot import Object
 ADD_ON_RETRY: Final = timedelta(seconds=15)
 """How often a kind that the API server does not serve is looked for again."""
 
+PROXIES_LEARN: Final = timedelta(seconds=10)
+"""How long a weight may take to reach every proxy of the mesh: no pod goes sooner than that after its last request."""
+
 
 @dataclass(slots=True)
 class Plan:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Final, Literal
 
 from mlplatform import rollout
 from mlplatform.actions import Apply, Event
 from mlplatform.plan.facts import Facts
-from mlplatform.plan.plan import ADD_ON_RETRY, Plan
+from mlplatform.plan.plan import ADD_ON_RETRY, PROXIES_LEARN, Plan
 from mlplatform.resources import service, virtualservice
 from mlplatform.resources.metadata import same
-from mlplatform.rollout import FULL, Move, Record
-from mlplatform.snapshot import Object, precise, stamp
+from mlplatform.rollout import FULL, Detour, Move, Record
+from mlplatform.snapshot import Object, moment, precise, stamp, until
 
 _OUTCOMES: Final[dict[Move, Literal["Promoted", "RolledBack"]]] = {
     Move.PROMOTE: "Promoted",
@@ -51,8 +52,8 @@ def move(  # noqa: PLR0911  one link of the chain each, in order
     if candidate and not facts.rolling:
         now = precise(facts.now)
         record = Record(version=candidate, previous=facts.stable, started_at=now, step_started_at=now)
-        _apply_route(facts, {facts.stable: FULL}, record, plan)
-        return rollout.decide(replace(facts.view(record), ready=False, serving=True, weight=0))
+        _apply_route(facts, {facts.home: FULL}, record, plan)
+        return rollout.Verdict(Move.HOLD, 0, "Starting", f"the rollout of {facts.label(candidate)} begins")
     if candidate and record:
         return _advance(facts, record, plan)
     if facts.stable:
@@ -63,8 +64,8 @@ def move(  # noqa: PLR0911  one link of the chain each, in order
 def _first(facts: Facts, candidate: str, plan: Plan) -> rollout.Verdict:
     """A model's first version has nothing to be compared with: it is stable as soon as it is ready."""
     if not facts.is_ready(candidate):
-        trouble = facts.trouble(candidate)
-        message = f"waiting for the pods of {facts.label(candidate)}{f': {trouble}' if trouble else ''}"
+        pods, needs = facts.ready_pods(candidate), max(1, facts.spec.serving.replicas.min)
+        message = rollout.waiting(facts.label(candidate), pods, needs, facts.trouble(candidate))
         return rollout.Verdict(Move.HOLD, 0, "WaitingForPods", message)
     now = precise(facts.now)
     message = f"{facts.label(candidate)} is the first version, and its pods are ready"
@@ -88,7 +89,9 @@ def _advance(facts: Facts, record: Record, plan: Plan) -> rollout.Verdict:
     verdict = rollout.decide(facts.view(record))
     outcome = _OUTCOMES.get(verdict.move)
     if outcome:
-        _close(facts, replace(record, outcome=outcome, reason=verdict.reason, message=verdict.message), plan)
+        tried = rollout.attempt(facts.spec) if outcome == "RolledBack" else ""
+        ended = replace(record, outcome=outcome, reason=verdict.reason, message=verdict.message, tried=tried)
+        _close(facts, ended, plan)
     elif verdict.weight != facts.weights.get(record.version, 0):
         _shift(facts, record, verdict, plan)
     else:
@@ -107,8 +110,8 @@ def protect(facts: Facts, plan: Plan) -> None:
         _hold(facts, record, plan)
     elif record and facts.rolling:
         view = facts.view(record)
-        verdict = rollout.protect_traffic(view)
-        if verdict:
+        verdict = rollout.protect(view)
+        if verdict and verdict.weight != view.weight:
             _shift(facts, record, verdict, plan)
         else:
             _apply_route(facts, _split(facts, record.version, view.weight), record, plan)
@@ -119,30 +122,43 @@ def protect(facts: Facts, plan: Plan) -> None:
 
 def _hold(facts: Facts, record: Record, plan: Plan) -> None:
     """What has been decided stays in place, however long it takes until the status says so."""
-    winner = record.version if record.outcome == "Promoted" else facts.stable
+    winner = record.version if record.outcome == "Promoted" else facts.home
     if winner:
         _apply_route(facts, {winner: FULL}, record, plan)
         _point_apex(facts, facts.stable or winner, plan)
 
 
 def _shift(facts: Facts, record: Record, verdict: rollout.Verdict, plan: Plan) -> None:
-    """Gives the candidate another weight: on to the next step, or back for want of a ready pod."""
-    forward = verdict.move is Move.ADVANCE
-    setbacks = record.setbacks if forward else record.setbacks + 1
-    moved = replace(record, step_started_at=precise(facts.now), setbacks=setbacks)
+    """Gives the candidate another weight, and remembers what the rollout needs to go on from there."""
+    now, weight = precise(facts.now), facts.weights.get(record.version, 0)
+    if verdict.move is Move.ADVANCE:
+        moved = replace(record, step_started_at=now)
+    elif verdict.move is Move.DIVERT:
+        moved = replace(record, detour=record.detour or Detour(weight=weight, since=now))
+    elif verdict.move is Move.RETURN:
+        moved = replace(record, step_started_at=_resumed(record, facts.now), detour=None)
+    else:
+        moved = replace(record, step_started_at=now, setbacks=record.setbacks + 1, detour=None)
     _apply_route(facts, _split(facts, record.version, verdict.weight), moved, plan)
-    event = (
+    forward = verdict.move in {Move.ADVANCE, Move.RETURN}
+    plan.events.append(
         Event("Normal", "TrafficMoved", verdict.message)
         if forward
         else Event("Warning", verdict.reason, verdict.message)
     )
-    plan.events.append(event)
+
+
+def _resumed(record: Record, now: datetime) -> str:
+    """When the present step would have begun, had the candidate never stood in for the stable version."""
+    since = moment(record.detour.since) if record.detour else None
+    return precise((moment(record.step_started_at) or now) + (now - (since or now)))
 
 
 def _close(facts: Facts, record: Record, plan: Plan) -> None:
     """Ends a rollout: all traffic to one version, and the outcome beside the weights, in one write."""
-    winner = record.version if record.outcome == "Promoted" else facts.stable
-    _apply_route(facts, {winner: FULL}, replace(record, finished_at=stamp(facts.now)), plan)
+    winner = record.version if record.outcome == "Promoted" else facts.home
+    ended = replace(record, finished_at=stamp(facts.now), step_started_at=precise(facts.now), detour=None)
+    _apply_route(facts, {winner: FULL}, ended, plan)
 
 
 def _keep_route(facts: Facts, plan: Plan, *, forget: bool = True) -> None:
@@ -152,11 +168,24 @@ def _keep_route(facts: Facts, plan: Plan, *, forget: bool = True) -> None:
     back to the version that failed counts as asking for it anew.
     """
     record = facts.record
-    if forget and record and record.outcome != "Promoted" and record.version != facts.latest:
+    over = record and record.outcome != "Promoted" and record.version != facts.latest
+    if forget and record and over and _settled(facts, record, plan):
         record = None
+    if record and facts.weights.get(facts.home) != FULL:
+        record = replace(record, step_started_at=precise(facts.now))
     if facts.ready_pods(facts.stable) or facts.snapshot.route is not None:
-        _apply_route(facts, {facts.stable: FULL}, record, plan)
+        _apply_route(facts, {facts.home: FULL}, record, plan)
     _point_apex(facts, facts.stable, plan)
+
+
+def _settled(facts: Facts, record: Record, plan: Plan) -> bool:
+    """Whether the stable version has all the traffic, and every proxy knows: pods that had some wait for that."""
+    if facts.home != facts.stable or facts.weights.get(facts.stable) != FULL:
+        return False
+    known = until(moment(record.step_started_at) or facts.now, PROXIES_LEARN, facts.now)
+    if facts.now < known:
+        plan.look(known)
+    return facts.now >= known
 
 
 def _apply_route(facts: Facts, weights: Mapping[str, int], record: Record | None, plan: Plan) -> None:
@@ -187,4 +216,5 @@ def _unless_changed(wanted: Object, live: Object | None) -> Object:
 
 
 def _split(facts: Facts, candidate: str, weight: int) -> dict[str, int]:
-    return {facts.stable: FULL} if candidate == facts.stable else {facts.stable: FULL - weight, candidate: weight}
+    home = facts.stable if weight else facts.home
+    return {home: FULL} if candidate == home else {home: FULL - weight, candidate: weight}

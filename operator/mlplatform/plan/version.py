@@ -27,6 +27,7 @@ from mlplatform.snapshot import (
     name_of,
     stamp,
     status_of,
+    until,
 )
 from mlplatform.stages import PIPELINE, Definition
 
@@ -279,10 +280,10 @@ def _cause(stage: Definition, trouble: Sighting | None, workload: Workload, look
 
 def _patient(workload: Workload, look: Pass) -> bool:
     """Whether the workload ended so recently that its pods' end may not have been seen yet."""
-    until = (moment(workload.finished_at) or look.now) + REPORT_GRACE
-    if look.now < until:
-        look.plan.look(until)
-    return look.now < until
+    over = until(moment(workload.finished_at) or look.now, REPORT_GRACE, look.now)
+    if look.now < over:
+        look.plan.look(over)
+    return look.now < over
 
 
 def _reading(workload: Workload) -> Progress:

@@ -79,6 +79,18 @@ def same(live: Object | None, wanted: Object) -> bool:
     return all(found.get(key) == asked[key] for key in _SCALING)
 
 
+def replicas(live: Object | None) -> api.Replicas:
+    """The autoscaling bounds that the live object has; KServe's own defaults where it has none."""
+    predictor = (live or {}).get("spec", {}).get("predictor", {})
+    low = predictor.get("minReplicas", 1)
+    return api.Replicas(min=low, max=predictor.get("maxReplicas", low))
+
+
+def bounds(replicas: api.Replicas) -> Object:
+    """Merge patch that sets them, and restarts nothing."""
+    return {"spec": {"predictor": {"minReplicas": replicas.min, "maxReplicas": replicas.max}}}
+
+
 _SCALING: Final = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")
 
 

@@ -18,11 +18,11 @@ from mlplatform.plan import plan_model
 from mlplatform.plan.facts import gather
 from mlplatform.resources import virtualservice
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, name_of
+from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, name_of, stamp
 
 SECOND = {**SPEC, "gates": [{"metric": "roc_auc", "min": 0.9}]}
 THIRD = {**SPEC, "gates": [{"metric": "roc_auc", "min": 0.85}]}
-V1, V2 = (api.version_name("adult", api.decode(api.MLModelSpec, spec)) for spec in (SPEC, SECOND))
+V1, V2, V3 = (api.version_name("adult", api.decode(api.MLModelSpec, spec)) for spec in (SPEC, SECOND, THIRD))
 ROLLING_AT = 400 + 60 + 3 * 20 + 15 + 5
 """Seconds from the start: the second version's first step has been taken."""
 
@@ -191,6 +191,164 @@ def test_no_ready_pod_takes_the_traffic_back_until_there_is_one() -> None:
     fake.unready.clear()
     settle(fake, seconds=1)
     assert fake.weights() == {V1: 95, V2: 5}, "it starts over at the first step"
+
+
+def test_the_stable_version_without_a_pod_hands_its_traffic_over_until_it_has_one() -> None:
+    fake = rolling()
+    fake.unready.add(V1)
+    settle(fake)
+    assert fake.weights() == {V2: 100}
+    assert fake.one("Service", "adult")["spec"]["selector"] == {"app": f"isvc.{V1}-predictor"}, "nothing is promoted"
+    assert status(fake, "Serving")[:2] == ("False", "StableNotReady")
+    assert f"{V2} (v2) answers for it" in status(fake, "Serving")[2]
+    assert status(fake, "RolloutPassed")[:2] == ("Unknown", "StableNotReady")
+    assert "eta" not in fake.one("MLModel", "adult")["status"]["rollout"]
+    events = [event.reason for _, event in fake.events[-3:]]
+    assert events.count("StableNotReady") == 1, events
+    settle(fake, seconds=3600)
+    assert fake.weights() == {V2: 100}
+    fake.unready.clear()
+    settle(fake)
+    assert fake.weights() == {V1: 95, V2: 5}, "where it was"
+    assert status(fake, "Serving")[0] == "True"
+    settle(fake, seconds=4)
+    assert fake.weights() == {V1: 95, V2: 5}, "the rest of its step"
+    settle(fake, seconds=2)
+    assert fake.weights() == {V1: 75, V2: 25}
+
+
+def test_neither_version_with_a_pod_moves_nothing() -> None:
+    fake = rolling()
+    fake.unready.update((V1, V2))
+    assert {entry.split()[0] for entry in settle(fake, seconds=3600)} == {"status"}
+    assert fake.weights() == {V1: 95, V2: 5}
+    assert status(fake, "RolloutPassed")[:2] == ("Unknown", "NoReadyPods")
+
+
+@pytest.mark.parametrize("change", [{"suspend": True}, {"rollout": {**SPEC["rollout"], "steps": [50, 5]}}])
+def test_suspended_or_refused_the_stable_version_is_protected_too(change: Object) -> None:
+    fake = rolling()
+    fake.apply(mlmodel(spec={**SECOND, **change}))
+    fake.unready.add(V1)
+    settle(fake)
+    assert fake.weights() == {V2: 100}
+    fake.unready.clear()
+    settle(fake)
+    assert fake.weights() == {V1: 95, V2: 5}
+
+
+def test_another_version_asked_for_meanwhile_takes_the_traffic_from_nobody_who_answers() -> None:
+    fake = rolling()
+    fake.unready.add(V1)
+    settle(fake)
+    fake.apply(mlmodel(spec=THIRD))
+    settle(fake)
+    assert fake.weights() == {V2: 100}, "stable has no pod to take it"
+    [decision, *_] = fake.one("MLModel", "adult")["status"]["history"]
+    assert (decision["version"], decision["decision"]) == (V2, "Superseded")
+    settle(fake, seconds=600)
+    assert fake.weights() == {V3: 100}, "once the third has pods it stands in"
+    fake.unready.clear()
+    settle(fake)
+    assert fake.weights() == {V1: 95, V3: 5}, "and begins at its first step"
+    settle(fake, seconds=60)
+    assert fake.weights() == {V3: 100}
+
+
+def test_pods_that_stood_in_stay_until_proxies_know_that_they_no_longer_do() -> None:
+    fake = rolling()
+    fake.unready.add(V1)
+    settle(fake)
+    fake.apply(mlmodel(spec={**SECOND, "gates": [{"metric": "roc_auc", "min": 0.99}]}))
+    settle(fake, seconds=600)
+    assert fake.weights() == {V2: 100}, "nothing else can answer"
+    fake.unready.clear()
+    settle(fake)
+    assert fake.weights() == {V1: 100}
+    assert V2 in fake.names("InferenceService"), "keepWarm counted from the decision is long over"
+    settle(fake, seconds=9)
+    assert V2 in fake.names("InferenceService")
+    settle(fake, seconds=2)
+    assert V2 not in fake.names("InferenceService")
+
+
+def bounds(fake: Fake, version: str) -> tuple[int, int]:
+    predictor = fake.one("InferenceService", version)["spec"]["predictor"]
+    return predictor["minReplicas"], predictor["maxReplicas"]
+
+
+AUTOSCALED = {"serving": {"replicas": {"min": 1, "max": 2}}}
+
+
+def autoscaled(fake: Fake, version: str, pods: int) -> None:
+    """An autoscaler, or a person, has made that many pods of a version."""
+    [pod] = [p for p in (fake.one("Pod", name) for name in fake.names("Pod")) if name_of(p) == f"{version}-predictor-0"]
+    for i in range(pods, pods + 5):
+        fake.remove("Pod", f"{version}-predictor+{i}")
+    for i in range(1, pods):
+        fake.put({**pod, "metadata": {**pod["metadata"], "name": f"{version}-predictor+{i}", "uid": f"u{version}{i}"}})
+
+
+def test_a_step_waits_for_its_share_of_the_capacity() -> None:
+    """The stable version has grown to 8 pods; the candidate would have taken half of their traffic with one."""
+    fake = play([(0, applied({**SPEC, **AUTOSCALED})), (400, applied({**SECOND, **AUTOSCALED})), (500, nothing)])
+    autoscaled(fake, V1, 8)
+    settle(fake, seconds=37)
+    assert fake.weights() == {V1: 95, V2: 5}
+    assert bounds(fake, V2) == (2, 2), "a quarter of 8 comes next"
+    settle(fake, seconds=10)
+    assert fake.weights() == {V1: 95, V2: 5}, "its second pod takes 15 s"
+    assert status(fake, "RolloutPassed")[1:] == (
+        "WaitingForPods",
+        f"waiting for the pods of {V2} (v2) (1 of 2 pods ready)",
+    )
+    settle(fake, seconds=60)
+    assert fake.weights() == {V2: 100}
+    assert bounds(fake, V2) == (1, 2), "the spec's own bounds afterwards"
+
+
+def test_a_candidate_that_was_given_up_for_want_of_room_gives_its_room_back() -> None:
+    fake = play([(0, applied({**SPEC, **AUTOSCALED})), (400, applied({**SECOND, **AUTOSCALED})), (500, nothing)])
+    autoscaled(fake, V1, 8)
+    fake.unready.update(f"{V2}-predictor-{i}" for i in range(1, 8))
+    settle(fake, seconds=370)
+    [decision, *_] = fake.one("MLModel", "adult")["status"]["history"]
+    assert (decision["decision"], decision["reason"]) == ("RolledBack", "NotReadyInTime")
+    assert "(1 of 2 pods ready)" in decision["message"]
+    assert bounds(fake, V2) == (1, 2)
+
+
+def test_a_clock_that_jumped_holds_no_rollout() -> None:
+    fake = rolling()
+    route = fake.one("VirtualService", "adult")
+    record = {**json.loads(virtualservice.record(route)), "stepStartedAt": stamp(fake.now + timedelta(hours=5))}
+    annotations = {**annotations_of(route), virtualservice.ROLLOUT: json.dumps(record)}
+    fake.put({**route, "metadata": {**route["metadata"], "annotations": annotations}})
+    assert settle(fake)[0] == "apply VirtualService/adult", "the step begins anew"
+    settle(fake, seconds=60)
+    assert fake.weights() == {V2: 100}
+
+
+def test_a_clock_that_jumped_keeps_no_pods() -> None:
+    fake = play([(0, applied()), (400, applied(SECOND)), (620, nothing)])
+    model = fake.one("MLModel", "adult")
+    history = [{**d, "time": stamp(fake.now + timedelta(hours=5))} for d in model["status"]["history"]]
+    route = fake.one("VirtualService", "adult")
+    record = {**json.loads(virtualservice.record(route)), "finishedAt": history[0]["time"]}
+    annotations = {**annotations_of(route), virtualservice.ROLLOUT: json.dumps(record)}
+    fake.put({**route, "metadata": {**route["metadata"], "annotations": annotations}})
+    fake.put({**model, "status": {**model["status"], "history": history}})
+    settle(fake, seconds=60)
+    assert fake.names("InferenceService") == [V2]
+
+
+def test_pods_stay_until_proxies_know_even_if_they_need_not_be_kept_warm() -> None:
+    cold = {"rollout": {**SPEC["rollout"], "keepWarm": "0s"}}
+    fake = play([(0, applied({**SPEC, **cold})), (400, applied({**SECOND, **cold})), (565, nothing)])
+    assert fake.weights() == {V2: 100}
+    assert V1 in fake.names("InferenceService")
+    settle(fake, seconds=10)
+    assert fake.names("InferenceService") == [V2]
 
 
 def test_a_version_that_was_rolled_back_is_not_tried_again_until_asked_for_anew() -> None:
@@ -403,7 +561,7 @@ def test_kserve_says_itself_why_a_first_version_has_no_pods() -> None:
     fake = play([(0, applied()), (300, nothing)], Fake(podless={V1: HOST_TOO_LONG}))
     assert status(fake, "RolloutPassed")[1:] == (
         "WaitingForPods",
-        f"waiting for the pods of {V1} (v1): {HOST_TOO_LONG}",
+        f"waiting for the pods of {V1} (v1) (0 of 1 pods ready): {HOST_TOO_LONG}",
     )
     fake.podless.clear()
     settle(fake, seconds=30)

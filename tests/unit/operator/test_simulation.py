@@ -28,6 +28,22 @@ def never_ready(fake: Fake) -> None:
     fake.unready.add(name_of(**SECOND))
 
 
+def unready(version: str) -> Callable[[Fake], None]:
+    """A version's serving pods break."""
+    return lambda fake: fake.unready.add(version)
+
+
+def mended(version: str) -> Callable[[Fake], None]:
+    """They work again."""
+    return lambda fake: fake.unready.discard(version)
+
+
+def without_room(fake: Fake) -> None:
+    """More replicas are asked for than the cluster has room for."""
+    changed(**SECOND, **MORE)(fake)
+    fake.unready.update(f"{version}-predictor-{i}" for version in (V1, V2) for i in (1, 2))
+
+
 def name_of(**sections: Any) -> str:
     """Name of the version that a spec makes."""
     return api.version_name("adult", api.decode(api.MLModelSpec, {**SPEC, **sections}))
@@ -40,6 +56,8 @@ def nothing(_fake: Fake) -> None:
 SECOND = {"gates": [{"metric": "roc_auc", "min": 0.9}]}
 THIRD = {"gates": [{"metric": "roc_auc", "min": 0.85}]}
 FAILS = {"gates": [{"metric": "roc_auc", "min": 0.95}]}
+MORE = {"serving": {"replicas": {"min": 3, "max": 3}}}
+MEMORY = {"serving": {"resources": {"memory": "4Gi"}}}
 V1, V2, V3 = name_of(), name_of(**SECOND), name_of(**THIRD)
 READY = dict.fromkeys(("Accepted", "VersionReady", "Serving", "RolloutPassed", "Ready"), "True")
 
@@ -132,6 +150,32 @@ LIVES = [
         [(0, changed()), (20, changed(suspend=True)), (300, changed()), (700, nothing)],
         {V1: 100},
         FIRST,
+    ),
+    Life(
+        "the stable version dies in the middle of a rollout: who is ready takes everything, and nothing is promoted",
+        [(0, changed()), (400, changed(**SECOND)), (545, unready(V1)), (700, nothing)],
+        {V2: 100},
+        FIRST,
+        {"Serving": "False", "RolloutPassed": "Unknown", "Ready": "False"},
+        "RollingOut",
+    ),
+    Life(
+        "the stable version comes back: the rollout goes on where it was",
+        [(0, changed()), (400, changed(**SECOND)), (545, unready(V1)), (700, mended(V1)), (800, nothing)],
+        {V2: 100},
+        [(V2, "Promoted"), *FIRST],
+    ),
+    Life(
+        "more replicas than there is room for, asked for in the middle of a rollout, roll nothing back",
+        [(0, changed()), (400, changed(**SECOND)), (545, without_room), (1300, nothing)],
+        {V2: 100},
+        [(V2, "Promoted"), *FIRST],
+    ),
+    Life(
+        "more memory after a rollback tries the version again",
+        [(0, changed()), (400, never_ready), (1000, mended(V2)), (1010, changed(**SECOND, **MEMORY)), (1200, nothing)],
+        {V2: 100},
+        [(V2, "Promoted"), (V2, "RolledBack"), *FIRST],
     ),
     Life(
         "a spec that cannot be used leaves what serves alone",
