@@ -238,12 +238,13 @@ class MLModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersionSpec:
-    """An immutable snapshot of what shapes an artifact."""
+    """An immutable snapshot of what shapes an artifact; `artifact_id` is in the path of its artifacts."""
 
     model: str
     sequence: int
     data: Data
     trigger: str = ""
+    artifact_id: str = ""
     training: Training = Training()
     gates: tuple[Gate, ...] = field(default=(), metadata=_UNORDERED)
     fairness: Fairness = Fairness()
@@ -354,6 +355,7 @@ class MLModelStatus:
     stage: str = ""
     latest_version: str = ""
     latest_sequence: int = 0
+    highest_sequence: int = 0
     url: str = ""
     conditions: tuple[Condition, ...] = ()
     stable: StableStatus | None = None

@@ -235,9 +235,17 @@ class Artifacts:
     """A made-up record ``{column: value}``, as the object ``features`` of a request holds it."""
 
 
-def artifact_root(root: str, namespace: str, model: str, version: str) -> str:
-    """URI of one version's artifacts: ``<root>/<namespace>/<model>/<version>``."""
-    return "/".join((root.rstrip("/"), namespace, model, version))
+def artifact_root(root: str, namespace: str, model: str, version: str, artifact_id: str = "") -> str:
+    """URI of one version's artifacts: ``<root>/<namespace>/<model>/<version>-<id>``.
+
+    Args:
+        root: Of the store.
+        namespace: Of the model.
+        model: Its name.
+        version: Name of the ModelVersion.
+        artifact_id: What tells it from another version that had its name; empty for one that has no such id.
+    """
+    return "/".join((root.rstrip("/"), namespace, model, f"{version}-{artifact_id}" if artifact_id else version))
 
 
 def digest(value: object) -> str:

@@ -88,6 +88,8 @@ def test_an_unknown_failure_class_is_a_crash() -> None:
 def test_artifacts_have_one_place() -> None:
     root = artifact_root("s3://mlplatform/", "default", "adult", "adult-12345678")
     assert f"{root}/{Artifacts.report(Stage.TRAIN)}" == "s3://mlplatform/default/adult/adult-12345678/train/report.json"
+    again = artifact_root("s3://mlplatform/", "default", "adult", "adult-12345678", "0a1b2c3d")
+    assert again == f"{root}-0a1b2c3d", "beside the other's, not in it: what deletes one leaves the other"
 
 
 def test_a_digest_ignores_the_order_of_keys() -> None:

@@ -20,7 +20,7 @@ def ensure_version(facts: Facts, plan: Plan) -> None:
     """The version that the spec asks for; its name is a hash of what it is made of."""
     if facts.latest in facts.snapshot.versions:
         return
-    sequence = 1 + max(map(facts.sequence, facts.snapshot.versions), default=0)
+    sequence = 1 + facts.highest_sequence
     manifest = modelversion.render(facts.snapshot.model, facts.spec, facts.latest, sequence, facts.trigger)
     plan.writes.append(Create(manifest))
     plan.events.append(Event("Normal", "VersionCreated", f"{facts.latest} (v{sequence}) was created"))

@@ -52,6 +52,14 @@ class Facts:
         """The version's number for people; 0 when the version is gone."""
         return int(self.snapshot.versions.get(version, {}).get("spec", {}).get("sequence", 0))
 
+    @property
+    def highest_sequence(self) -> int:
+        """The highest number that is known to have been given; none is given twice, whatever has been deleted since."""
+        told = self.previous
+        entries = [told.get("stable"), told.get("rollout"), *(told.get("history") or ())]
+        said = [told.get("highestSequence"), told.get("latestSequence"), *((e or {}).get("sequence") for e in entries)]
+        return max([0, *map(self.sequence, self.snapshot.versions), *(int(number) for number in said if number)])
+
     def ready_pods(self, version: str) -> int:
         """How many pods of the version take traffic."""
         return sum(failures.ready(pod) for pod in self.snapshot.pods.get(version, ()))

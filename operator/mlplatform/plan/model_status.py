@@ -38,6 +38,7 @@ def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Pl
         stage=_word(facts, verdict, book),
         latest_version=facts.latest,
         latest_sequence=facts.sequence(facts.latest),
+        highest_sequence=facts.highest_sequence,
         url=virtualservice.url(facts.snapshot.model, facts.settings),
         conditions=book.conditions(),
         stable=_stable_status(facts, history),

@@ -11,7 +11,7 @@ from itertools import count
 from mlplatform import api, contract
 from mlplatform.contract import ANNOTATION_RETRAIN
 from mlplatform.resources.metadata import metadata
-from mlplatform.snapshot import Object, annotations_of, name_of
+from mlplatform.snapshot import Object, annotations_of, name_of, uid_of
 
 
 def trigger(model: Object) -> str:
@@ -59,7 +59,9 @@ def _as_written(spec: api.MLModelSpec | api.ModelVersionSpec) -> list[Object]:
 def render(model: Object, spec: api.MLModelSpec, name: str, sequence: int, trigger: str) -> Object:
     """An immutable snapshot of the sections that shape an artifact.
 
-    Sections hold only what differs from the defaults, so the object reads like what the user wrote.
+    Sections hold only what differs from the defaults, so the object reads like what the user wrote. The id is that of this
+    very model and number: the same if it is made twice, another one for a namesake of a version that was deleted, with its
+    model or alone. Without a cluster there is no such namesake, and no id.
     """
     return {
         "apiVersion": contract.API_VERSION,
@@ -69,6 +71,7 @@ def render(model: Object, spec: api.MLModelSpec, name: str, sequence: int, trigg
             "model": name_of(model),
             "sequence": sequence,
             **({"trigger": trigger} if trigger else {}),
+            **({"artifactId": contract.digest([uid_of(model), sequence])} if uid_of(model) else {}),
             **{section: api.canonical(getattr(spec, section)) for section in api.VERSIONED},
         },
     }

@@ -7,6 +7,7 @@ Standard: no root, no capabilities, a read-only root file system.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Final
 
 from mlplatform import api, contract
@@ -107,9 +108,13 @@ def environment(version: Object, spec: api.ModelVersionSpec, stage: Stage, setti
     namespace, name, model = namespace_of(version), name_of(version), str(version["spec"]["model"])
     values = {
         # Less the defaults, which the API server has filled in: an older image that rejects what it does not know
-        # then rejects what somebody has asked for, and nothing else.
-        contract.ENV_SPEC: json.dumps(api.canonical(spec), sort_keys=True, separators=(",", ":")),
-        contract.ENV_ARTIFACTS: contract.artifact_root(settings.artifact_root, namespace, model, name),
+        # then rejects what somebody has asked for, and nothing else. The id says nothing but where the artifacts lie.
+        contract.ENV_SPEC: json.dumps(
+            api.canonical(replace(spec, artifact_id="")), sort_keys=True, separators=(",", ":")
+        ),
+        contract.ENV_ARTIFACTS: contract.artifact_root(
+            settings.artifact_root, namespace, model, name, spec.artifact_id
+        ),
         contract.ENV_NAMESPACE: namespace,
         contract.ENV_MODEL: model,
         contract.ENV_VERSION: name,

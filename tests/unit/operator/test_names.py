@@ -151,3 +151,100 @@ def test_a_release_renames_and_retrains_nothing(
     assert fake.weights() == {versions[0]: 100}
     ready = {c["type"]: c["status"] for c in fake.one("MLModel", "adult")["status"]["conditions"]}
     assert ready["Ready"] == "True"
+
+
+# A name is not reused for other content.
+
+
+def places(fake: Fake, kind: str = "PyTorchJob") -> dict[str, str]:
+    """Where the trainings put their artifacts, by version."""
+    found = {}
+    for name in fake.names(kind):
+        (container,) = fake.one(kind, name)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
+        environment = {entry["name"]: entry["value"] for entry in container["env"]}
+        found[environment[contract.ENV_VERSION]] = environment[contract.ENV_ARTIFACTS]
+    return found
+
+
+def applied(fake: Fake) -> None:
+    fake.apply(mlmodel())
+
+
+def nothing(_fake: Fake) -> None:
+    """Time passes."""
+
+
+def suspended(fake: Fake) -> None:
+    fake.apply(mlmodel(spec={**SPEC, "suspend": True}))
+
+
+def without_its_versions(fake: Fake) -> None:
+    for name in fake.names("ModelVersion"):
+        fake.remove("ModelVersion", name)
+
+
+def made_anew(fake: Fake) -> None:
+    fake.remove("MLModel", "adult")
+    applied(fake)
+
+
+AGAIN: list[tuple[str, list[tuple[float, Callable[[Fake], None]]], int]] = [
+    ("deleted while it trains", [(20, without_its_versions), (40, nothing)], 2),
+    ("deleted while it serves", [(300, without_its_versions), (320, nothing)], 2),
+    ("deleted while nothing may begin", [(20, suspended), (30, without_its_versions), (40, applied), (60, nothing)], 2),
+    ("deleted with its model", [(20, made_anew), (40, nothing)], 1),
+]
+
+
+@pytest.mark.parametrize(("reason", "deeds", "sequence"), AGAIN, ids=[case[0] for case in AGAIN])
+def test_what_is_made_again_has_its_own_place(
+    reason: str, deeds: list[tuple[float, Callable[[Fake], None]]], sequence: int
+) -> None:
+    before = set(places(play([(0, applied), (10, nothing)])).values())
+    fake = play([(0, applied), *deeds])
+    (name,) = fake.names("ModelVersion")
+    assert fake.one("ModelVersion", name)["spec"]["sequence"] == sequence, reason
+    assert not before & set(places(fake).values()), f"{reason}: it would resume from the checkpoints of another"
+
+
+def test_a_number_is_not_given_twice() -> None:
+    def second(fake: Fake) -> None:
+        fake.apply(mlmodel(spec={**SPEC, "gates": [{"metric": "roc_auc", "min": 0.9}]}))
+
+    fake = play([(0, applied), (300, second), (420, without_its_versions), (430, applied), (600, nothing)])
+    numbers = [fake.one("ModelVersion", name)["spec"]["sequence"] for name in fake.names("ModelVersion")]
+    assert min(numbers) > 2, numbers
+    assert fake.one("MLModel", "adult")["status"]["highestSequence"] == max(numbers)
+
+
+def test_the_same_version_made_twice_has_one_place() -> None:
+    model = mlmodel()
+    model["metadata"]["uid"] = "7d1c"
+    spec = api.decode(api.MLModelSpec, model["spec"])
+    ids = [
+        modelversion.render({**model, "metadata": {**model["metadata"], "uid": uid}}, spec, "adult-1", number, "")[
+            "spec"
+        ]["artifactId"]
+        for uid, number in (("7d1c", 1), ("7d1c", 1), ("7d1c", 2), ("8e2d", 1))
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3, "another number, another model of the name"
+
+
+def test_a_version_of_an_earlier_release_stays_where_it_is() -> None:
+    fake = Fake()
+    fake.apply(mlmodel())
+    model = fake.one("MLModel", "adult")
+    old = modelversion.render(model, api.decode(api.MLModelSpec, model["spec"]), OLD, 1, "")
+    del old["spec"]["artifactId"]
+    fake.put(old)
+    play([(0, nothing), (10, nothing)], fake)
+    assert places(fake) == {OLD: f"s3://mlplatform/default/adult/{OLD}"}
+
+
+def test_the_id_is_no_business_of_the_jobs() -> None:
+    fake = play([(0, applied), (10, nothing)])
+    (job,) = (fake.one("PyTorchJob", name) for name in fake.names("PyTorchJob"))
+    (container,) = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
+    (spec,) = (entry["value"] for entry in container["env"] if entry["name"] == contract.ENV_SPEC)
+    assert "artifactId" not in spec, "an image of an earlier release rejects what it does not know"

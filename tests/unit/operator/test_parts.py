@@ -122,6 +122,7 @@ def test_status_json_leaves_out_what_is_empty_but_keeps_zeros_and_what_the_schem
     assert status_json(status) == {
         "observedGeneration": 0,
         "latestSequence": 0,
+        "highestSequence": 0,
         "rollout": {"version": "v", "sequence": 0, "step": 0, "steps": 0, "weight": 0},
         "failure": {"class": "Crashed", "message": "", "nextAction": ""},
     }
