@@ -84,3 +84,19 @@ def webhooks(name: str) -> tuple[dict[str, Any], ...]:
     documents = (document for text in texts for document in re.split(r"^---$", text, flags=re.MULTILINE))
     # Of a megabyte of CRDs beside them, parsing takes ten seconds.
     return tuple(yaml.safe_load(d) for d in documents if re.search(r"^kind: \w+WebhookConfiguration$", d, re.MULTILINE))
+
+
+@cache
+def program(name: str) -> Path:
+    """A program of our own in Go, whose source lies in a folder here, built once.
+
+    Raises:
+        RuntimeError: It cannot be built; the message says why and what to do.
+    """
+    ours = upstream.Upstream(name, "", {name: "."}, above=Path(__file__).parent)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            built, _ = upstream.build(Shell(Path(folder) / "log"), cache_root(), sys.executable, ours)
+        except StepError as error:
+            raise RuntimeError(f"{error.cause}. {error.hint}".strip()) from error
+    return built / name
