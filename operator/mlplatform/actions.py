@@ -28,10 +28,20 @@ class Ref:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, in the past tense."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Create:
-    """Creates the object unless it exists; never changes it."""
+    """Creates the object unless it exists; never changes it. The event is posted once that is done, as with its kin."""
 
     manifest: Object
+    event: Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,7 @@ class Apply:
     """Makes the object's fields what the manifest says (server-side apply)."""
 
     manifest: Object
+    event: Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class Patch:
 
     ref: Ref
     body: Object
+    event: Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +66,7 @@ class Delete:
     """Deletes the object with what it owns; nothing happens when it is gone."""
 
     ref: Ref
+    event: Event | None = None
 
 
 Write = Create | Apply | Patch | Delete
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened, in the past tense."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str

@@ -40,32 +40,40 @@ class ClusterError(Exception):
     """The API server did not do what was asked; worth another try after a pause.
 
     Attributes:
-        lasting: A person must mend it; until then every try ends the same way.
+        reason: A condition's, one CamelCase word.
+        patience: Failures in a row that are not told, because it may pass by itself; with 0 a person must mend it.
     """
 
-    lasting = False
+    reason = "WriteFailing"
+    patience = 1
 
 
 class Forbidden(ClusterError):  # noqa: N818  a kind of ClusterError, named for what it says
     """RBAC does not let the operator do this; the message names verb, kind and namespace."""
 
-    lasting = True
+    reason = "Forbidden"
+    patience = 0
 
 
 class NameTaken(ClusterError):  # noqa: N818  likewise
     """An object of that name belongs to somebody else, and is left alone."""
 
-    lasting = True
+    reason = "NameTaken"
+    patience = 0
 
 
 class Conflict(ClusterError):  # noqa: N818  likewise
     """Somebody else wrote first; looking again shows what."""
 
+    reason = "Conflict"
+    patience = 3
+
 
 class Rejected(ClusterError):  # noqa: N818  likewise
     """The API server, a webhook, a quota or a policy will not have the object; the message is its own."""
 
-    lasting = True
+    reason = "Rejected"
+    patience = 0
 
 
 class ConnectError(Exception):

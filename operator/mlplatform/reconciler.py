@@ -11,8 +11,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
@@ -22,13 +22,14 @@ from mlplatform.cluster import Cluster, ClusterError, Conflict
 from mlplatform.conditions import Book
 from mlplatform.contract import Stage
 from mlplatform.plan import Plan, plan_model, plan_version
-from mlplatform.plan.model_status import OBSERVED
 from mlplatform.plan.plan import conditions_json
+from mlplatform.refusals import gist
 from mlplatform.resources import KINDS, inferenceservice
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
     ModelSnapshot,
     Object,
+    Refusal,
     VersionSnapshot,
     condition,
     controlled_by,
@@ -134,6 +135,8 @@ class Reconciler:
     def __init__(self, world: World, kind: str, namespace: str, name: str, model: str) -> None:
         self._world, self._kind, self._namespace, self._name, self._model = world, kind, namespace, name, model
         self._recent = Recent()
+        self._failing: dict[tuple[str, str], tuple[int, str]] = {}
+        self._due: datetime | None = None
 
     def __str__(self) -> str:
         return f"{self._kind} {self._namespace}/{self._name}"
@@ -170,6 +173,8 @@ class Reconciler:
             except Exception as error:  # noqa: BLE001  one object's mistake must not end its daemon, nor go unseen
                 pause = BACKOFF[min(errors, len(BACKOFF) - 1)] * random.uniform(0.5, 1.5)  # noqa: S311  likewise
                 errors += 1
+                if self._due and self._due > (now := self._world.clock()):  # What else is due does not wait for that.
+                    pause = min(pause, (self._due - now).total_seconds())
                 self._report(error, pause, errors)
             awake = await sleep(pause)
 
@@ -194,48 +199,90 @@ class Reconciler:
         me = self._all(self._kind).get(self._name)
         if me is None or "deletionTimestamp" in me["metadata"]:
             return None
+        now = self._world.clock()
         try:
-            plan = await self._plan(me)
+            snapshot = await self._observe(me)
+            plan = self._plan(snapshot, now)
         except ClusterError:
             raise
         except Exception as error:
             await self._apologise(me, error)
             raise
+        self._due = plan.look_again
         if self._kind == "MLModel":
             self._show(me, plan.status)  # What is seen is so, whatever becomes of the writes.
-        failed: ClusterError | None = None
+        done, refused = await self._carry_out(plan.traffic, *([write] for write in plan.writes))
+        refusals = self._refusals(me, refused)
+        if refusals:
+            plan = self._plan(replace(snapshot, refusals=refusals), now)
         try:
-            await self._write(plan.writes)
-        except ClusterError as error:
-            failed = error
-            if error.lasting:
-                plan.status = self._confession(me, type(error).__name__, str(error), plan.status)
-        if not failed or failed.lasting:
             await self._write_status(me, plan.status)
-        if failed:
-            raise failed
-        try:
-            await self._write(plan.cleanup)
         finally:
-            await self._post(me, plan.events)
-        await self._post(me, plan.farewells)
+            await self._post(me, done)
+        await self._post(me, plan.events)
+        if not refused:
+            done, refused = await self._carry_out(*([write] for write in plan.cleanup))
+            await self._post(me, done)
+        if refused:
+            raise refused[0][1]
         return plan.look_again
+
+    async def _carry_out(self, *chains: Sequence[Write]) -> tuple[list[Event], list[tuple[Write, ClusterError]]]:
+        """Tries all chains of writes; one that is refused stops the rest of its own chain.
+
+        Returns:
+            What has happened, and what was refused with why: what lasts comes first.
+        """
+        done: list[Event] = []
+        refused: list[tuple[Write, ClusterError]] = []
+        for chain in chains:
+            for write in chain:
+                try:
+                    await self._write(write)
+                except ClusterError as error:
+                    refused.append((write, error))
+                    break
+                done += [write.event] if write.event else []
+        refused.sort(key=lambda pair: pair[1].patience)
+        for _, quieter in refused[1:]:  # The first is raised, and logged by whoever catches it.
+            log.warning("%s: %s", self, quieter)
+        return done, refused
+
+    def _refusals(self, me: Object, refused: Iterable[tuple[Write, ClusterError]]) -> tuple[Refusal, ...]:
+        """What was refused, as a plan may look at it: told once patience is over, in words that stay while their gist does."""
+        failing: dict[tuple[str, str], tuple[int, str]] = {}
+        found = []
+        for write, error in refused:
+            ref = _ref(write)
+            times, words = self._failing.get((ref.kind, ref.name), (0, ""))
+            words = words if gist(words) == gist(str(error)) else str(error)
+            failing[ref.kind, ref.name] = (times + 1, words)
+            # What a process before this one has told stays told.
+            told = times >= error.patience or condition(me, "Ready").get("reason") == error.reason
+            found.append(Refusal(kind=ref.kind, reason=error.reason, message=words, told=told))
+        self._failing = failing
+        return tuple(found)
 
     def _show(self, me: Object, status: Object) -> None:
         """Shows Prometheus what an MLModel's status says."""
         stable = (status.get("stable") or {}).get("version", "")
         metrics.record_model({**me, "status": status}, self._all("ModelVersion").get(stable))
 
-    async def _plan(self, me: Object) -> Plan:
-        world = self._world
+    def _plan(self, snapshot: VersionSnapshot | ModelSnapshot, now: datetime) -> Plan:
+        settings = self._world.settings
+        if isinstance(snapshot, VersionSnapshot):
+            return plan_version(snapshot, settings, now)
+        return plan_model(snapshot, settings, now)
+
+    async def _observe(self, me: Object) -> VersionSnapshot | ModelSnapshot:
         if self._kind == "ModelVersion":
             missing = await self._missing({"PyTorchJob": KINDS["PyTorchJob"].api_version})
-            return plan_version(self._version_snapshot(me, missing), world.settings, world.clock())
+            return self._version_snapshot(me, missing)
         kinds = {
             "InferenceService": KINDS["InferenceService"].api_version,
-            "VirtualService": world.settings.istio_api_version,
+            "VirtualService": self._world.settings.istio_api_version,
         }
-        return plan_model(self._model_snapshot(me, await self._missing(kinds)), world.settings, world.clock())
+        return self._model_snapshot(me, await self._missing(kinds))
 
     def _version_snapshot(self, me: Object, missing: frozenset[str]) -> VersionSnapshot:
         jobs = {**self._own("Job", me), **self._own("PyTorchJob", me)}
@@ -281,11 +328,9 @@ class Reconciler:
     async def _missing(self, kinds: dict[str, str]) -> frozenset[str]:
         return await asyncio.to_thread(self._world.cluster.missing, kinds)
 
-    async def _write(self, writes: Iterable[Write]) -> None:
-        for write in writes:
-            kind = write.manifest["kind"] if isinstance(write, (Create, Apply)) else write.ref.kind
-            metrics.WRITES.labels(kind, type(write).__name__.lower()).inc()
-            self._recent.remember(await asyncio.to_thread(self._world.cluster.do, write))
+    async def _write(self, write: Write) -> None:
+        metrics.WRITES.labels(_ref(write).kind, type(write).__name__.lower()).inc()
+        self._recent.remember(await asyncio.to_thread(self._world.cluster.do, write))
 
     async def _write_status(self, me: Object, status: Object) -> None:
         if status == status_of(me):
@@ -312,23 +357,12 @@ class Reconciler:
         except ClusterError as untold:
             log.warning("%s: its status could not say so: %s", self, untold)
 
-    def _confession(self, me: Object, reason: str, message: str, planned: Object | None = None) -> Object:
-        """A status that puts an error which will not pass by itself where a person looks: into `Ready`.
-
-        The rest of the status stays as it was, for what it would say has not happened; but for what of a model's
-        `planned` status was seen, not done.
-        """
+    def _confession(self, me: Object, reason: str, message: str) -> Object:
+        """A status that puts a mistake of ours where a person looks: into `Ready`. The rest of it stays as it was."""
         before, generation = status_of(me), me["metadata"].get("generation", 0)
         book = Book(before.get("conditions") or (), generation, self._world.clock())
         for c in before.get("conditions") or ():
             book.keep(c["type"])
-        if self._kind == "MLModel" and planned:
-            before = {
-                **{key: value for key, value in before.items() if key not in OBSERVED},
-                **{key: planned[key] for key in OBSERVED if key in planned},
-            }
-            serving = condition({"status": planned}, "Serving")
-            book.set("Serving", serving["status"], serving["reason"], serving["message"])
         book.set("Ready", "False", reason, message)
         book.stall()
         return {**before, "observedGeneration": generation, "conditions": conditions_json(book.conditions())}
@@ -382,6 +416,10 @@ def _apology(error: Exception) -> str:
         f"the operator cannot work out what to do ({type(error).__name__}: {error}); what runs goes on running. "
         "It tries again by itself; the operator's log has the trace to report"
     )
+
+
+def _ref(write: Write) -> Ref:
+    return Ref.to(write.manifest) if isinstance(write, (Create, Apply)) else write.ref
 
 
 def _revision(obj: Object | None) -> int:

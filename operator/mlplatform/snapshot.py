@@ -18,6 +18,23 @@ Object = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A write that this plan asked for, and that the API server has not carried out.
+
+    Attributes:
+        kind: Of the object.
+        reason: A condition's, one CamelCase word.
+        message: The request and the API server's own words.
+        told: Whether it is to be told: it lasts, or it has failed before.
+    """
+
+    kind: str
+    reason: str
+    message: str
+    told: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionSnapshot:
     """Everything that a plan for one ModelVersion may look at.
 
@@ -28,6 +45,7 @@ class VersionSnapshot:
         children: The workload of each stage, where it exists: a PyTorchJob for train, else a Job.
         pods: Pods of each stage, also of earlier workloads of the same name.
         missing: Kinds that the API server does not serve, e.g. ``PyTorchJob`` before the add-on is installed.
+        refusals: What became of the plan for the rest of this snapshot, the one to tell of first.
     """
 
     version: Object
@@ -36,6 +54,7 @@ class VersionSnapshot:
     children: Mapping[Stage, Object] = field(default_factory=dict)
     pods: Mapping[Stage, tuple[Object, ...]] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
+    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +69,7 @@ class ModelSnapshot:
         apex: The Service `<model>`; its selector is the record of which version is stable.
         route: The VirtualService `<model>`; it holds the weights, and the times of the rollout.
         missing: Kinds that the API server does not serve, e.g. ``InferenceService``.
+        refusals: What became of the plan for the rest of this snapshot, the one to tell of first.
     """
 
     model: Object
@@ -59,6 +79,7 @@ class ModelSnapshot:
     apex: Object | None = None
     route: Object | None = None
     missing: frozenset[str] = frozenset()
+    refusals: tuple[Refusal, ...] = ()
 
 
 def name_of(obj: Object) -> str:

@@ -7,6 +7,7 @@ garbage collector) are a few lines each, as the contract with them says.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any, cast
 
 from mlplatform import contract
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
-from mlplatform.cluster import Cluster, Conflict, NameTaken, path
+from mlplatform.cluster import Cluster, ClusterError, Conflict, NameTaken, path
 from mlplatform.contract import Failure, Stage, Summary
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, virtualservice
@@ -330,6 +331,12 @@ class Operator:
             if len(self._fake.log) == writes:
                 return min((look for look in looks if look), default=None)
         raise AssertionError(f"still writing after 50 passes: {self._fake.log[-10:]}")
+
+    async def attempt(self) -> None:
+        """One pass over every object, whatever the API server answers."""
+        for reconciler in self._all():
+            with contextlib.suppress(ClusterError):
+                await reconciler.once()
 
     def _all(self) -> Iterable[Reconciler]:
         for kind in ("MLModel", "ModelVersion"):

@@ -22,8 +22,8 @@ def ensure_version(facts: Facts, plan: Plan) -> None:
         return
     sequence = 1 + facts.highest_sequence
     manifest = modelversion.render(facts.snapshot.model, facts.spec, facts.latest, sequence, facts.trigger)
-    plan.writes.append(Create(manifest))
-    plan.events.append(Event("Normal", "VersionCreated", f"{facts.latest} (v{sequence}) was created"))
+    created = Event("Normal", "VersionCreated", f"{facts.latest} (v{sequence}) was created")
+    plan.writes.append(Create(manifest, created))
 
 
 def ensure_served(facts: Facts, plan: Plan, version: str) -> None:
@@ -70,8 +70,8 @@ def retire(facts: Facts, plan: Plan) -> None:
             if inferenceservice.replicas(served) != facts.spec.serving.replicas:  # A rollout had raised them.
                 plan.cleanup.append(Patch(Ref.to(served), inferenceservice.bounds(facts.spec.serving.replicas)))
             continue
-        plan.cleanup.append(Delete(Ref.to(served)))
-        plan.farewells.append(Event("Normal", "VersionRetired", f"the pods of {facts.label(version)} were stopped"))
+        stopped = Event("Normal", "VersionRetired", f"the pods of {facts.label(version)} were stopped")
+        plan.cleanup.append(Delete(Ref.to(served), stopped))
 
 
 def _warm_until(facts: Facts, version: str) -> datetime:

@@ -13,7 +13,7 @@ from mlplatform import api, failures, rollout
 from mlplatform.resources import inferenceservice, modelversion, service, virtualservice
 from mlplatform.rollout import Record, View
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, Object, condition, moment, status_of
+from mlplatform.snapshot import ModelSnapshot, Object, Refusal, condition, moment, status_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +92,17 @@ class Facts:
         if r is None or r.outcome != "RolledBack" or r.version != self.latest:
             return False
         return r.tried in {"", rollout.attempt(self.spec)}
+
+    @property
+    def told(self) -> Refusal | None:
+        """The refused write to tell of; None when nothing was refused, or it may pass by itself."""
+        return next((refusal for refusal in self.snapshot.refusals if refusal.told), None)
+
+    @property
+    def standing(self) -> Refusal | None:
+        """The refused write that a rollout waits for; None when it can go on."""
+        kinds = {"InferenceService", "VirtualService", "Service"}
+        return next((refusal for refusal in self.snapshot.refusals if refusal.kind in kinds), None)
 
     @property
     def candidate(self) -> str:

@@ -44,9 +44,8 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
     if spec.suspend:
         _keep_serving(facts, plan)
     else:
-        # What serves comes first: a write that is refused stops those after it.
-        children.ensure_served(facts, plan, facts.stable)
         verdict = traffic.move(facts, plan)
+        children.ensure_served(facts, plan, facts.stable)
         children.ensure_served(facts, plan, facts.candidate)
         children.ensure_version(facts, plan)
         children.retire(facts, plan)
@@ -99,7 +98,8 @@ def _refuse(snapshot: ModelSnapshot, book: Book, reason: str, message: str, fact
     for kind in ("VersionReady", "Serving", "RolloutPassed"):
         if book.get(kind) is None:
             book.keep(kind)
-    book.set("Ready", "False", reason, message)
+    refused = f"; {facts.told.message}" if facts and facts.told else ""
+    book.set("Ready", "False", reason, f"{message}{refused}")
     book.stall()
     plan.status = {
         **{k: v for k, v in previous.items() if k not in {"failure", "conditions"}},

@@ -30,6 +30,7 @@ def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Pl
     _version_condition(facts, book)
     _serving_condition(facts, book)
     _rollout_condition(facts, verdict, book)
+    _stand_still(facts, book)
     _ready_condition(facts, book)
     _stalled_condition(facts, book)
     plan.events += _events(book)
@@ -136,8 +137,27 @@ def _rollout_condition(facts: Facts, verdict: rollout.Verdict | None, book: Book
         )
 
 
+def _stand_still(facts: Facts, book: Book) -> None:
+    """What waits for a write that the API server has refused says so, and nothing tells of a step that was not taken."""
+    refusal, rolling = facts.standing, book.get("RolloutPassed")
+    if facts.told and facts.told.kind == "ModelVersion" and facts.latest not in facts.snapshot.versions:
+        book.set("VersionReady", "Unknown", facts.told.reason, f"{facts.latest}: {facts.told.message}")
+    if refusal is None or rolling is None or rolling.status == "True" or facts.rejected:
+        return
+    if refusal.told:
+        book.set("RolloutPassed", "Unknown", refusal.reason, f"the rollout stands: {refusal.message}")
+    else:
+        book.keep("RolloutPassed")
+
+
 def _ready_condition(facts: Facts, book: Book) -> None:
     """`Ready`: what the spec asks for is what serves. The first condition that is not True says why not."""
+    if facts.told:
+        serving = book.get("Serving")
+        down = f"{serving.message}; " if serving and serving.reason == "NoReadyPods" else ""
+        serves = f". {facts.label(facts.stable)} goes on serving." if facts.stable and not down else ""
+        book.set("Ready", "False", facts.told.reason, f"{down}{facts.told.message.rstrip('.')}{serves}")
+        return
     parts = [c for kind in ("VersionReady", "RolloutPassed", "Serving") if (c := book.get(kind))]
     worst = next((c for c in parts if c.status == "False"), next((c for c in parts if c.status != "True"), None))
     if facts.spec.suspend and (worst is None or worst.status == "Unknown"):
@@ -175,7 +195,9 @@ def _rollout_status(facts: Facts, verdict: rollout.Verdict | None) -> api.Rollou
     if record is None or not facts.rolling:
         return None
     view = facts.view(record)
-    ends = rollout.eta(view) if record.version == facts.latest and not facts.spec.suspend else None
+    going_on = record.version == facts.latest and not facts.spec.suspend and not facts.standing
+    ends = rollout.eta(view) if going_on else None
+    message = facts.standing.message if facts.standing else verdict.message if verdict else ""
     return api.RolloutStatus(
         version=record.version,
         sequence=facts.sequence(record.version),
@@ -185,7 +207,7 @@ def _rollout_status(facts: Facts, verdict: rollout.Verdict | None) -> api.Rollou
         started_at=record.started_at,
         step_started_at=record.step_started_at,
         eta=stamp(ends) if ends else "",
-        message=verdict.message if verdict else "",
+        message=message,
     )
 
 

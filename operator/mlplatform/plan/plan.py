@@ -27,19 +27,19 @@ class Plan:
     """What to do now, and when to look again if nothing else happens.
 
     Attributes:
-        writes: Children to make or move, in order.
+        traffic: Where requests go, a chain: one that is refused stops those after it.
+        writes: Children to make or change, each on its own: none waits for another, and all are tried.
         status: The whole next status as JSON; written only when it differs.
-        cleanup: What is stopped or deleted once the status is written, in order.
-        events: To be posted once the status is written, whatever becomes of `cleanup`.
-        farewells: To be posted once `cleanup` is done.
+        cleanup: What is stopped or deleted once the status is written and nothing was refused, each on its own.
+        events: What the status tells anew, to be posted once it is written; what is done, the writes themselves say.
         look_again: When time alone may change the plan; None when only the cluster can.
     """
 
+    traffic: list[Write] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
     status: Object = field(default_factory=dict)
     cleanup: list[Write] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    farewells: list[Event] = field(default_factory=list)
     look_again: datetime | None = None
 
     def look(self, when: datetime | None) -> None:

@@ -139,13 +139,13 @@ def _shift(facts: Facts, record: Record, verdict: rollout.Verdict, plan: Plan) -
         moved = replace(record, step_started_at=_resumed(record, facts.now), detour=None)
     else:
         moved = replace(record, step_started_at=now, setbacks=record.setbacks + 1, detour=None)
-    _apply_route(facts, _split(facts, record.version, verdict.weight), moved, plan)
     forward = verdict.move in {Move.ADVANCE, Move.RETURN}
-    plan.events.append(
+    event = (
         Event("Normal", "TrafficMoved", verdict.message)
         if forward
         else Event("Warning", verdict.reason, verdict.message)
     )
+    _apply_route(facts, _split(facts, record.version, verdict.weight), moved, plan, event)
 
 
 def _resumed(record: Record, now: datetime) -> str:
@@ -188,7 +188,9 @@ def _settled(facts: Facts, record: Record, plan: Plan) -> bool:
     return facts.now >= known
 
 
-def _apply_route(facts: Facts, weights: Mapping[str, int], record: Record | None, plan: Plan) -> None:
+def _apply_route(
+    facts: Facts, weights: Mapping[str, int], record: Record | None, plan: Plan, event: Event | None = None
+) -> None:
     """Applies the VirtualService unless it is just so already.
 
     Weights that a person set by hand are a fact like any other: during a
@@ -198,14 +200,14 @@ def _apply_route(facts: Facts, weights: Mapping[str, int], record: Record | None
     forced = sorted(facts.snapshot.services.keys() | {v for v, weight in weights.items() if weight})
     wanted = virtualservice.render(model, weights, forced, record.to_json() if record else "", facts.settings)
     if live is None or not same(live, wanted) or virtualservice.drifted(live, wanted):
-        plan.writes.append(Apply(_unless_changed(wanted, live)))
+        plan.traffic.append(Apply(_unless_changed(wanted, live), event))
 
 
 def _point_apex(facts: Facts, version: str, plan: Plan) -> None:
     wanted = service.render(facts.snapshot.model, version)
     live = facts.snapshot.apex
     if not same(live, wanted) or service.stable(live) != version:
-        plan.writes.append(Apply(_unless_changed(wanted, live)))
+        plan.traffic.append(Apply(_unless_changed(wanted, live)))
 
 
 def _unless_changed(wanted: Object, live: Object | None) -> Object:

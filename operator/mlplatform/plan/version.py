@@ -127,7 +127,8 @@ def plan_version(
             recorded = _record(stage, progress)
             book.set(stage.condition, progress.status, progress.reason, progress.message)
             if progress.state == "Pending" and not look.held and stage.kind not in snapshot.missing:
-                plan.writes.append(Create(stage.render(version, spec, settings)))
+                started = Event("Normal", f"{stage.doing}Started", progress.message)
+                plan.writes.append(Create(stage.render(version, spec, settings), started))
         if recorded:
             records.append(recorded)
         _halt_or_resume(stage, progress, look)
@@ -191,6 +192,9 @@ def _absent(stage: Definition, look: Pass) -> Progress:
             "the version goes on by itself after that"
         )
         return Progress(state="Pending", status="False", reason="AddOnMissing", message=message)
+    refusal = next((refusal for refusal in look.snapshot.refusals if refusal.told), None)
+    if refusal:
+        return Progress(state="Pending", status="False", reason=refusal.reason, message=refusal.message)
     name = f"{name_of(look.snapshot.version)}-{stage.name}"
     reason, message = look.held or ("Starting", f"{stage.kind} {name} was created")
     return Progress(state="Pending", status="Unknown", reason=reason, message=message)
@@ -424,9 +428,8 @@ def _events(book: Book) -> list[Event]:
             )
         elif new.reason in {"Retrying", "Unschedulable"}:
             events.append(Event("Warning", f"{noun}{new.reason}", new.message))
-        elif new.reason in {"Starting", "Suspended", "Superseded"}:
-            past = {"Starting": "Started"}.get(new.reason, new.reason)
-            events.append(Event("Normal", f"{noun}{past}", new.message))
+        elif new.reason in {"Suspended", "Superseded"}:
+            events.append(Event("Normal", f"{noun}{new.reason}", new.message))
     accepted, ready = book.get("Accepted"), book.get("Ready")
     if accepted and accepted.status == "False" and book.changed("Accepted"):
         events.append(Event("Warning", accepted.reason, accepted.message))

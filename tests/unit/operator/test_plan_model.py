@@ -791,6 +791,7 @@ def test_a_pass_is_a_function_of_what_is_seen() -> None:
     later = fake.now + timedelta(seconds=30)
     first, second = (plan_model(snapshot, Settings(), later) for _ in range(2))
     assert first == second
-    assert [w.manifest["kind"] for w in first.writes if isinstance(w, Apply)] == ["VirtualService"]
+    assert [w.manifest["kind"] for w in first.traffic if isinstance(w, Apply)] == ["VirtualService"]
+    assert first.writes == []
     assert not [w for w in first.cleanup if isinstance(w, Delete) and w.ref.name == V1], "never the stable version's"
     assert name_of(snapshot.model) == "adult"

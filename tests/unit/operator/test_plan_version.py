@@ -385,7 +385,8 @@ def test_training(case: Case) -> None:
     patches = [w.body["spec"]["runPolicy"]["suspend"] for w in result.cleanup if isinstance(w, Patch)]
     assert patches == ([] if case.halts is None else [case.halts]), case.reason
     assert result.look_again == (None if case.look is None else START + timedelta(minutes=case.look)), case.reason
-    assert [event.reason for event in result.events] == case.events, case.reason
+    started = [write.event for write in result.writes if write.event]
+    assert [event.reason for event in [*result.events, *started]] == case.events, case.reason
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from datetime import timedelta
 from typing import Any, cast
@@ -11,15 +12,16 @@ from typing import Any, cast
 import prometheus_client
 import pytest
 import urllib3
-from unit.operator_world import NAMESPACE, START, Fake, Operator, mlmodel, play, run
+from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, mlmodel, play, run
 
 from mlplatform import reconciler
 from mlplatform.actions import Delete, Event, Ref, Write
 from mlplatform.cluster import Cluster, ClusterError, Conflict, Forbidden, Rejected
+from mlplatform.contract import ANNOTATION_RETRAIN as RETRAIN
 from mlplatform.plan.plan import Plan
 from mlplatform.reconciler import Recent, Reconciler, World
 from mlplatform.settings import Settings
-from mlplatform.snapshot import Object, condition
+from mlplatform.snapshot import Object, condition, name_of
 
 
 def obj(name: str = "x", revision: int = 1, **fields: Any) -> Object:
@@ -101,25 +103,191 @@ def passing(fake: Fake) -> Reconciler:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reason", "told_at"),
     [
-        (Forbidden("cannot create resource modelversions"), True),
-        (Rejected("admission webhook denied the request"), True),
-        (Conflict("the object has been modified"), False),
-        (ClusterError("no answer"), False),
+        (Forbidden("cannot create resource modelversions"), "Forbidden", 1),
+        (Rejected("admission webhook denied the request"), "Rejected", 1),
+        (ClusterError("no answer"), "WriteFailing", 2),
+        (Conflict("the object has been modified"), "Conflict", 4),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=["Forbidden", "Rejected", "ClusterError", "Conflict"],
 )
-def test_an_error_that_lasts_is_told_in_ready_and_one_that_passes_is_not(error: ClusterError, *, told: bool) -> None:
+def test_an_error_is_told_in_ready_once_it_does_not_pass_by_itself(
+    error: ClusterError, reason: str, told_at: int
+) -> None:
     fake = Refusing()
     fake.apply(mlmodel())
     fake.error, fake.on = error, "ModelVersion"
-    with pytest.raises(ClusterError):
+    subject = passing(fake)
+    for attempt in range(1, 6):
+        with pytest.raises(type(error)):
+            asyncio.run(subject.once())
+        model = fake.one("MLModel", "adult")
+        ready, version = condition(model, "Ready"), condition(model, "VersionReady")
+        assert ready["reason"] == version["reason"] == (reason if attempt >= told_at else "Creating"), attempt
+        if attempt >= told_at:
+            assert str(error) in ready["message"]
+            assert str(error) in version["message"]
+    assert len([entry for entry in fake.log if entry.startswith("status")]) == (1 if told_at == 1 else 2)
+    with pytest.raises(type(error)):
         asyncio.run(passing(fake).once())
-    ready = condition(fake.one("MLModel", "adult"), "Ready")
-    assert ready.get("reason") == (type(error).__name__ if told else None)
-    if told:
-        assert str(error) in ready["message"]
+    assert condition(fake.one("MLModel", "adult"), "Ready")["reason"] == reason, "a new process takes nothing back"
+    fake.error = None
+    asyncio.run(subject.once())
+    assert condition(fake.one("MLModel", "adult"), "Ready")["reason"] == "Creating"
+    assert [event.reason for _, event in fake.events] == [reason, "VersionCreated"], "each once"
+
+
+WEBHOOK = (
+    "PATCH /apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices/x: 500 failed calling webhook "
+    '"inferenceservice.kserve-webhook-server.defaulter": failed to call webhook: Post "https://kserve.kserve.svc:443": '
+)
+
+
+@functools.cache
+def _rolling() -> Refusing:
+    fake = Refusing()
+    play([(0, lambda f: f.apply(mlmodel())), (300, lambda f: f.apply(mlmodel(**{RETRAIN: "1"}))), (450, nothing)], fake)
+    return fake
+
+
+def rolling() -> Refusing:
+    """In the middle of the rollout of a second version."""
+    return cast("Refusing", _rolling().fork())
+
+
+def raised(**serving: Any) -> Object:
+    """The model with other resources to serve with: each of its InferenceServices is to be changed."""
+    return mlmodel(spec={**SPEC, "serving": {"resources": {"memory": "3Gi"}, **serving}})
+
+
+def attempts(fake: Fake, operator: Operator, passes: int = 1) -> None:
+    """Passes over every object, whatever each of them ends with."""
+    for _ in range(passes):
+        fake.act()
+        asyncio.run(operator.attempt())
+
+
+def test_a_write_that_is_refused_does_not_stop_the_protection_of_traffic() -> None:
+    fake = rolling()
+    stable = fake.one("MLModel", "adult")["status"]["stable"]["version"]
+    [candidate] = fake.weights().keys() - {stable}
+    fake.apply({**raised(), "metadata": fake.one("MLModel", "adult")["metadata"]})
+    fake.error, fake.on = ClusterError(f"{WEBHOOK}connection refused"), "InferenceService"
+    fake.unready.add(candidate)
+    attempts(fake, Operator(fake), 2)
+    assert fake.weights() == {stable: 100}, "KServe's webhook is down; the mesh is not"
+
+
+def test_a_route_that_is_refused_stops_the_apex_and_nothing_else() -> None:
+    fake = Refusing()
+    play([(0, lambda f: f.apply(mlmodel())), (130, nothing)], fake)
+    assert fake.names("Service") == [], "its first version is about to be promoted"
+    fake.now += timedelta(seconds=30)
+    fake.act()
+    fake.error, fake.on = ClusterError("no answer"), "'kind': 'VirtualService'"
+    attempts(fake, Operator(fake))
+    assert fake.names("Service") == []
+    fake.error = None
+    attempts(fake, Operator(fake))
+    assert fake.names("Service") == ["adult"]
+
+
+def test_what_is_seen_is_told_whatever_was_answered_to_a_write() -> None:
+    fake = Refusing()
+    play([(0, lambda f: f.apply(mlmodel())), (300, lambda f: f.apply(raised()))], fake)
+    [version] = fake.names("ModelVersion")
+    fake.events.clear()
+    operator = Operator(fake)
+
+    def ready() -> tuple[str, str, str]:
+        found = condition(fake.one("MLModel", "adult"), "Ready")
+        return found["status"], found["reason"], found["message"]
+
+    fake.error, fake.on = ClusterError(f"{WEBHOOK}connection refused"), "InferenceService"
+    attempts(fake, operator)
+    assert ready()[:2] == ("True", "Serving"), "it may pass by itself"
+    attempts(fake, operator)
+    assert ready() == ("False", "WriteFailing", f"{WEBHOOK}connection refused. {version} (v1) goes on serving.")
+    fake.remove("Pod", f"{version}-predictor-0")
+    fake.podless[version] = "the pod mutator is down, too"
+    before = len(fake.log)
+    asyncio.run(operator.attempt())
+    assert condition(fake.one("MLModel", "adult"), "Serving")["status"] == "False", "at once"
+    assert ready()[1] == "WriteFailing"
+    assert ready()[2].startswith(f"{version} (v1) has no ready pod; PATCH")
+    for number in range(20):
+        tail = "context deadline exceeded" if number % 2 else f"dial tcp 10.0.0.{number}:443"
+        fake.error = ClusterError(f"{WEBHOOK}{tail}")
+        attempts(fake, operator)
+    assert len(fake.log) - before <= 2, "one status that says the pod is gone, one with KServe's words about it"
+    assert [event.reason for _, event in fake.events] == ["WriteFailing", "ServingStopped"]
+    fake.error = None
+    fake.podless.clear()
+    run(fake, operator, fake.now + timedelta(seconds=60))
+    assert ready()[:2] == ("True", "Serving")
+
+
+def test_a_rollout_that_stands_because_a_write_fails_says_so() -> None:
+    fake = rolling()
+    weights, operator = fake.weights(), Operator(fake)
+    assert len(weights) == 2
+    before = condition(fake.one("MLModel", "adult"), "RolloutPassed")["message"]
+    said = (
+        'PATCH …: 500 failed calling webhook "validation.istio.io": failed to call webhook: Post "https://istiod": EOF'
+    )
+    fake.error, fake.on = ClusterError(said), "VirtualService"
+    for attempt in range(4):
+        fake.now += timedelta(seconds=60)
+        attempts(fake, operator)
+        status = fake.one("MLModel", "adult")["status"]
+        passed = condition(fake.one("MLModel", "adult"), "RolloutPassed")
+        assert "eta" not in status["rollout"], "no end is in sight"
+        assert (passed["status"], passed["message"]) == (
+            "Unknown",
+            f"the rollout stands: {said}" if attempt else before,
+        )
+    assert passed["reason"] == "WriteFailing"
+    assert fake.weights() == weights
+    fake.error = None
+    run(fake, operator, fake.now + timedelta(seconds=120))
+    assert list(fake.weights().values()) == [100]
+
+
+def test_a_stage_that_cannot_begin_says_so_and_the_one_before_is_on_record() -> None:
+    fake = Refusing()
+    fake.error, fake.on = ClusterError('POST …: 500 failed calling webhook "policy"'), "'kind': 'Job'"
+    fake.apply(mlmodel())
+    operator = Operator(fake)
+    for _ in range(12):
+        attempts(fake, operator)
+        fake.now += timedelta(seconds=10)
+    version = fake.one("ModelVersion", fake.names("ModelVersion")[0])
+    assert [(s["name"], s["outcome"]) for s in version["status"]["stages"]] == [("train", "Succeeded")]
+    audited, ready = condition(version, "Audited"), condition(version, "Ready")
+    assert (audited["status"], audited["reason"]) == ("False", "WriteFailing")
+    assert ready["message"] == 'audit is blocked: POST …: 500 failed calling webhook "policy"'
+    assert [e.reason for who, e in fake.events if who == name_of(version)] == [
+        "TrainingStarted",
+        "Trained",
+        "AuditingBlocked",
+    ]
+
+
+def test_while_a_write_fails_what_else_is_due_does_not_wait_for_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Refusing()
+    fake.apply(mlmodel())
+    due = [START + timedelta(seconds=100)]
+    monkeypatch.setattr(reconciler, "plan_model", lambda *_: Plan(status={}, look_again=due[0]))
+    subject, loop = passing(fake), Loop(fake, 12)
+
+    async def fails(*_: object) -> None:
+        raise ClusterError("no answer")
+
+    monkeypatch.setattr(subject, "_write_status", fails)
+    asyncio.run(subject.run(loop.sleep))
+    moments = [sum(loop.pauses[: n + 1]) for n in range(len(loop.pauses))]
+    assert pytest.approx(100, abs=0.01) in moments, "the moment that the plan asked for"
 
 
 @pytest.mark.parametrize("deleted", [True, False], ids=["deleted at once", "a watch that is slow"])
@@ -197,8 +365,8 @@ def test_pods_that_could_not_be_stopped_are_not_said_to_be(monkeypatch: pytest.M
     fake = Refusing()
     fake.apply(mlmodel())
     plan = Plan(status={"stage": "X"})
-    plan.cleanup.append(Delete(Ref("v1", "Service", NAMESPACE, "x")))
-    plan.farewells.append(Event("Normal", "VersionRetired", "its pods were stopped"))
+    stopped = Event("Normal", "VersionRetired", "its pods were stopped")
+    plan.cleanup.append(Delete(Ref("v1", "Service", NAMESPACE, "x"), stopped))
     monkeypatch.setattr(reconciler, "plan_model", lambda *_: plan)
     fake.error, fake.on = Forbidden("no"), "Delete"
     subject = passing(fake)
@@ -440,4 +608,4 @@ def test_everything_that_decisions_rest_on_can_be_looked_for(caplog: pytest.LogC
 
 def test_plans_are_carried_out_in_the_order_that_survives_a_crash() -> None:
     fields = list(Plan.__dataclass_fields__)
-    assert fields == ["writes", "status", "cleanup", "events", "farewells", "look_again"]
+    assert fields == ["traffic", "writes", "status", "cleanup", "events", "look_again"]
