@@ -20,7 +20,8 @@ from mlplatform import contract
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
 from mlplatform.refusals import lacks_right
 from mlplatform.resources import KINDS
-from mlplatform.snapshot import Object, stamp, uid_of
+from mlplatform.resources.metadata import stray
+from mlplatform.snapshot import Object, labels_of, stamp, uid_of
 
 log = logging.getLogger(__name__)
 
@@ -229,11 +230,11 @@ class Cluster:
         return self._request("GET", path(ref), absent_ok=True)
 
     def _own(self, manifest: Object) -> Object | None:
-        """The live object of that name, which must not belong to anybody else."""
+        """The live object of that name, which must not belong to anybody else; what has our labels and no owner is ours."""
         ref = Ref.to(manifest)
         live = self.get(ref)
         mine, theirs = _owners(manifest), _owners(live or {})
-        if live is None or not mine or mine.keys() & theirs.keys():
+        if live is None or not mine or mine.keys() & theirs.keys() or stray(live, labels_of(manifest)):
             return live
         if "deletionTimestamp" in live["metadata"] or set(mine.values()) & set(theirs.values()):
             # Its owner was deleted, and perhaps made anew under the same name: the garbage collector takes it away.

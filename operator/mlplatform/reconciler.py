@@ -25,6 +25,7 @@ from mlplatform.plan import Plan, plan_model, plan_version
 from mlplatform.plan.plan import conditions_json
 from mlplatform.refusals import gist
 from mlplatform.resources import KINDS, inferenceservice
+from mlplatform.resources.metadata import belongs
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
     ModelSnapshot,
@@ -32,7 +33,6 @@ from mlplatform.snapshot import (
     Refusal,
     VersionSnapshot,
     condition,
-    controlled_by,
     labels_of,
     name_of,
     status_of,
@@ -319,8 +319,8 @@ class Reconciler:
         )
 
     def _own(self, kind: str, me: Object) -> dict[str, Object]:
-        """Of a kind by name: those that this very object controls, not a deleted namesake."""
-        return {name: obj for name, obj in self._all(kind).items() if controlled_by(obj, me)}
+        """Of a kind by name: those that this very object controls, not a deleted namesake, or that nobody does (any more)."""
+        return {name: obj for name, obj in self._all(kind).items() if belongs(obj, me)}
 
     def _all(self, kind: str) -> dict[str, Object]:
         return self._recent.view(kind, self._world.store.objects(kind, self._namespace, self._model))

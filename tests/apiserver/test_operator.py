@@ -28,6 +28,7 @@ from mlplatform import contract
 from mlplatform.actions import Delete, Event, Patch, Ref
 from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected, path
 from mlplatform.resources import KINDS
+from mlplatform.resources.metadata import adoption, labels
 from mlplatform.snapshot import Object, annotations_of, condition, moment
 
 pytestmark = pytest.mark.apiserver
@@ -274,6 +275,34 @@ def test_an_object_of_somebody_else_is_left_alone(server: ApiServer, cluster: Cl
         with pytest.raises(NameTaken, match=f"Service {namespace}/apex exists and belongs to something else"):
             write(service(namespace))
     assert get(server, namespace, "service/apex") == before
+
+
+def test_what_nobody_owns_and_has_our_labels_is_ours(cluster: Cluster, namespace: str) -> None:
+    ours = service(namespace)
+    ours["metadata"]["labels"] = labels("adult", "apex")
+    stray = {**ours, "metadata": {k: v for k, v in ours["metadata"].items() if k != "ownerReferences"}}
+    cluster.create(stray)
+    assert cluster.create(ours), "it is there, and not taken"
+    applied = cluster.apply(ours)
+    assert applied
+    assert [r["uid"] for r in applied["metadata"]["ownerReferences"]] == ["uid-1"]
+
+
+def test_a_stray_is_adopted_as_it_was_seen_and_keeps_its_other_owners(cluster: Cluster, namespace: str) -> None:
+    other = {"apiVersion": "v1", "kind": "ConfigMap", "name": "backup", "uid": "uid-2"}
+    stray = service(namespace)
+    stray["metadata"]["ownerReferences"] = [other]
+    seen = cluster.create(stray)
+    assert seen
+    owner = {"apiVersion": "mlplatform.dev/v1alpha1", "kind": "MLModel", "metadata": {"name": "adult", "uid": "uid-1"}}
+    adopted = cluster.do(adoption(seen, owner))
+    assert adopted
+    assert [(r["uid"], r.get("controller")) for r in adopted["metadata"]["ownerReferences"]] == [
+        ("uid-2", None),
+        ("uid-1", True),
+    ]
+    with pytest.raises(Conflict):
+        cluster.do(adoption(seen, owner))
 
 
 def test_what_is_gone_can_be_patched_deleted_and_reported_on_without_harm(cluster: Cluster, namespace: str) -> None:

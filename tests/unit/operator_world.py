@@ -21,6 +21,7 @@ from mlplatform.cluster import Cluster, ClusterError, Conflict, NameTaken, path
 from mlplatform.contract import Failure, Stage, Summary
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, virtualservice
+from mlplatform.resources.metadata import stray
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, labels_of, name_of, stamp, uid_of
 
@@ -122,7 +123,8 @@ class Fake:
         if live is None:
             return self.put(write.manifest)
         mine = {r["uid"] for r in write.manifest["metadata"]["ownerReferences"]}
-        if mine != {r["uid"] for r in live["metadata"].get("ownerReferences") or ()}:
+        theirs = {r["uid"] for r in live["metadata"].get("ownerReferences") or ()}
+        if mine != theirs and not stray(live, labels_of(write.manifest)):
             raise NameTaken(f"{ref.kind} {ref.name} exists and belongs to something else")
         if isinstance(write, Create):
             return live

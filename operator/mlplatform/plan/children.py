@@ -13,7 +13,19 @@ from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import ADD_ON_RETRY, PROXIES_LEARN, Plan
 from mlplatform.resources import inferenceservice, modelversion
-from mlplatform.snapshot import moment, status_of, until
+from mlplatform.resources.metadata import adoption, is_stray_of
+from mlplatform.snapshot import moment, name_of, status_of, until
+
+
+def adopt(facts: Facts, plan: Plan) -> None:
+    """Takes over what has the model's labels and nobody's owner reference; its Service and its route are applied anew."""
+    model = facts.snapshot.model
+    for version in facts.snapshot.versions.values():
+        if is_stray_of(version, model):
+            told = Event("Normal", "VersionAdopted", f"{facts.label(name_of(version))} had no owner")
+            plan.writes.append(replace(adoption(version, model), event=told))
+    strays = (served for served in facts.snapshot.services.values() if is_stray_of(served, model))
+    plan.writes += [adoption(served, model) for served in strays]
 
 
 def ensure_version(facts: Facts, plan: Plan) -> None:

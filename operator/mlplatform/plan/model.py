@@ -45,6 +45,7 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
         _keep_serving(facts, plan)
     else:
         verdict = traffic.move(facts, plan)
+        children.adopt(facts, plan)
         children.ensure_served(facts, plan, facts.stable)
         children.ensure_served(facts, plan, facts.candidate)
         children.ensure_version(facts, plan)
@@ -74,6 +75,7 @@ def _too_long(facts: Facts) -> list[str]:
 
 def _keep_serving(facts: Facts, plan: Plan) -> None:
     """Nothing new is begun, but what takes traffic is put back where somebody deleted it, and its traffic is protected."""
+    children.adopt(facts, plan)
     for version in dict.fromkeys([facts.stable, *(name for name, weight in facts.weights.items() if weight)]):
         if version not in facts.snapshot.services:
             children.ensure_served(facts, plan, version)

@@ -17,6 +17,7 @@ from mlplatform.contract import ANNOTATION_RETRAIN, FailureClass, Summary
 from mlplatform.failures import Gravity, Sighting
 from mlplatform.plan.plan import ADD_ON_RETRY, Plan, conditions_json, status_json
 from mlplatform.resources import KINDS, modelversion
+from mlplatform.resources.metadata import adoption, is_stray_of
 from mlplatform.resources.workload import Phase, Workload
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
@@ -111,6 +112,7 @@ def plan_version(
         return plan
     book.set("Accepted", "True", "SpecValid", "the spec is sound")
 
+    plan.writes += [adoption(child, version) for child in snapshot.children.values() if is_stray_of(child, version)]
     look = Pass(snapshot=snapshot, spec=spec, held=_held(snapshot), now=now, plan=plan)
     records: list[api.StageStatus] = []
     current: tuple[Definition, Progress] | None = None

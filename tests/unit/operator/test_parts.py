@@ -287,6 +287,9 @@ def test_a_digest_says_whether_an_object_is_what_would_be_made_now() -> None:
     assert same({**wanted, "status": {"novel": 1}}, wanted)
     assert not same(hashed({**manifest, "spec": {"x": 2}}), wanted)
     assert not same(None, wanted)
+    owned = {**wanted, "metadata": {**wanted["metadata"], "ownerReferences": [{"uid": "1"}]}}
+    assert same(owned, owned)
+    assert not same(wanted, owned), "a backup was restored without its owner"
 
 
 def test_names_and_labels_fit_kubernetes() -> None:
