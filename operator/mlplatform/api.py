@@ -251,6 +251,31 @@ class ModelVersionSpec:
     optimization: Optimization = Optimization()
 
 
+@dataclass(frozen=True, slots=True)
+class WayBack:
+    """What `kubectl mlmodel rollback` asks for: the value of `contract.ANNOTATION_ROLLBACK`.
+
+    It names both ends, so that it means nothing once it has come too late: another version is asked for, or `to` serves.
+
+    Attributes:
+        from_: The version that is wanted now, and that is not to be tried again.
+        to: The version that is to serve instead.
+    """
+
+    from_: str
+    to: str
+
+    def __str__(self) -> str:
+        """``<from>-><to>``."""
+        return f"{self.from_}->{self.to}"
+
+    @classmethod
+    def parse(cls, text: str) -> typing.Self | None:
+        """Reads that; None for anything else."""
+        start, arrow, end = text.partition("->")
+        return cls(start, end) if arrow and start and end else None
+
+
 FULL_WEIGHT: Final = 100
 """Percent: all the traffic."""
 

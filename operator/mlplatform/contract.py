@@ -16,6 +16,8 @@ from typing import Any, Final, Self
 GROUP: Final = "mlplatform.dev"
 API_VERSION: Final = f"{GROUP}/v1alpha1"
 MANAGER: Final = "mlplatform"
+MANAGER_CLI: Final = "mlplatform-cli"
+"""Field manager of the plugin's writes. Flux takes back what a manager has written whose name begins with kubectl."""
 
 LABEL_MODEL: Final = f"{GROUP}/model"
 LABEL_VERSION: Final = f"{GROUP}/version"
@@ -23,6 +25,9 @@ LABEL_STAGE: Final = f"{GROUP}/stage"
 
 ANNOTATION_RETRAIN: Final = f"{GROUP}/retrain"
 """On an MLModel: any new value asks for a new version of an unchanged spec."""
+
+ANNOTATION_ROLLBACK: Final = f"{GROUP}/rollback"
+"""On an MLModel: `api.WayBack`, which the operator carries out once and takes off again."""
 
 TRIGGER_LIMIT: Final = 256
 """Characters of that value: the version keeps it."""

@@ -24,6 +24,13 @@ SETBACKS: Final = 3
 """How often a candidate may lose all its ready pods under traffic before it is given up."""
 
 
+BY_USER: Final = "RolledBackByUser"
+"""Reason of a rollback that somebody asked for; it holds until another version is asked for."""
+
+ROLLING_BACK: Final = "RollingBack"
+"""Reason of the condition while the pods of the version to go back to are waited for."""
+
+
 class Move(StrEnum):
     """What happens to the traffic."""
 
@@ -153,7 +160,7 @@ class Record:
         version: The candidate.
         started_at: When it began.
         step_started_at: When the weight last moved.
-        previous: The version that was stable when it began; empty for a model's first version.
+        previous: The version that was stable when it began, or that somebody went back to; empty for a model's first.
         outcome: ``Promoted``, ``RolledBack`` or ``Superseded``; empty while it is under way.
         reason: Why, one word.
         message: Why, with values.
@@ -174,6 +181,13 @@ class Record:
     tried: str = ""
     setbacks: int = 0
     detour: Detour | None = None
+
+    @property
+    def winner(self) -> str:
+        """The version that its outcome makes the stable one; empty where that stays who it was."""
+        if self.outcome == "Promoted":
+            return self.version
+        return self.previous if self.reason == BY_USER else ""
 
     def in_the_past(self, now: datetime) -> Self:
         """The same, with `now` for a time of its course that lies ahead: the clock has jumped, and must hold nothing."""

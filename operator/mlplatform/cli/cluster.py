@@ -137,7 +137,7 @@ class Cluster:
                 MODELS,
                 name,
                 {"metadata": {"annotations": {key: value}}},
-                field_manager="kubectl-mlmodel",
+                field_manager=contract.MANAGER_CLI,
                 _request_timeout=REQUEST_TIMEOUT,
             )
         return patched

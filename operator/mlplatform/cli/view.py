@@ -207,7 +207,7 @@ def _current(model: Object, status: api.MLModelStatus, latest: Object | None) ->
 def _triggered(latest: Object, model: Object) -> bool:
     """Whether the latest version was made for the retrain request that the model carries, if any."""
     asked = (model["metadata"].get("annotations") or {}).get(contract.ANNOTATION_RETRAIN, "")
-    return bool(latest.get("spec", {}).get("trigger", "") == asked)
+    return bool(latest.get("spec", {}).get("trigger", "") == asked) or not asked
 
 
 def _answers(latest: Object, model: Object, status: api.MLModelStatus) -> bool:

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from mlplatform import api, rollout
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref
+from mlplatform.plan import wayback
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import ADD_ON_RETRY, PROXIES_LEARN, Plan
 from mlplatform.resources import inferenceservice, modelversion
@@ -56,12 +57,13 @@ def ensure_served(facts: Facts, plan: Plan, version: str) -> None:
 def _replicas(facts: Facts, version: str) -> api.Replicas:
     """Autoscaling bounds of a version's pods: the spec's, but room for its next step while it is rolled out."""
     asked = facts.spec.serving.replicas
-    if version != facts.candidate or not facts.stable:
+    target = wayback.target(facts)
+    if version not in {facts.candidate, target} or version == facts.stable or not facts.stable:
         return asked
     serving = facts.ready_pods(facts.stable)
     if serving:
-        weight = facts.weights.get(version, 0)
-        needs = rollout.share(rollout.next_weight(weight, facts.steps), serving)
+        weight = rollout.FULL if target else rollout.next_weight(facts.weights.get(version, 0), facts.steps)
+        needs = rollout.share(weight, serving)
     else:  # Nothing tells what its share is: what it has, it keeps.
         needs = inferenceservice.replicas(facts.snapshot.services.get(version)).min
     low = max(asked.min, needs)
@@ -72,7 +74,8 @@ def retire(facts: Facts, plan: Plan) -> None:
     """Stops the pods of versions that take no traffic, `keepWarm` after they last did."""
     if not facts.recorded:
         return
-    wanted = {facts.stable, facts.candidate, facts.record.version if facts.record and facts.rolling else ""}
+    rolling = facts.record.version if facts.record and facts.rolling else ""
+    wanted = {facts.stable, facts.candidate, rolling, wayback.target(facts)}
     for version, served in facts.snapshot.services.items():
         if version in wanted or facts.weights.get(version) or "deletionTimestamp" in served["metadata"]:
             continue
@@ -100,7 +103,13 @@ def prune(facts: Facts, plan: Plan) -> None:
     """Deletes the oldest versions beyond `revisionHistoryLimit`; never one that serves, rolls out or is asked for."""
     if not facts.recorded or facts.latest not in facts.snapshot.versions:
         return
-    used = {facts.latest, facts.stable, *facts.snapshot.services, *(v for v, weight in facts.weights.items() if weight)}
+    used = {
+        facts.latest,
+        facts.stable,
+        wayback.target(facts),
+        *facts.snapshot.services,
+        *(v for v, weight in facts.weights.items() if weight),
+    }
     old = sorted((v for v in facts.snapshot.versions if v not in used), key=facts.sequence, reverse=True)
     for version in old[facts.spec.revision_history_limit :]:
         manifest = facts.snapshot.versions[version]

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from mlplatform import api, failures, rollout
+from mlplatform.contract import ANNOTATION_ROLLBACK
 from mlplatform.resources import inferenceservice, modelversion, service, virtualservice
 from mlplatform.rollout import Record, View
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, Object, Refusal, condition, moment, status_of
+from mlplatform.snapshot import ModelSnapshot, Object, Refusal, annotations_of, condition, moment, status_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class Facts:
         spec: What the user wants.
         latest: Name of the version that the spec asks for.
         trigger: The retrain annotation's value.
+        way_back: The rollback annotation's value; empty when nobody asks for one.
         stable: Name of the version that the apex Service selects; empty before the first promotion.
         record: The last rollout, under way or over; a time of it that a clock which jumped has left ahead is `now`.
         weights: Percentage by version, read from the mesh.
@@ -38,6 +40,7 @@ class Facts:
     spec: api.MLModelSpec
     latest: str
     trigger: str
+    way_back: str
     stable: str
     record: Record | None
     weights: Mapping[str, int]
@@ -187,6 +190,7 @@ def gather(snapshot: ModelSnapshot, settings: Settings, spec: api.MLModelSpec, n
         spec=spec,
         latest=modelversion.wanted(snapshot.model, spec, snapshot.versions, _taken(snapshot)),
         trigger=modelversion.trigger(snapshot.model),
+        way_back=annotations_of(snapshot.model).get(ANNOTATION_ROLLBACK, ""),
         stable=_stable(snapshot, record),
         record=record,
         weights=virtualservice.weights(snapshot.route),

@@ -16,7 +16,7 @@ from datetime import datetime
 from mlplatform import api, rollout
 from mlplatform.actions import Event
 from mlplatform.conditions import Book
-from mlplatform.plan import children, traffic
+from mlplatform.plan import children, traffic, wayback
 from mlplatform.plan.facts import Facts, gather
 from mlplatform.plan.model_status import OBSERVED, describe, observed
 from mlplatform.plan.plan import Plan, conditions_json
@@ -46,11 +46,12 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
     else:
         verdict = traffic.move(facts, plan)
         children.adopt(facts, plan)
-        children.ensure_served(facts, plan, facts.stable)
-        children.ensure_served(facts, plan, facts.candidate)
+        for version in dict.fromkeys((facts.stable, wayback.target(facts), facts.candidate)):
+            children.ensure_served(facts, plan, version)
         children.ensure_version(facts, plan)
         children.retire(facts, plan)
         children.prune(facts, plan)
+        wayback.conclude(facts, plan)
     plan.status = describe(facts, verdict, book, plan)
     return plan
 

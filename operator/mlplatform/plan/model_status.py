@@ -20,6 +20,9 @@ from mlplatform.snapshot import Object, condition, stamp, status_of
 OBSERVED: Final = ("stable", "rollout", "history")
 """Keys of the status that say what is there, not what the spec asks for."""
 
+_UNSERVED: Final = {"NoReadyPods", "StableNotReady"}
+"""Reasons of `Serving` where the stable version has no pod; its own event tells of that."""
+
 HISTORY_LIMIT: Final = 20
 """Decision records kept."""
 
@@ -68,7 +71,7 @@ def _history(facts: Facts, plan: Plan) -> tuple[api.Decision, ...]:
     record = facts.record
     if record is None or not record.outcome or facts.recorded:
         return kept
-    if record.outcome == "Promoted" and facts.stable != record.version:
+    if record.winner not in {"", facts.stable}:
         return kept  # Not before the apex Service has followed.
     decision = api.Decision(
         version=record.version,
@@ -118,8 +121,11 @@ def _rollout_condition(facts: Facts, verdict: rollout.Verdict | None, book: Book
     if missing and facts.built(facts.latest):
         add_on = f"the cluster does not serve {missing[0]}: install {KINDS[missing[0]].add_on}"
         book.set("RolloutPassed", "False", "AddOnMissing", add_on)
+    elif verdict is not None and verdict.reason == rollout.ROLLING_BACK:
+        book.set("RolloutPassed", "Unknown", verdict.reason, verdict.message)
     elif facts.rejected and facts.record:
-        message = f"{facts.record.message}. It is not tried again until the spec or its retrain annotation changes"
+        held = "another version is asked for" if facts.record.reason == rollout.BY_USER else "the spec changes"
+        message = f"{facts.record.message}. It is not tried again until {held}, or a retrain"
         book.set("RolloutPassed", "False", "RolledBack", message)
     elif verdict is not None and verdict.move is Move.ROLLBACK:
         book.set("RolloutPassed", "False", "RolledBack", verdict.message)
@@ -154,7 +160,7 @@ def _ready_condition(facts: Facts, book: Book) -> None:
     """`Ready`: what the spec asks for is what serves. The first condition that is not True says why not."""
     if facts.told:
         serving = book.get("Serving")
-        down = f"{serving.message}; " if serving and serving.reason == "NoReadyPods" else ""
+        down = f"{serving.message}; " if serving and serving.reason in _UNSERVED else ""
         serves = f". {facts.label(facts.stable)} goes on serving." if facts.stable and not down else ""
         book.set("Ready", "False", facts.told.reason, f"{down}{facts.told.message.rstrip('.')}{serves}")
         return
@@ -230,6 +236,8 @@ def _word(facts: Facts, verdict: rollout.Verdict | None, book: Book) -> str:
         return "Suspended"
     if ready and ready.status == "True":
         return "Serving"
+    if verdict and verdict.reason == rollout.ROLLING_BACK:
+        return rollout.ROLLING_BACK
     if facts.rejected:
         return "RolledBack"
     if version and version.status == "True":
@@ -250,6 +258,6 @@ def _events(book: Book) -> list[Event]:
             events.append(Event("Normal", "ServingStarted", new.message))
         elif kind == "Serving" and new.reason == "NoReadyPods":
             events.append(Event("Warning", "ServingStopped", new.message))
-        elif kind == "Ready" and new.status == "False" and new.reason not in {"NoReadyPods", "StableNotReady"}:
+        elif kind == "Ready" and new.status == "False" and new.reason not in _UNSERVED:
             events.append(Event("Warning", new.reason, new.message))
     return events

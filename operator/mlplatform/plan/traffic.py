@@ -12,8 +12,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final, Literal
 
-from mlplatform import rollout
+from mlplatform import api, rollout
 from mlplatform.actions import Apply, Event
+from mlplatform.plan import wayback
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import ADD_ON_RETRY, PROXIES_LEARN, Plan
 from mlplatform.resources import service, virtualservice
@@ -35,12 +36,16 @@ def move(  # noqa: PLR0911  one link of the chain each, in order
     if "VirtualService" in facts.snapshot.missing:
         plan.look(facts.now + ADD_ON_RETRY)
         return None
-    if record and record.outcome == "Promoted" and facts.stable != record.version and not facts.recorded:
-        _point_apex(facts, record.version, plan)  # The promotion was cut short between its two writes.
-        return rollout.Verdict(Move.PROMOTE, FULL, record.reason, record.message)
+    if record and record.winner not in {"", facts.stable} and not facts.recorded:
+        _point_apex(facts, record.winner, plan)  # Its end was cut short between its two writes.
+        promoted = record.outcome == "Promoted"
+        return rollout.Verdict(Move.PROMOTE if promoted else Move.ROLLBACK, FULL, record.reason, record.message)
     if record and not facts.recorded:
         _hold(facts, record, plan)  # Its outcome goes into status first; the next pass goes on.
         return None
+    asked = wayback.pending(facts)
+    if asked:
+        return _go_back(facts, asked, plan)
     candidate = facts.candidate
     if record and facts.rolling and record.version != candidate:
         wanted = "is no longer there" if record.version == facts.latest else f"made way: {facts.latest} was asked for"
@@ -101,6 +106,33 @@ def _advance(facts: Facts, record: Record, plan: Plan) -> rollout.Verdict:
     return verdict
 
 
+def _go_back(facts: Facts, asked: api.WayBack, plan: Plan) -> rollout.Verdict:
+    """Somebody asked for another version than the latest: all the traffic goes to it once its pods can take that."""
+    target = facts.label(asked.to)
+    pods, needs = facts.ready_pods(asked.to), rollout.share(FULL, facts.ready_pods(facts.stable))
+    if asked.to != facts.stable and pods < needs:
+        _keep_route(facts, plan)
+        message = f"going back to {target}: {rollout.waiting(target, pods, needs, facts.trouble(asked.to))}"
+        return rollout.Verdict(Move.HOLD, 0, rollout.ROLLING_BACK, message)
+    now, message = (
+        precise(facts.now),
+        f"{facts.label(asked.from_)} was rolled back to {target}, as somebody had asked for",
+    )
+    began = facts.record if facts.record and facts.rolling else None
+    record = Record(
+        version=asked.from_,
+        previous=asked.to,
+        started_at=began.started_at if began else now,
+        step_started_at=now,
+        outcome="RolledBack",
+        reason=rollout.BY_USER,
+        message=message,
+    )
+    _close(facts, record, plan)
+    _point_apex(facts, asked.to, plan)
+    return rollout.Verdict(Move.ROLLBACK, 0, rollout.BY_USER, message)
+
+
 def protect(facts: Facts, plan: Plan) -> None:
     """Moves nothing on, but keeps what serves serving: for a model that is suspended, or whose spec is refused."""
     record = facts.record
@@ -122,7 +154,7 @@ def protect(facts: Facts, plan: Plan) -> None:
 
 def _hold(facts: Facts, record: Record, plan: Plan) -> None:
     """What has been decided stays in place, however long it takes until the status says so."""
-    winner = record.version if record.outcome == "Promoted" else facts.home
+    winner = _heir(facts, record)
     if winner:
         _apply_route(facts, {winner: FULL}, record, plan)
         _point_apex(facts, facts.stable or winner, plan)
@@ -156,9 +188,14 @@ def _resumed(record: Record, now: datetime) -> str:
 
 def _close(facts: Facts, record: Record, plan: Plan) -> None:
     """Ends a rollout: all traffic to one version, and the outcome beside the weights, in one write."""
-    winner = record.version if record.outcome == "Promoted" else facts.home
     ended = replace(record, finished_at=stamp(facts.now), step_started_at=precise(facts.now), detour=None)
-    _apply_route(facts, {winner: FULL}, ended, plan)
+    _apply_route(facts, {_heir(facts, record): FULL}, ended, plan)
+
+
+def _heir(facts: Facts, record: Record) -> str:
+    """Who takes all the traffic at a rollout's end: whom that made stable, if it can."""
+    winner = record.winner
+    return winner if winner and (record.outcome == "Promoted" or facts.ready_pods(winner)) else facts.home
 
 
 def _keep_route(facts: Facts, plan: Plan, *, forget: bool = True) -> None:

@@ -26,14 +26,20 @@ def wanted(model: Object, spec: api.MLModelSpec, versions: Mapping[str, Object],
     names, and none of that is a wish of the user's. (Defaults are no trouble: the API server writes them into both objects
     when they are made.) Of several versions of one content it is the one that is written as the spec is, else the newest.
 
+    Absence is no wish: without a retrain annotation, or once a tool has stripped it, the trigger in force is the one of
+    the newest version of that content.
+
     Args:
         model: The MLModel.
         spec: Its spec, decoded.
         versions: Its ModelVersions by name.
         taken: Names of versions that are gone, but not what they left: a new one must not be taken for them.
     """
-    asked = api.content(spec), trigger(model)
-    same = {name: found for name, obj in versions.items() if (found := _read(obj)) and _content(found) == asked}
+    asked = api.content(spec)
+    alike = {name: found for name, obj in versions.items() if (found := _read(obj)) and api.content(found) == asked}
+    newest = max(alike.values(), key=lambda found: found.sequence, default=None)
+    key = trigger(model) or (newest.trigger if newest else "")
+    same = {name: found for name, found in alike.items() if found.trigger == key}
     if same:
         return max(same, key=lambda name: (_as_written(same[name]) == _as_written(spec), same[name].sequence))
     names = (api.version_name(name_of(model), spec, trigger(model), tries) for tries in count())
@@ -46,10 +52,6 @@ def _read(version: Object) -> api.ModelVersionSpec | None:
         return api.decode(api.ModelVersionSpec, version["spec"])
     except api.SpecError:
         return None
-
-
-def _content(spec: api.ModelVersionSpec) -> tuple[str, str]:
-    return api.content(spec), spec.trigger
 
 
 def _as_written(spec: api.MLModelSpec | api.ModelVersionSpec) -> list[Object]:

@@ -90,6 +90,17 @@ def test_a_retrain_asks_for_another_version_of_the_same_content() -> None:
     assert wanted(WRITTEN, version(), **asked) not in {OLD, wanted(WRITTEN)}
 
 
+def test_a_retrain_annotation_that_is_gone_asks_for_nothing() -> None:
+    first, again = version(), version(name="adult-11111111", sequence=2, trigger="monday")
+    assert wanted(WRITTEN, first, again) == "adult-11111111", "the newest of this content, not the one before"
+    assert wanted(WRITTEN, first, again, **{contract.ANNOTATION_RETRAIN: ""}) == "adult-11111111"
+    later = version(name="adult-22222222", sequence=3)
+    assert wanted(WRITTEN, first, again, later) == "adult-22222222"
+    assert wanted(changed("training.epochs", 6), first, again) not in {OLD, "adult-11111111"}
+    reordered = version(changed("optimization.export", ["onnx", "torchscript"]), "adult-33333333", 3, "monday")
+    assert wanted(WRITTEN, first, reordered) == "adult-33333333", "however it is written"
+
+
 def test_of_several_of_one_content_it_is_the_one_written_so_else_the_newest() -> None:
     turned = version(changed("data.sensitiveAttributes", ["race", "sex"]), name="adult-11111111", sequence=2)
     assert wanted(WRITTEN, version(), turned) == OLD, "an earlier release told them apart: what serves goes on serving"

@@ -13,7 +13,7 @@ from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, failing,
 from mlplatform import api
 from mlplatform.actions import Apply, Create, Delete, Write
 from mlplatform.cluster import Rejected
-from mlplatform.contract import Failure, FailureClass, Stage
+from mlplatform.contract import ANNOTATION_ROLLBACK, Failure, FailureClass, Stage
 from mlplatform.plan import plan_model
 from mlplatform.plan.facts import gather
 from mlplatform.resources import virtualservice
@@ -635,6 +635,135 @@ def test_what_keeps_pods_from_being_ready(reason: str, said: Object, pods: tuple
     spec = api.decode(api.MLModelSpec, SPEC)
     snapshot = ModelSnapshot(model=mlmodel(), services={V1: {"status": said}}, pods={V1: pods} if pods else {})
     assert gather(snapshot, Settings(), spec, START).trouble(V1) == trouble, reason
+
+
+# The way back that somebody asks for.
+
+
+def asked_back(fake: Fake, text: str) -> list[str]:
+    """What `kubectl mlmodel rollback` does; returns what was written then."""
+    model = fake.one("MLModel", "adult")
+    asked = {**annotations_of(model), ANNOTATION_ROLLBACK: text}
+    fake.put({**model, "metadata": {**model["metadata"], "annotations": asked}})
+    return settle(fake)
+
+
+def told(fake: Fake) -> str:
+    """Why the operator did not go back."""
+    [message] = [event.message for _, event in fake.events if event.reason == "RollbackRefused"]
+    return message
+
+
+def replaced() -> Fake:
+    """The second version serves, and the first one's pods have gone."""
+    fake = play([(0, applied()), (400, applied(SECOND)), (800, nothing)])
+    assert fake.names("InferenceService") == [V2]
+    return fake
+
+
+def test_going_back_starts_the_pods_first_and_then_moves_everything() -> None:
+    fake = replaced()
+    written = asked_back(fake, f"{V2}->{V1}")
+    routed = "apply VirtualService/adult"  # The header may ask for it.
+    assert [entry for entry in written if not entry.startswith("status")] == [f"apply InferenceService/{V1}", routed]
+    assert fake.weights() == {V2: 100}, "what serves goes on serving"
+    waiting = f"going back to {V1} (v1): waiting for the pods of {V1} (v1) (0 of 1 pods ready)"
+    assert status(fake, "RolloutPassed") == ("Unknown", "RollingBack", waiting)
+    assert status(fake, "Ready")[:2] == ("Unknown", "RollingBack")
+    assert fake.one("MLModel", "adult")["status"]["stage"] == "RollingBack"
+    written = [entry for entry in settle(fake, seconds=15) if not entry.startswith("status")]
+    assert written == ["apply VirtualService/adult", "apply Service/adult", "patch MLModel/adult"]
+    assert fake.weights() == {V1: 100}
+    assert fake.one("Service", "adult")["spec"]["selector"] == {"app": f"isvc.{V1}-predictor"}
+    assert annotations_of(fake.one("MLModel", "adult")) == {}, "it was carried out, once"
+    [decision, *_] = fake.one("MLModel", "adult")["status"]["history"]
+    said = f"{V2} (v2) was rolled back to {V1} (v1), as somebody had asked for"
+    assert (decision["reason"], decision["message"], decision["previous"]) == ("RolledBackByUser", said, V1)
+    assert (
+        status(fake, "RolloutPassed")[2]
+        == f"{said}. It is not tried again until another version is asked for, or a retrain"
+    )
+    settle(fake, seconds=600)
+    assert fake.names("InferenceService") == [V1]
+
+
+def test_what_somebody_went_back_from_is_not_tried_again_for_more_memory() -> None:
+    fake = replaced()
+    asked_back(fake, f"{V2}->{V1}")
+    settle(fake, seconds=60)
+    fake.apply(mlmodel(spec={**SECOND, "serving": {"resources": {"memory": "4Gi"}}}))
+    settle(fake, seconds=600)
+    assert fake.weights() == {V1: 100}
+
+
+def test_going_back_waits_for_as_many_pods_as_serve_now() -> None:
+    fake = replaced()
+    autoscaled(fake, V2, 3)
+    asked_back(fake, f"{V2}->{V1}")
+    assert bounds(fake, V1) == (3, 3)
+    fake.unready.add(f"{V1}-predictor-2")
+    settle(fake, seconds=60)
+    assert fake.weights() == {V2: 100}
+    assert "(2 of 3 pods ready)" in status(fake, "RolloutPassed")[2]
+    fake.unready.add(V2)
+    settle(fake)
+    assert fake.weights() == {V1: 100}, "where nobody answers, any pod is enough"
+
+
+def test_a_request_that_is_taken_off_while_pods_are_waited_for_is_forgotten() -> None:
+    fake = replaced()
+    asked_back(fake, f"{V2}->{V1}")
+    fake.apply(mlmodel(spec=SECOND))
+    settle(fake, seconds=100)
+    assert fake.weights() == {V2: 100}
+    assert fake.names("InferenceService") == [V2]
+    assert status(fake, "Ready")[0] == "True"
+
+
+def test_going_back_before_the_new_version_is_built_keeps_it_from_being_rolled_out() -> None:
+    fake = play([(0, applied()), (400, applied(SECOND)), (420, nothing)])
+    asked_back(fake, f"{V2}->{V1}")
+    settle(fake, seconds=600)
+    assert fake.weights() == {V1: 100}
+    assert status(fake, "RolloutPassed")[:2] == ("False", "RolledBack")
+
+
+def test_suspended_nobody_goes_back() -> None:
+    fake = rolling()
+    fake.apply(mlmodel(spec={**SECOND, "suspend": True}))
+    asked_back(fake, f"{V2}->{V1}")
+    assert fake.weights() == {V1: 95, V2: 5}
+    model = fake.one("MLModel", "adult")
+    fake.put({**model, "spec": {**model["spec"], "suspend": False}})
+    settle(fake)
+    assert fake.weights() == {V1: 100}, "once it goes on"
+
+
+def third() -> Fake:
+    """The third version takes 5%."""
+    fake = play([(0, applied()), (400, applied(SECOND)), (800, applied(THIRD)), (400 + ROLLING_AT, nothing)])
+    assert fake.weights() == {V2: 95, V3: 5}
+    return fake
+
+
+WAYS_BACK: list[tuple[str, Callable[[], Fake], str, str]] = [
+    ("no request", replaced, "yesterday", "'yesterday' is not <from>-><to>, two versions"),
+    ("it came too late", replaced, f"{V1}->{V2}", f"go back from {V1}, but {V2} (v2) is the version that is wanted"),
+    ("no such version", replaced, f"{V2}->adult-0", f"serve instead of {V2} (v2); there is {V1}"),
+    ("the same version", replaced, f"{V2}->{V2}", f"serve instead of {V2} (v2); there is {V1}"),
+    ("nothing to go back to", serving, f"{V1}->adult-0", "there is no other"),
+    ("past the stable version of a rollout", third, f"{V3}->{V1}", f"leads to {V2} (v2) alone"),
+]
+
+
+@pytest.mark.parametrize(("reason", "world", "text", "why"), WAYS_BACK, ids=[row[0] for row in WAYS_BACK])
+def test_a_way_back_that_cannot_be_gone(reason: str, world: Callable[[], Fake], text: str, why: str) -> None:
+    fake = world()
+    before = fake.weights()
+    assert asked_back(fake, text) == ["patch MLModel/adult"], reason
+    assert why in told(fake), reason
+    assert fake.weights() == before, reason
+    assert settle(fake) == [], reason
 
 
 # What is kept, and for how long.

@@ -10,6 +10,8 @@ import pytest
 from unit.operator_world import SPEC, Fake, Operator, Scenario, mlmodel, outcome, play
 
 from mlplatform import api
+from mlplatform.contract import ANNOTATION_ROLLBACK
+from mlplatform.snapshot import annotations_of
 
 
 def changed(**sections: Any) -> Callable[[Fake], None]:
@@ -28,6 +30,17 @@ def never_ready(fake: Fake) -> None:
     fake.unready.add(name_of(**SECOND))
 
 
+def asked_back(start: str, end: str) -> Callable[[Fake], None]:
+    """What `kubectl mlmodel rollback` does."""
+
+    def deed(fake: Fake) -> None:
+        model = fake.one("MLModel", "adult")
+        asked = {**annotations_of(model), ANNOTATION_ROLLBACK: str(api.WayBack(start, end))}
+        fake.put({**model, "metadata": {**model["metadata"], "annotations": asked}})
+
+    return deed
+
+
 def unready(version: str) -> Callable[[Fake], None]:
     """A version's serving pods break."""
     return lambda fake: fake.unready.add(version)
@@ -44,9 +57,9 @@ def without_room(fake: Fake) -> None:
     fake.unready.update(f"{version}-predictor-{i}" for version in (V1, V2) for i in (1, 2))
 
 
-def name_of(**sections: Any) -> str:
+def name_of(trigger: str = "", **sections: Any) -> str:
     """Name of the version that a spec makes."""
-    return api.version_name("adult", api.decode(api.MLModelSpec, {**SPEC, **sections}))
+    return api.version_name("adult", api.decode(api.MLModelSpec, {**SPEC, **sections}), trigger)
 
 
 def nothing(_fake: Fake) -> None:
@@ -59,6 +72,7 @@ FAILS = {"gates": [{"metric": "roc_auc", "min": 0.95}]}
 MORE = {"serving": {"replicas": {"min": 3, "max": 3}}}
 MEMORY = {"serving": {"resources": {"memory": "4Gi"}}}
 V1, V2, V3 = name_of(), name_of(**SECOND), name_of(**THIRD)
+RETRAINED = name_of("monday")
 READY = dict.fromkeys(("Accepted", "VersionReady", "Serving", "RolloutPassed", "Ready"), "True")
 
 
@@ -84,6 +98,7 @@ class Life:
 
 
 FIRST = [(V1, "Promoted")]
+BACK = {"RolloutPassed": "False", "Ready": "False", "Stalled": "True"}
 LIVES = [
     Life(
         "a second version takes over step by step, and the first one's pods go when they need not be kept warm",
@@ -176,6 +191,55 @@ LIVES = [
         [(0, changed()), (400, never_ready), (1000, mended(V2)), (1010, changed(**SECOND, **MEMORY)), (1200, nothing)],
         {V2: 100},
         [(V2, "Promoted"), (V2, "RolledBack"), *FIRST],
+    ),
+    Life(
+        "a retrain annotation that is taken off again asks for nothing",
+        [(0, changed()), (400, annotated(retrain="monday")), (800, changed()), (1000, nothing)],
+        {RETRAINED: 100},
+        [(RETRAINED, "Promoted"), *FIRST],
+    ),
+    Life(
+        "somebody goes back after a retrain, while the pods of the version before are warm",
+        [
+            (0, changed()),
+            (400, annotated(retrain="monday")),
+            (600, asked_back(RETRAINED, V1)),
+            (610, changed()),
+            (900, nothing),
+        ],
+        {V1: 100},
+        [(RETRAINED, "RolledBack"), (RETRAINED, "Promoted"), *FIRST],
+        BACK,
+        "RolledBack",
+    ),
+    Life(
+        "and long after they have gone: they are started first",
+        [(0, changed()), (400, changed(**SECOND)), (800, asked_back(V2, V1)), (1000, nothing)],
+        {V1: 100},
+        [(V2, "RolledBack"), (V2, "Promoted"), *FIRST],
+        BACK,
+        "RolledBack",
+    ),
+    Life(
+        "in the middle of a rollout it ends that at once",
+        [(0, changed()), (400, changed(**SECOND)), (545, asked_back(V2, V1)), (1000, nothing)],
+        {V1: 100},
+        [(V2, "RolledBack"), *FIRST],
+        BACK,
+        "RolledBack",
+    ),
+    Life(
+        "what was gone back from is tried again once it is asked for anew",
+        [
+            (0, changed()),
+            (400, changed(**SECOND)),
+            (800, asked_back(V2, V1)),
+            (1000, changed(**THIRD)),
+            (1300, changed(**SECOND)),
+            (1500, nothing),
+        ],
+        {V2: 100},
+        [(V2, "Promoted"), (V3, "Promoted"), (V2, "RolledBack"), (V2, "Promoted"), *FIRST],
     ),
     Life(
         "a spec that cannot be used leaves what serves alone",
