@@ -48,7 +48,7 @@ from mlplatform.resources import inferenceservice, virtualservice
 from mlplatform.settings import Settings
 
 REPOSITORY: Final = Path(__file__).parents[1]
-RUNTIME: Final = REPOSITORY / "images/serving/clusterservingruntime.yaml"
+RUNTIME: Final = REPOSITORY / "images/serving/servingruntime.yaml"
 NAMESPACE: Final = "mlplatform-bench"
 READY_SECONDS: Final = 300
 CONNECTIONS: Final = (1, 16)

@@ -1,6 +1,6 @@
 """Writes what is derived: the chart's copies of API, runtime, alerts and dashboards, and the kustomize files rendered from it.
 
-Run by people after a change to manifests/crd, images/serving/clusterservingruntime.yaml, alerts, dashboards or the
+Run by people after a change to manifests/crd, images/serving/servingruntime.yaml, alerts, dashboards or the
 chart: ``make manifests``. tests/unit/test_chart.py fails while its output is not committed.
 """
 
@@ -21,14 +21,13 @@ NAMESPACE = "mlplatform-system"
 COPIES = {
     "manifests/crd/mlplatform.dev_mlmodels.yaml": "charts/mlplatform/files/crd/mlplatform.dev_mlmodels.yaml",
     "manifests/crd/mlplatform.dev_modelversions.yaml": "charts/mlplatform/files/crd/mlplatform.dev_modelversions.yaml",
-    "images/serving/clusterservingruntime.yaml": "charts/mlplatform/files/clusterservingruntime.yaml",
+    "images/serving/servingruntime.yaml": "charts/mlplatform/files/servingruntime.yaml",
     "alerts/mlplatform.rules.yaml": "charts/mlplatform/files/mlplatform.rules.yaml",
     "dashboards/models.json": "charts/mlplatform/files/dashboards/models.json",
 }
 RENDERED = {
     "manifests/base/operator.yaml": ["templates/operator.yaml"],
     "manifests/base/rbac.yaml": ["templates/rbac.yaml"],
-    "manifests/base/serving-runtime.yaml": ["templates/serving-runtime.yaml"],
     "manifests/base/gateway.yaml": ["templates/gateway.yaml"],
     "manifests/base/model-namespace.yaml": ["templates/model-namespaces.yaml"],
     "manifests/overlays/kind/store.yaml": ["templates/store.yaml"],

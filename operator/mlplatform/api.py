@@ -202,6 +202,7 @@ class Serving:
     """How a version is served: a KServe InferenceService."""
 
     runtime: Literal["torchserve"] = "torchserve"
+    runtime_update: Literal["Keep", "Roll"] = "Keep"
     replicas: Replicas = Replicas()
     resources: ServingResources = ServingResources()
 

@@ -22,7 +22,7 @@ import prometheus_client
 from mlplatform import __version__, contract
 from mlplatform.cluster import Cluster, ConnectError, connect
 from mlplatform.reconciler import Reconciler, World
-from mlplatform.resources import KINDS
+from mlplatform.resources import KINDS, inferenceservice
 from mlplatform.settings import Settings, SettingsError
 from mlplatform.snapshot import Object
 
@@ -90,7 +90,12 @@ def model_key(kind: str, obj: Mapping[str, Any]) -> Key | None:
     meta = obj["metadata"]
     if kind == "MLModel":
         return meta["namespace"], meta["name"]
-    model = obj["spec"].get("model") if kind == "ModelVersion" else (meta.get("labels") or {}).get(contract.LABEL_MODEL)
+    if kind == "Ingress":
+        model = inferenceservice.model_of_ingress(meta)
+    elif kind == "ModelVersion":
+        model = obj["spec"].get("model", "")
+    else:
+        model = (meta.get("labels") or {}).get(contract.LABEL_MODEL, "")
     return (meta["namespace"], model) if model else None
 
 
@@ -102,7 +107,7 @@ def slim(kind: str, obj: Mapping[str, Any]) -> Object:
         "metadata": {k: v for k, v in obj["metadata"].items() if k != "managedFields"},
         "status": obj.get("status") or {},
     }
-    return found if kind == "Pod" else {**found, "spec": obj.get("spec") or {}}
+    return found if kind in {"Pod", "Ingress"} else {**found, "spec": obj.get("spec") or {}}
 
 
 def wire(registry: kopf.OperatorRegistry, settings: Settings, cluster: Cluster) -> None:
@@ -134,7 +139,7 @@ def tune(settings: kopf.OperatorSettings, kinds: Mapping[str, Where]) -> None:
     settings.networking.request_timeout = 60
     settings.watching.server_timeout = 300  # The server ends a watch by then; kopf notices a dead peer in 70 s.
     for kind, where in kinds.items():
-        if kind not in {"MLModel", "ModelVersion"}:
+        if kind not in {"MLModel", "ModelVersion", "Ingress"}:  # KServe gives an Ingress no labels.
             settings.watching.label_selectors[where] = contract.LABEL_MODEL
 
 

@@ -308,11 +308,15 @@ class Reconciler:
             version = inferenceservice.version_of(labels_of(pod).get("app", ""))
             if version:
                 pods.setdefault(version, []).append(pod)
+        services = self._own("InferenceService", me)
+        published = {name: self._own("Ingress", served).get(name) for name, served in services.items()}
         return ModelSnapshot(
             model=me,
             versions=self._own("ModelVersion", me),
-            services=self._own("InferenceService", me),
+            services=services,
             pods={version: tuple(sorted(found, key=name_of)) for version, found in pods.items()},
+            runtimes=self._own("ServingRuntime", me),
+            ingresses={name: ingress for name, ingress in published.items() if ingress},
             apex=self._own("Service", me).get(self._name),
             route=self._own("VirtualService", me).get(self._name),
             missing=missing,

@@ -24,12 +24,14 @@ class Settings:
         artifact_root: fsspec URI below which every version keeps its artifacts.
         store_secret: Secret, in the model's namespace, with the store's credentials (``AWS_*`` keys).
         jobs_image: Image of the stages' containers.
-        image_pull_policy: Of the stages' containers.
+        image_pull_policy: Of the stages' and the serving containers.
         max_cpu_request: Largest CPU request of any pod, e.g. ``100m``; limits stay as the model says. Empty: requests
             equal limits. For clusters of few cores, where a rollout's pods must share what training uses.
         jobs_service_account: ServiceAccount of the stages' pods.
         serving_service_account: ServiceAccount of the serving pods; KServe finds the store's credentials there.
-        serving_runtime: ClusterServingRuntime that serves the archives.
+        serving_image: Image of the serving pods.
+        serving_runtime: Spec, as JSON, of the KServe ServingRuntime that serves the archives, less the image.
+        renewal_seconds: Within that time every model has its turn to have pods of an earlier release replaced.
         kserve_mode: Value of ``serving.kserve.io/deploymentMode``; KServe before 0.16 calls it ``RawDeployment``.
         gateway: Istio Gateway, ``<namespace>/<name>``, that the models' routes attach to.
         domain: Models answer at ``<model>.<namespace>.<domain>``.
@@ -46,7 +48,9 @@ class Settings:
     max_cpu_request: str = ""
     jobs_service_account: str = "mlplatform-jobs"
     serving_service_account: str = "mlplatform-serving"
-    serving_runtime: str = "mlplatform-torchserve"
+    serving_image: str = "mlplatform/serving:latest"
+    serving_runtime: str = '{"containers": [{"name": "kserve-container"}]}'
+    renewal_seconds: int = 1800
     kserve_mode: str = "Standard"
     gateway: str = "mlplatform-system/mlplatform"
     domain: str = "models.local"
@@ -75,6 +79,8 @@ class Settings:
                 continue
             if f.name.endswith("_port"):
                 values[f.name] = _port(variable, text)
+            elif f.name.endswith("_seconds"):
+                values[f.name] = int(_matching(variable, text, r"\d{1,6}", "a whole number of seconds"))
             else:
                 values[f.name] = _matching(variable, text, *_FORMS.get(f.name, (".*", "")))
         return cls(**values)  # type: ignore[arg-type]  # each value has its field's type by the loop above

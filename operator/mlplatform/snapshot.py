@@ -66,6 +66,8 @@ class ModelSnapshot:
         versions: Its ModelVersions by name.
         services: Its InferenceServices by name, which is the name of the version they serve.
         pods: Serving pods by the name of the version they serve.
+        runtimes: Its ServingRuntimes by name.
+        ingresses: What KServe publishes its InferenceServices by, by their names.
         apex: The Service `<model>`; its selector is the record of which version is stable.
         route: The VirtualService `<model>`; it holds the weights, and the times of the rollout.
         missing: Kinds that the API server does not serve, e.g. ``InferenceService``.
@@ -76,6 +78,8 @@ class ModelSnapshot:
     versions: Mapping[str, Object] = field(default_factory=dict)
     services: Mapping[str, Object] = field(default_factory=dict)
     pods: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
+    runtimes: Mapping[str, Object] = field(default_factory=dict)
+    ingresses: Mapping[str, Object] = field(default_factory=dict)
     apex: Object | None = None
     route: Object | None = None
     missing: frozenset[str] = frozenset()

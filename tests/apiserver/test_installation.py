@@ -128,7 +128,10 @@ OPERATOR_ACCESS = [
     Access("it borrows no ServiceAccount", "create", "serviceaccounts", False, subresource="token"),
     Access("it changes no roles", "create", "roles", False, "rbac.authorization.k8s.io"),
     Access("it changes no gateway", "patch", "gateways", False, "networking.istio.io"),
-    Access("it makes no runtime", "create", "clusterservingruntimes", False, "serving.kserve.io"),
+    Access("it makes runtimes", "create", "servingruntimes", True, "serving.kserve.io"),
+    Access("nor the cluster's", "create", "clusterservingruntimes", False, "serving.kserve.io"),
+    Access("it takes away what KServe has published", "delete", "ingresses", True, "networking.k8s.io"),
+    Access("and publishes nothing itself", "create", "ingresses", False, "networking.k8s.io"),
     Access("it finds out which kinds there are", "list", "customresourcedefinitions", True, "apiextensions.k8s.io", ""),
     Access("and changes none", "patch", "customresourcedefinitions", False, "apiextensions.k8s.io", ""),
 ]

@@ -26,7 +26,7 @@ CRDS: Final = {
     "training-operator": ("manifests/base/crds/kubeflow.org_pytorchjobs.yaml",),
     "kserve": (
         "config/crd/full/serving.kserve.io_inferenceservices.yaml",
-        "config/crd/full/serving.kserve.io_clusterservingruntimes.yaml",
+        "config/crd/full/serving.kserve.io_servingruntimes.yaml",
     ),
     "istio": ("manifests/charts/base/files/crd-all.gen.yaml",),
     "prometheus-operator": (

@@ -53,10 +53,8 @@ def test_the_inferenceservice_is_kserves() -> None:
 
 
 def test_the_serving_runtime_is_kserves() -> None:
-    manifest = yaml.safe_load((REPOSITORY / "images/serving/clusterservingruntime.yaml").read_text())
-    assert (
-        list(lost(manifest, through(KServeClient(), "V1alpha1ClusterServingRuntime", manifest), manifest["kind"])) == []
-    )
+    manifest = yaml.safe_load((REPOSITORY / "images/serving/servingruntime.yaml").read_text())
+    assert list(lost(manifest, through(KServeClient(), "V1alpha1ServingRuntime", manifest), manifest["kind"])) == []
 
 
 @pytest.mark.parametrize(

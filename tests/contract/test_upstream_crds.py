@@ -93,7 +93,7 @@ def test_a_misspelt_field_would_be_found(upstream: ApiServer, namespace: str, ki
     assert list(lost(manifest["spec"], found["spec"], "spec")) == ["spec.reticulateSplines: dropped"]
 
 
-@pytest.mark.parametrize("path", ["images/serving/clusterservingruntime.yaml", "istio/gateway.yaml"])
+@pytest.mark.parametrize("path", ["images/serving/servingruntime.yaml", "istio/gateway.yaml"])
 def test_what_we_install_is_taken_whole(upstream: ApiServer, path: str) -> None:
     manifest = yaml.safe_load((REPOSITORY / path).read_text())
     manifest["metadata"].pop("namespace", None)

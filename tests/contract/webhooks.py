@@ -39,7 +39,7 @@ class Write:
 
 TRAINING = {"validator.pytorchjob.training-operator.kubeflow.org": "Fail"}
 KSERVE = {f"inferenceservice.kserve-webhook-server.{name}": "Fail" for name in ("defaulter", "validator")}
-RUNTIME = {"clusterservingruntime.kserve-webhook-server.validator": "Fail"}
+RUNTIME = {"servingruntime.kserve-webhook-server.validator": "Fail"}
 MUTATOR = {"inferenceservice.kserve-webhook-server.pod-mutator": "Fail"}
 ISTIO = {"validation.istio.io": "Ignore"}
 """istiod itself turns Ignore into Fail once it answers."""
@@ -54,7 +54,7 @@ MESHED = {"istio-injection": "enabled"}
 WRITES = [
     Write("training", "kubeflow.org", "pytorchjobs", TRAINING),
     Write("a version that serves", "serving.kserve.io", "inferenceservices", KSERVE),
-    Write("the runtime that the chart installs", "serving.kserve.io", "clusterservingruntimes", RUNTIME),
+    Write("what a new version's pods are made from", "serving.kserve.io", "servingruntimes", RUNTIME),
     Write("the weights", "networking.istio.io", "virtualservices", ISTIO),
     Write("the gateway that the chart installs", "networking.istio.io", "gateways", ISTIO),
     Write("a stage's Job", "batch", "jobs"),

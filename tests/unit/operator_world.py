@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
+
+import yaml
 
 from mlplatform import contract
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
@@ -23,10 +27,12 @@ from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, virtualservice
 from mlplatform.resources.metadata import stray
 from mlplatform.settings import Settings
-from mlplatform.snapshot import Object, labels_of, name_of, stamp, uid_of
+from mlplatform.snapshot import Object, annotations_of, labels_of, name_of, stamp, uid_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NAMESPACE = "default"
+RUNTIME = yaml.safe_load((Path(__file__).parents[2] / "images/serving/servingruntime.yaml").read_text())["spec"]
+PLATFORM = Settings(serving_runtime=json.dumps(RUNTIME))
 
 SPEC: Object = {
     "data": {"uri": "s3://datasets/adult/", "label": "income", "sensitiveAttributes": ["sex"]},
@@ -173,6 +179,8 @@ class Fake:
 
     def objects(self, kind: str, _namespace: str, model: str) -> list[Object]:
         def belongs(obj: Object) -> bool:
+            if kind == "Ingress":
+                return inferenceservice.model_of_ingress(obj["metadata"]) == model
             return name_of(obj) == model if kind == "MLModel" else labels_of(obj).get(contract.LABEL_MODEL) == model
 
         return [o for (k, _), o in self._objects.items() if k == kind and belongs(o)]
@@ -285,28 +293,54 @@ class Fake:
         self.put({**job, "status": {**job["status"], "conditions": [condition], "completionTime": stamp(self.now)}})
 
     def _serve(self, isvc: Object) -> Iterator[datetime]:
-        """Makes the pods that the lower bound asks for; each is ready `serve_seconds` after its creation."""
-        version = name_of(isvc)
+        """KServe: pods of the present template, as many as the lower bound asks for; each is ready `serve_seconds` later.
+
+        Those of an earlier template go when their successors are ready.
+        """
+        version, label = name_of(isvc), inferenceservice.pod_label(name_of(isvc))
+        mine = {n: o for (k, n), o in self._objects.items() if k == "Pod" and n.startswith(f"{version}-predictor-")}
         replicas = 0 if version in self.podless else isvc["spec"]["predictor"]["minReplicas"]
-        names = [f"{version}-predictor-{i}" for i in range(replicas)]
-        for name in [n for k, n in self._objects if k == "Pod" and n.startswith(f"{version}-predictor-")]:
-            if name not in names:
-                self.remove("Pod", name)
+        annotations = self._template(isvc)
+        current = sorted(name for name, pod in mine.items() if annotations_of(pod) == annotations)
+        for name in [*current[replicas:], *(mine if version in self.podless else ())]:
+            self.remove("Pod", name)
         if version in self.podless:
             condition = {"type": "PredictorReady", "status": "False", "message": self.podless[version]}
             if isvc.get("status") != {"conditions": [condition]}:
                 self.put({**isvc, "status": {"conditions": [condition]}})
-        labels = {**labels_of(isvc), "app": inferenceservice.pod_label(version)}
+            return
+        free = (n for i in itertools.count() if (n := f"{version}-predictor-{i}") not in mine)
+        names = [*current[:replicas], *itertools.islice(free, max(replicas - len(current), 0))]
+        serving = True
         for name in names:
-            live = self._objects.get(("Pod", name))
-            created = datetime.fromisoformat(live["metadata"]["creationTimestamp"]) if live else self.now
-            ready_at = created + timedelta(seconds=self.serve_seconds)
+            live = mine.get(name) or _pod(isvc, name, {**labels_of(isvc), "app": label}, {})
+            created = live["metadata"].setdefault("creationTimestamp", stamp(self.now))
+            ready_at = datetime.fromisoformat(created) + timedelta(seconds=self.serve_seconds)
             ready = self.now >= ready_at and not {version, name} & self.unready
             status = {"conditions": [{"type": "Ready", "status": "True" if ready else "False"}]}
-            if live is None or live["status"] != status:
-                self.put({**_pod(isvc, name, labels, status), **({"metadata": live["metadata"]} if live else {})})
+            if live["status"] != status:
+                metadata = {**live["metadata"], "annotations": annotations}
+                self.put({**live, "metadata": metadata, "status": status})
             if self.now < ready_at:
                 yield ready_at
+            serving = serving and ready
+        if serving:
+            for name in mine.keys() - set(names):
+                self.remove("Pod", name)
+            self._publish(isvc)
+
+    def _template(self, isvc: Object) -> dict[str, str]:
+        """What KServe makes pods from: its labels and annotations, all but the bounds of its spec, and its runtime."""
+        predictor = {k: v for k, v in isvc["spec"]["predictor"].items() if "Replicas" not in k and "scale" not in k}
+        runtime = self._objects.get(("ServingRuntime", inferenceservice.runtime(isvc)), {"spec": {}})["spec"]
+        parts = [labels_of(isvc), annotations_of(isvc), predictor, runtime]
+        return {"template": contract.digest(parts), **(runtime.get("annotations") or {})}
+
+    def _publish(self, isvc: Object) -> None:
+        """KServe's Ingress, which it makes unless it is told not to, and leaves when it is told later."""
+        if not inferenceservice.is_local(isvc) and ("Ingress", name_of(isvc)) not in self._objects:
+            meta = {"name": name_of(isvc), "namespace": NAMESPACE, "ownerReferences": [_reference(isvc)]}
+            self.put({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": meta})
 
 
 class Operator:
@@ -314,7 +348,7 @@ class Operator:
 
     def __init__(self, fake: Fake, settings: Settings | None = None) -> None:
         self._fake = fake
-        self._world = World(cast("Cluster", fake), fake, settings or Settings(), lambda: fake.now)
+        self._world = World(cast("Cluster", fake), fake, settings or PLATFORM, lambda: fake.now)
         self._reconcilers: dict[tuple[str, str, str], Reconciler] = {}
 
     def settle(self) -> datetime | None:
@@ -407,12 +441,15 @@ def failing(
     return report
 
 
+def _reference(owner: Object) -> Object:
+    return {"kind": owner["kind"], "name": name_of(owner), "uid": uid_of(owner), "controller": True}
+
+
 def _pod(owner: Object, name: str, labels: dict[str, str], status: Object) -> Object:
-    reference = {"kind": owner["kind"], "name": name_of(owner), "uid": uid_of(owner), "controller": True}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels, "ownerReferences": [reference]},
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels, "ownerReferences": [_reference(owner)]},
         "status": status,
     }
 

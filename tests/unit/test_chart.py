@@ -18,9 +18,10 @@ import crds
 import pytest
 import yaml
 from apiserver_fixture import binary
+from unit.operator_world import mlmodel
 
 from local import upstream
-from mlplatform.resources import KINDS
+from mlplatform.resources import KINDS, servingruntime
 from mlplatform.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,9 +64,8 @@ def pods(found: tuple[dict[str, Any], ...]) -> Iterator[tuple[str, dict[str, Any
 
 
 def serving(found: tuple[dict[str, Any], ...]) -> dict[str, Any]:
-    """The containers that every serving pod gets."""
-    (runtime,) = objects("ClusterServingRuntime", found).values()
-    spec: dict[str, Any] = runtime["spec"]
+    """What every serving pod of a new version gets."""
+    spec: dict[str, Any] = servingruntime.render(mlmodel(), Settings.from_env(environment(found)))["spec"]
     return spec
 
 
@@ -156,7 +156,8 @@ def test_every_setting_of_the_operator_is_set() -> None:
 
 def test_the_release_of_the_documentation_has_the_settings_defaults() -> None:
     settings = Settings.from_env(environment(rendered()))
-    assert settings == dataclasses.replace(Settings(), jobs_image=settings.jobs_image)
+    given = {key: getattr(settings, key) for key in ("jobs_image", "serving_image", "serving_runtime")}
+    assert settings == dataclasses.replace(Settings(), **given)
 
 
 def test_images_default_to_the_app_version_and_can_each_be_replaced() -> None:
@@ -198,6 +199,12 @@ def test_serving_containers_are_restricted() -> None:
         assert {port["containerPort"] for port in container["ports"]}.isdisjoint({8081, 7071}), (
             "management stays inside"
         )
+
+
+def test_serving_pods_can_be_given_more() -> None:
+    spec = serving(rendered("servingRuntime.spec.nodeSelector.pool=serving", "images.serving=registry.example.com/s:1"))
+    assert spec["nodeSelector"] == {"pool": "serving"}
+    assert [container["image"] for container in spec["containers"]] == ["registry.example.com/s:1"]
 
 
 def test_only_the_operator_gets_a_token() -> None:

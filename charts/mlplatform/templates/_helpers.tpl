@@ -79,3 +79,9 @@ networking.istio.io/v1beta1
 networking.istio.io/v1
 {{- end -}}
 {{- end -}}
+
+{{/* Spec of the KServe ServingRuntime that new versions get, as JSON; the operator adds the image. */}}
+{{- define "mlplatform.servingRuntime" -}}
+{{- $runtime := .Files.Get "files/servingruntime.yaml" | fromYaml -}}
+{{- mustMergeOverwrite $runtime.spec .Values.servingRuntime.spec | toJson -}}
+{{- end -}}

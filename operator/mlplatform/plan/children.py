@@ -6,16 +6,20 @@ Called by `plan.model`.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
-from mlplatform import api, rollout
+from mlplatform import api, contract, rollout
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref
 from mlplatform.plan import wayback
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import ADD_ON_RETRY, PROXIES_LEARN, Plan
-from mlplatform.resources import inferenceservice, modelversion
+from mlplatform.resources import inferenceservice, modelversion, servingruntime
 from mlplatform.resources.metadata import adoption, is_stray_of
-from mlplatform.snapshot import moment, name_of, status_of, until
+from mlplatform.snapshot import moment, name_of, namespace_of, status_of, until
+
+TURN_SECONDS: Final = 60
+"""How long a model's turn to replace pods of an earlier release lasts."""
 
 
 def adopt(facts: Facts, plan: Plan) -> None:
@@ -25,8 +29,8 @@ def adopt(facts: Facts, plan: Plan) -> None:
         if is_stray_of(version, model):
             told = Event("Normal", "VersionAdopted", f"{facts.label(name_of(version))} had no owner")
             plan.writes.append(replace(adoption(version, model), event=told))
-    strays = (served for served in facts.snapshot.services.values() if is_stray_of(served, model))
-    plan.writes += [adoption(served, model) for served in strays]
+    serving = (*facts.snapshot.services.values(), *facts.snapshot.runtimes.values())
+    plan.writes += [adoption(child, model) for child in serving if is_stray_of(child, model)]
 
 
 def ensure_version(facts: Facts, plan: Plan) -> None:
@@ -47,11 +51,91 @@ def ensure_served(facts: Facts, plan: Plan, version: str) -> None:
     storage_uri = status_of(facts.snapshot.versions.get(version)).get("storageUri", "")
     if not storage_uri:
         return  # Its ModelVersion is gone; what serves already, stays as it is.
-    serving = replace(facts.spec.serving, replicas=_replicas(facts, version))
-    spec = replace(facts.spec, serving=serving)
-    wanted = inferenceservice.render(facts.snapshot.model, spec, version, storage_uri, facts.settings)
-    if not inferenceservice.same(facts.snapshot.services.get(version), wanted):
-        plan.writes.append(Apply(wanted))
+    live = facts.snapshot.services.get(version)
+    if live is None:
+        _serve(facts, plan, version, storage_uri)
+        return
+    change = inferenceservice.change(live, _spec(facts, version), storage_uri, facts.settings)
+    if change:
+        plan.writes.append(Patch(Ref.to(live), change))
+
+
+def renew(facts: Facts, plan: Plan) -> None:
+    """Makes pods of an earlier release anew where that is due, one version at a time, in the model's turn.
+
+    That is due once for versions that KServe still publishes past the gateway (they are told apart by a label, which it
+    hands on to the pods), and with `serving.runtimeUpdate: Roll` for another runtime. KServe replaces pods one after
+    another, each when its successor is ready.
+    """
+    present = name_of(servingruntime.render(facts.snapshot.model, facts.settings))
+    roll = facts.spec.serving.runtime_update == "Roll"
+    services = {v: s for v, s in facts.snapshot.services.items() if "deletionTimestamp" not in s["metadata"]}
+    due = [v for v, served in services.items() if inferenceservice.outdated(served, present, roll=roll)]
+    if not due or facts.rolling or facts.candidate:
+        return
+    if any(not _settled(facts, v) for v in services):
+        return  # Its pods' events bring us back.
+    turn = _turn(facts)
+    plan.look(turn)
+    if facts.now < turn:
+        return
+    version = min(due, key=facts.sequence)
+    told = Event("Normal", "PodsRenewed", f"the pods of {facts.label(version)} are replaced: {present}")
+    _serve(facts, plan, version, inferenceservice.storage_uri(services[version]), told)
+
+
+def unpublish(facts: Facts, plan: Plan) -> None:
+    """Takes away what KServe has published a version by, once KServe has been told not to; it does not do so itself."""
+    for version, ingress in facts.snapshot.ingresses.items():
+        served = facts.snapshot.services[version]
+        if inferenceservice.is_local(served) and "deletionTimestamp" not in ingress["metadata"]:
+            told = Event("Normal", "IngressRemoved", f"{facts.label(version)} answers through the gateway only")
+            plan.cleanup.append(Delete(Ref.to(ingress), told))
+
+
+def forget_runtimes(facts: Facts, plan: Plan) -> None:
+    """Deletes the runtimes of earlier releases that nothing of the model names any more."""
+    named = {inferenceservice.runtime(served) for served in facts.snapshot.services.values()}
+    named.add(name_of(servingruntime.render(facts.snapshot.model, facts.settings)))
+    for name, runtime in facts.snapshot.runtimes.items():
+        if name not in named and "deletionTimestamp" not in runtime["metadata"]:
+            plan.cleanup.append(Delete(Ref.to(runtime)))
+
+
+def _serve(facts: Facts, plan: Plan, version: str, storage_uri: str, told: Event | None = None) -> None:
+    """The InferenceService as this release makes it, and before it the runtime that it names."""
+    model, live = facts.snapshot.model, facts.snapshot.services.get(version)
+    runtime = servingruntime.render(model, facts.settings)
+    if name_of(runtime) not in facts.snapshot.runtimes:
+        plan.writes.append(Create(runtime))
+    spec = _spec(facts, version)
+    plan.writes.append(
+        Apply(inferenceservice.render(model, spec, version, storage_uri, facts.settings, live=live), told)
+    )
+
+
+def _settled(facts: Facts, version: str) -> bool:
+    """Whether the version has pods, all of them from the runtime that its InferenceService names."""
+    runtime = inferenceservice.runtime(facts.snapshot.services[version])
+    pods = [p for p in facts.snapshot.pods.get(version, ()) if status_of(p).get("phase") not in {"Failed", "Succeeded"}]
+    return bool(pods) and all(servingruntime.of_pod(p) == runtime for p in pods)
+
+
+def _turn(facts: Facts) -> datetime:
+    """When it is the model's turn to replace pods: now, or when its minute comes round again.
+
+    The minutes of a fleet's models are spread over `renewal_seconds` by their names, so that nobody has to keep a list.
+    """
+    around = facts.settings.renewal_seconds
+    model = facts.snapshot.model
+    place = int(contract.digest([namespace_of(model), name_of(model)]), 16) % around if around else 0
+    since = (int(facts.now.timestamp()) - place) % around if around else 0
+    return facts.now if since < TURN_SECONDS else facts.now + timedelta(seconds=around - since)
+
+
+def _spec(facts: Facts, version: str) -> api.MLModelSpec:
+    """The spec with as many pods as the version is to have now."""
+    return replace(facts.spec, serving=replace(facts.spec.serving, replicas=_replicas(facts, version)))
 
 
 def _replicas(facts: Facts, version: str) -> api.Replicas:

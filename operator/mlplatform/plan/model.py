@@ -51,6 +51,9 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
         children.ensure_version(facts, plan)
         children.retire(facts, plan)
         children.prune(facts, plan)
+        children.renew(facts, plan)
+        children.unpublish(facts, plan)
+        children.forget_runtimes(facts, plan)
         wayback.conclude(facts, plan)
     plan.status = describe(facts, verdict, book, plan)
     return plan

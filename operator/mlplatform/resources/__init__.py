@@ -50,6 +50,10 @@ KINDS: Final = {
     "InferenceService": Kind(
         api_version="serving.kserve.io/v1beta1", plural="inferenceservices", read_by=_MODEL, add_on="KServe"
     ),
+    "ServingRuntime": Kind(
+        api_version="serving.kserve.io/v1alpha1", plural="servingruntimes", read_by=_MODEL, add_on="KServe"
+    ),
+    "Ingress": Kind(api_version="networking.k8s.io/v1", plural="ingresses", read_by=_MODEL),
     "Service": Kind(api_version="v1", plural="services", read_by=_MODEL),
     "VirtualService": Kind(
         api_version="networking.istio.io/v1", plural="virtualservices", read_by=_MODEL, add_on="Istio"

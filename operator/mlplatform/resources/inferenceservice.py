@@ -6,14 +6,14 @@ Called by `mlplatform.plan`. KServe makes of it the Deployment and the Service
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from mlplatform import api, contract
-from mlplatform.resources import pod
-from mlplatform.resources.metadata import hashed, metadata
-from mlplatform.resources.metadata import same as metadata_same
+from mlplatform.resources import pod, servingruntime
+from mlplatform.resources.metadata import metadata
 from mlplatform.settings import Settings
-from mlplatform.snapshot import Object, condition, name_of, namespace_of, status_of
+from mlplatform.snapshot import Object, annotations_of, condition, labels_of, name_of, namespace_of, status_of
 
 PORT: Final = 8080
 
@@ -24,26 +24,48 @@ CPU_PERCENT: Final = 80
 """Of the CPU that the model may use: busier than that, and another replica is added."""
 
 
-def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str, settings: Settings) -> Object:
-    """InferenceService ``<version>``: the archive at `storage_uri` behind TorchServe."""
+MODE: Final = "serving.kserve.io/deploymentMode"
+
+VISIBILITY: Final = "networking.kserve.io/visibility"
+LOCAL: Final = "cluster-local"
+"""Without this label KServe publishes every version at an address of its own, past the gateway's paths and weights."""
+
+
+def render(  # noqa: PLR0913  what one service depends on
+    model: Object,
+    spec: api.MLModelSpec,
+    version: str,
+    storage_uri: str,
+    settings: Settings,
+    *,
+    live: Object | None = None,
+) -> Object:
+    """InferenceService ``<version>``: the archive at `storage_uri` behind the server of this release.
+
+    It carries no digest: KServe hands annotations and labels on to the pods, and each release would restart them all.
+
+    Args:
+        model: The MLModel.
+        spec: Its spec, decoded.
+        version: The version's name.
+        storage_uri: Where its archive is.
+        settings: The operator's.
+        live: The one that is there; its deployment mode is kept, which KServe refuses to change.
+    """
     name, serving = name_of(model), spec.serving
     meta = metadata(model, version, "predictor", version=version)
-    meta["annotations"] = {"serving.kserve.io/deploymentMode": settings.kserve_mode}
+    meta["labels"][VISIBILITY] = LOCAL
+    meta["annotations"] = {MODE: _mode(live) or settings.kserve_mode}
     resources = pod.resources(serving.resources.cpu, serving.resources.memory, settings)
-    scaling = {
-        "minReplicas": serving.replicas.min,
-        "maxReplicas": serving.replicas.max,
-        "scaleMetric": "cpu",
-        "scaleTarget": _target(resources),
-    }
     predictor = {
+        **_scaling(spec, resources),
         "serviceAccountName": settings.serving_service_account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "model": {
             "modelFormat": {"name": "pytorch"},
-            "runtime": settings.serving_runtime,
+            "runtime": name_of(servingruntime.render(model, settings)),
             "storageUri": storage_uri,
             "resources": resources,
             "env": [
@@ -58,25 +80,36 @@ def render(model: Object, spec: api.MLModelSpec, version: str, storage_uri: str,
             "livenessProbe": _probe(name, periodSeconds=10, failureThreshold=3),
         },
     }
-    manifest = {
+    return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": meta,
-        "spec": {"predictor": {**scaling, **predictor}},
+        "spec": {"predictor": predictor},
     }
-    # KServe hands annotations on to the pods, so a digest over the bounds would restart them all to add one.
-    return hashed(manifest, over={"labels": meta["labels"], "predictor": predictor})
 
 
-def same(live: Object | None, wanted: Object) -> bool:
-    """Whether the live object is what `render` made: its digest, and the bounds, which that leaves out.
+def change(live: Object, spec: api.MLModelSpec, storage_uri: str, settings: Settings) -> Object | None:
+    """The merge patch that makes a live object what its user asks for; None when it is that.
 
-    Not the deployment mode: KServe refuses to change it, so another one holds for services made from then on.
+    Everything else of it stays as the release that made it has left it: another release, or other settings of the
+    operator, are no wish of the user's to have pods replaced.
     """
-    if live is None or not metadata_same(live, wanted):
-        return False
-    found, asked = live["spec"]["predictor"], wanted["spec"]["predictor"]
-    return all(found.get(key) == asked[key] for key in _SCALING)
+    found = live["spec"]["predictor"]
+    served = found.get("model") or {}
+    asked = {"cpu": spec.serving.resources.cpu, "memory": spec.serving.resources.memory}
+    limits = (served.get("resources") or {}).get("limits") or {}
+    model: Object = {}
+    if any(pod.quantity(str(limits.get(key, "0"))) != pod.quantity(value) for key, value in asked.items()):
+        model["resources"] = pod.resources(asked["cpu"], asked["memory"], settings)
+    if served.get("storageUri") != storage_uri:
+        model["storageUri"] = storage_uri
+    scaling = _scaling(spec, model.get("resources") or served["resources"])
+    predictor = {key: value for key, value in scaling.items() if found.get(key) != value}
+    if model:
+        predictor["model"] = model
+    if not predictor:
+        return None
+    return {"spec": {"predictor": predictor}}
 
 
 def replicas(live: Object | None) -> api.Replicas:
@@ -91,12 +124,52 @@ def bounds(replicas: api.Replicas) -> Object:
     return {"spec": {"predictor": {"minReplicas": replicas.min, "maxReplicas": replicas.max}}}
 
 
-_SCALING: Final = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")
+def outdated(live: Object, present: str, *, roll: bool) -> bool:
+    """Whether the pods of a live object are to be made anew as this release would make them.
+
+    Args:
+        live: The InferenceService.
+        present: Name of the runtime of this release.
+        roll: Whether its user wants that for another runtime alone.
+    """
+    return not is_local(live) or (roll and runtime(live) != present)
+
+
+def is_local(live: Object) -> bool:
+    """Whether KServe has been told to publish it nowhere."""
+    return labels_of(live).get(VISIBILITY) == LOCAL
+
+
+def runtime(live: Object) -> str:
+    """The runtime that it names."""
+    return str((live["spec"]["predictor"].get("model") or {}).get("runtime", ""))
+
+
+def storage_uri(live: Object) -> str:
+    """Where its archive is."""
+    return str((live["spec"]["predictor"].get("model") or {}).get("storageUri", ""))
+
+
+def _mode(live: Object | None) -> str:
+    """How KServe runs a live object; empty for none."""
+    if live is None:
+        return ""
+    return str(annotations_of(live).get(MODE) or status_of(live).get("deploymentMode", ""))
+
+
+def _scaling(spec: api.MLModelSpec, resources: Object) -> Object:
+    """What the autoscaler goes by; it restarts no pod."""
+    return {
+        "minReplicas": spec.serving.replicas.min,
+        "maxReplicas": spec.serving.replicas.max,
+        "scaleMetric": "cpu",
+        "scaleTarget": _target(resources),
+    }
 
 
 def _target(resources: Object) -> int:
     """Percent of the request at which a replica is added; the request may be less than the model may use."""
-    limit, request = (pod.cores(resources[kind]["cpu"]) for kind in ("limits", "requests"))
+    limit, request = (pod.quantity(str(resources[kind]["cpu"])) for kind in ("limits", "requests"))
     return round(CPU_PERCENT * limit / (request or limit))
 
 
@@ -135,6 +208,13 @@ def version_of(label: str) -> str:
     if label.startswith("isvc.") and label.endswith("-predictor"):
         return label.removeprefix("isvc.").removesuffix("-predictor")
     return ""
+
+
+def model_of_ingress(metadata: Mapping[str, Any]) -> str:
+    """The model whose version an Ingress of KServe's may publish, by its owner's name; empty for any other Ingress."""
+    owners = metadata.get("ownerReferences") or ()
+    name = next((str(r["name"]) for r in owners if r.get("controller") and r["kind"] == "InferenceService"), "")
+    return name.rpartition("-")[0]
 
 
 def host(version: str, namespace: str) -> str:

@@ -93,9 +93,9 @@ def model_of(owner: Object) -> str:
     return str(owner["spec"]["model"]) if owner["kind"] == "ModelVersion" else name_of(owner)
 
 
-def hashed(manifest: Object, over: Object | None = None) -> Object:
-    """The manifest with a digest of itself, or of `over`, as an annotation."""
-    annotations = {**(manifest["metadata"].get("annotations") or {}), HASH: contract.digest(over or manifest)}
+def hashed(manifest: Object) -> Object:
+    """The manifest with a digest of itself as an annotation."""
+    annotations = {**(manifest["metadata"].get("annotations") or {}), HASH: contract.digest(manifest)}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 

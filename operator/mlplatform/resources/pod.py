@@ -94,13 +94,25 @@ def resources(cpu: str, memory: str, settings: Settings, *, gpu: int = 0) -> Obj
     """``resources`` of a container; requests equal limits, less what `max_cpu_request` allows."""
     limits = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
     cap = settings.max_cpu_request
-    request = min(cpu, cap, key=cores) if cap else cpu
+    request = min(cpu, cap, key=quantity) if cap else cpu
     return {"requests": {**limits, "cpu": request}, "limits": limits}
 
 
-def cores(quantity: str) -> float:
-    """A CPU quantity in cores: ``500m`` is 0.5."""
-    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+def quantity(text: str) -> float:
+    """A Kubernetes quantity as a number: ``500m`` is 0.5, and ``1Gi`` is ``1024Mi``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    number = text.rstrip("numkKMGTPEi")
+    return float(number) * _SUFFIXES[text[len(number) :]]
+
+
+_SUFFIXES: Final = {
+    "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3,
+    **{letter: 1000.0**power for power, letter in enumerate("kMGTPE", 1)},
+    **{f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)},
+}  # fmt: skip
 
 
 def environment(version: Object, spec: api.ModelVersionSpec, stage: Stage, settings: Settings) -> list[Object]:

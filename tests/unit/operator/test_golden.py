@@ -22,7 +22,16 @@ ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/operator"
 EXAMPLE = yaml.safe_load((ROOT / "examples/adult-income/mlmodel.yaml").read_text())
 SERVER_SIDE = ("resourceVersion", "generation", "creationTimestamp")
-KINDS = ("MLModel", "ModelVersion", "PyTorchJob", "Job", "InferenceService", "Service", "VirtualService")
+KINDS = (
+    "MLModel",
+    "ModelVersion",
+    "PyTorchJob",
+    "Job",
+    "ServingRuntime",
+    "InferenceService",
+    "Service",
+    "VirtualService",
+)
 
 
 def example(**sections: Any) -> Any:
@@ -63,7 +72,11 @@ def everything(fake: Fake) -> list[Object]:
         for name in fake.names(kind):
             obj = fake.one(kind, name)
             metadata = {key: value for key, value in obj["metadata"].items() if key not in SERVER_SIDE}
-            kept = {} if kind in {"PyTorchJob", "Job", "InferenceService"} else {"status": obj.get("status", {})}
+            kept = (
+                {}
+                if kind in {"PyTorchJob", "Job", "ServingRuntime", "InferenceService"}
+                else {"status": obj.get("status", {})}
+            )
             found.append(
                 {**{k: v for k, v in obj.items() if k not in {"metadata", "status"}}, "metadata": metadata, **kept}
             )

@@ -78,7 +78,8 @@ def test_kopf_is_set_up_to_write_nothing_of_its_own_and_to_let_go() -> None:
     assert not settings.posting.enabled
     assert settings.persistence.finalizer == "mlplatform.dev/operator"
     selectors = settings.watching.label_selectors
-    assert {kind for kind, where in kinds.items() if where in selectors} == kinds.keys() - {"MLModel", "ModelVersion"}
+    unlabelled = {"MLModel", "ModelVersion", "Ingress"}
+    assert {kind for kind, where in kinds.items() if where in selectors} == kinds.keys() - unlabelled
 
 
 def test_an_alarm_wakes_the_daemons_of_its_model_only() -> None:

@@ -803,11 +803,11 @@ def test_history_is_bounded_and_newest_first() -> None:
     assert history[0]["version"] == V1, "the route remembers the outcome that status had lost"
 
 
-def test_a_change_of_replica_bounds_reaches_kserve_without_a_new_digest() -> None:
+def test_a_change_of_replica_bounds_reaches_kserve_and_restarts_nothing() -> None:
     fake = serving()
     before = annotations_of(fake.one("InferenceService", V1))
     fake.apply(mlmodel(spec={**SPEC, "serving": {"replicas": {"min": 1, "max": 4}}}))
-    assert f"apply InferenceService/{V1}" in settle(fake)
+    assert f"patch InferenceService/{V1}" in settle(fake)
     live = fake.one("InferenceService", V1)
     assert live["spec"]["predictor"]["maxReplicas"] == 4
     assert annotations_of(live) == before, "annotations go to the pods, and would restart them"

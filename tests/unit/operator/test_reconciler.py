@@ -603,6 +603,7 @@ def test_everything_that_decisions_rest_on_can_be_looked_for(caplog: pytest.LogC
         assert set(looked) == own | stages | pods | {("Pod", f"{version}-audit-abcde")}
     else:
         serving = {("InferenceService", version), ("Service", "adult"), ("VirtualService", "adult")}
+        serving |= {("ServingRuntime", name) for name in fake.names("ServingRuntime")}
         assert set(looked) == own | serving | {("Pod", f"{version}-predictor-0")}
 
 
