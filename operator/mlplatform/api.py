@@ -252,6 +252,10 @@ class ModelVersionSpec:
     optimization: Optimization = Optimization()
 
 
+ROLLED_BACK_BY_USER: Final = "RolledBackByUser"
+"""Reason of a `Decision` that somebody asked for; it holds until another version is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class WayBack:
     """What `kubectl mlmodel rollback` asks for: the value of `contract.ANNOTATION_ROLLBACK`.

@@ -24,9 +24,6 @@ SETBACKS: Final = 3
 """How often a candidate may lose all its ready pods under traffic before it is given up."""
 
 
-BY_USER: Final = "RolledBackByUser"
-"""Reason of a rollback that somebody asked for; it holds until another version is asked for."""
-
 ROLLING_BACK: Final = "RollingBack"
 """Reason of the condition while the pods of the version to go back to are waited for."""
 
@@ -187,7 +184,7 @@ class Record:
         """The version that its outcome makes the stable one; empty where that stays who it was."""
         if self.outcome == "Promoted":
             return self.version
-        return self.previous if self.reason == BY_USER else ""
+        return self.previous if self.reason == api.ROLLED_BACK_BY_USER else ""
 
     def in_the_past(self, now: datetime) -> Self:
         """The same, with `now` for a time of its course that lies ahead: the clock has jumped, and must hold nothing."""

@@ -7,6 +7,7 @@ moment it looks at instead of building a dict of its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -139,7 +140,8 @@ def version(
     }
     done = {stage.name for stage in stages if stage.outcome == "Succeeded"}
     metrics = AUDIT.metrics if "audit" in done else {}
-    status = api.ModelVersionStatus(stage=stage, stages=stages, metrics=metrics, failure=failure)
+    conditions = (READY,) if "package" in done else ()
+    status = api.ModelVersionStatus(stage=stage, conditions=conditions, stages=stages, metrics=metrics, failure=failure)
     return {
         "apiVersion": contract.API_VERSION,
         "kind": "ModelVersion",
@@ -219,6 +221,49 @@ ROLLING_V2 = api.MLModelStatus(
         eta="2026-03-01T12:02:20Z",
     ),
     history=(PROMOTED_V1,),
+)
+REPLACED_V1 = api.MLModelStatus(
+    observed_generation=2,
+    stage="Serving",
+    latest_version=V2,
+    latest_sequence=2,
+    url=URL,
+    conditions=(ACCEPTED, READY),
+    stable=api.StableStatus(version=V2, sequence=2),
+    history=(
+        api.Decision(
+            version=V2,
+            sequence=2,
+            decision="Promoted",
+            reason="StepsPassed",
+            message="v2 held 5%, 25%, 50% with its pods ready and replaced v1",
+            time="2026-03-01T12:02:20Z",
+            previous=V1,
+        ),
+        PROMOTED_V1,
+    ),
+)
+GONE_BACK_TO_V1 = replace(
+    REPLACED_V1,
+    stage="RolledBack",
+    conditions=(
+        ACCEPTED,
+        condition("RolloutPassed", "False", "RolledBack", "v2 was rolled back to v1, as somebody had asked for"),
+        condition("Ready", "False", "RolledBack", "v2 was rolled back to v1, as somebody had asked for"),
+    ),
+    stable=api.StableStatus(version=V1, sequence=1),
+    history=(
+        api.Decision(
+            version=V2,
+            sequence=2,
+            decision="RolledBack",
+            reason="RolledBackByUser",
+            message="v2 was rolled back to v1, as somebody had asked for",
+            time="2026-03-01T12:05:00Z",
+            previous=V1,
+        ),
+        *REPLACED_V1.history,
+    ),
 )
 RETRYING_V1 = api.MLModelStatus(
     observed_generation=1,
@@ -312,6 +357,14 @@ LIFE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "serving": (model(SERVING_V1), [version(stages=ALL_STAGES)]),
     "rolling": (
         model(ROLLING_V2, generation=2),
+        [version(stages=ALL_STAGES), version(V2, 2, ALL_STAGES)],
+    ),
+    "replaced": (
+        model(REPLACED_V1, generation=2),
+        [version(stages=ALL_STAGES), version(V2, 2, ALL_STAGES)],
+    ),
+    "gone back": (
+        model(GONE_BACK_TO_V1, generation=2),
         [version(stages=ALL_STAGES), version(V2, 2, ALL_STAGES)],
     ),
     "failed": (

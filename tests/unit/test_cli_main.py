@@ -78,7 +78,8 @@ class FakeApi:
 
             def do_PATCH(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                api.patches.append({"path": urlsplit(self.path).path, "body": body})
+                url = urlsplit(self.path)
+                api.patches.append({"path": url.path, "query": parse_qs(url.query), "body": body})
                 self._send(200, api.objects["mlmodels"][0])
 
             def _send(self, code: int, body: dict[str, Any]) -> None:
@@ -367,7 +368,7 @@ def test_a_reader_that_has_gone_is_no_failure(arguments: list[str], api: FakeApi
 
 
 @pytest.mark.usefixtures("kubeconfig")
-@pytest.mark.parametrize("command", ["status", "watch", "history", "retrain"])
+@pytest.mark.parametrize("command", ["status", "watch", "history", "retrain", "rollback"])
 def test_no_such_model(command: str, api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     api.hold("serving")
     for reason, name, hint in (
@@ -425,10 +426,82 @@ def test_retrain_sets_the_annotation_and_nothing_else(api: FakeApi, capsys: pyte
     assert api.patches == [
         {
             "path": f"{PREFIX}/namespaces/default/mlmodels/adult-income",
+            "query": {"fieldManager": ["mlplatform-cli"]},
             "body": {"metadata": {"annotations": {"mlplatform.dev/retrain": "fresh-data"}}},
         }
     ]
     assert "kubectl mlmodel watch adult-income" in capsys.readouterr().out
+
+
+ROLLBACK = "mlplatform.dev/rollback"
+
+
+def replaced(api: FakeApi) -> Answer:
+    """V2 has replaced V1; returns the way back that is asked for then, and what comes of it."""
+    model, versions = objects.LIFE["replaced"]
+    api.objects = {"mlmodels": [_stored(model)], "modelversions": [_stored(v) for v in versions]}
+    asked = {**model["metadata"], "annotations": {ROLLBACK: f"{objects.V2}->{objects.V1}"}, "resourceVersion": "3"}
+    return 200, {**model, "metadata": asked}
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_rollback_asks_for_the_version_before(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    replaced(api)
+    assert main(["rollback", "adult-income"]) == 0
+    assert api.patches == [
+        {
+            "path": f"{PREFIX}/namespaces/default/mlmodels/adult-income",
+            "query": {"fieldManager": ["mlplatform-cli"]},
+            "body": {"metadata": {"annotations": {ROLLBACK: f"{objects.V2}->{objects.V1}"}}},
+        }
+    ]
+    first, second, third = capsys.readouterr().out.splitlines()
+    serves = f"until then v2 ({objects.V2}) serves"
+    assert first == f"mlmodel/adult-income: all the traffic goes to v1 ({objects.V1}) once its pods are ready; {serves}"
+    assert "not tried again until another version is asked for" in second
+    assert third == "see how far it is: kubectl mlmodel status adult-income -n default"
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_rollback_for_programs(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    replaced(api)
+    assert main(["rollback", "adult-income", "--to", "v1", "-o", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["from"], told["to"], told["done"]) == (objects.V2, objects.V1, False)
+
+
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize(
+    ("reason", "done", "code", "told"),
+    [
+        ("it was carried out", True, 0, f"mlmodel/adult-income: {objects.V1} takes all the traffic"),
+        ("the operator has refused it", False, 1, "taken off again before it was carried out"),
+    ],
+)
+def test_rollback_waits(reason: str, done: bool, code: int, told: str, api: FakeApi, capsys: Any) -> None:  # noqa: FBT001  a table's column
+    _, asked = replaced(api)
+    api.objects["mlmodels"] = [asked]
+    model, _ = objects.LIFE["gone back" if done else "replaced"]
+
+    def carry_out() -> None:
+        api.watching.acquire()
+        api.watching.acquire()
+        api.events["mlmodels"].put({"type": "MODIFIED", "object": {**_stored(model)}})
+
+    thread = threading.Thread(target=carry_out)
+    thread.start()
+    assert main(["rollback", "adult-income", "--wait", "--timeout", "20s"]) == code, reason
+    thread.join()
+    printed = capsys.readouterr()
+    assert told in printed.out + printed.err, reason
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_rollback_waits_no_longer_than_it_was_told(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    _, asked = replaced(api)
+    api.objects["mlmodels"] = [asked]
+    assert main(["rollback", "adult-income", "--wait", "--timeout", "1s"]) == 124
+    assert "--timeout passed; adult-income in namespace 'default' is" in capsys.readouterr().err
 
 
 def follow(api: FakeApi, moments: list[str]) -> threading.Thread:

@@ -1,4 +1,4 @@
-"""The commands that ask a cluster: watch, status, history, retrain, predict.
+"""The commands that ask a cluster: watch, status, history, retrain, rollback, predict.
 
 Called by `mlplatform.cli.main`, which imports this only for one of them: the API's client takes a while to import.
 Connects `cluster` (what is) to `view` (what it means) and `render` (how it looks).
@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from rich.console import Console
 
 from mlplatform import api, contract
-from mlplatform.cli import predict, render
+from mlplatform.cli import predict, render, wayback
 from mlplatform.cli.cluster import MODELS, VERSIONS, Cluster, Event, Synced
 from mlplatform.cli.main import STAGES_UNTIL
 from mlplatform.cli.terminal import (
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, out: Console) -> int:
         "status": status,
         "history": history,
         "retrain": retrain,
+        "rollback": rollback,
         "predict": predict_command,
     }
     cluster = Cluster(args.kubeconfig, args.context, args.namespace)
@@ -119,6 +120,48 @@ def retrain(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     return EXIT_OK
 
 
+def rollback(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
+    """`rollback NAME`."""
+    way = wayback.find(cluster.model(args.name), cluster.versions(args.name), args.to)
+    quiet = args.output == "json"
+    if not quiet:
+        say(out, way.message)
+        say(
+            out,
+            f"{way.asked.from_} is not tried again until another version is asked for: by a change of what shapes it, "
+            f"or by kubectl mlmodel retrain {args.name}",
+        )
+    cluster.annotate(args.name, contract.ANNOTATION_ROLLBACK, str(way.asked))
+    if args.wait:
+        _until_over(args, cluster, way.asked)
+    if quiet:
+        told = {"model": args.name, "namespace": cluster.namespace, "from": way.asked.from_, "to": way.asked.to}
+        dump({**told, "message": way.message, "done": args.wait}, "json", out)
+    elif args.wait:
+        say(out, f"mlmodel/{args.name}: {way.asked.to} takes all the traffic")
+    else:
+        say(out, f"see how far it is: kubectl mlmodel status {args.name} -n {cluster.namespace}")
+    return EXIT_OK
+
+
+def _until_over(args: argparse.Namespace, cluster: Cluster, asked: api.WayBack) -> None:
+    """Waits until the operator has carried a rollback out."""
+    events: queue.Queue[Event] = queue.Queue()
+    stop = cluster.follow(args.name, events)
+    follower = Follower(args.name, cluster.namespace, "never")
+    deadline = time.monotonic() + args.timeout if args.timeout is not None else None
+    try:
+        while (batch := _next(events, deadline, None)) is not None:
+            for event in batch:
+                follower.take(event)
+                if follower.model is not None and wayback.over(follower.model, asked):
+                    return
+            follower.exit_code()  # Complains of a model that is gone.
+        _timed_out(follower)
+    finally:
+        stop()
+
+
 def predict_command(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     """`predict NAME --features JSON`."""
     if not args.name:
@@ -162,13 +205,17 @@ def watch(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
 
 
 class Follower:
-    """Folds watch events into views and says when to stop."""
+    """Folds watch events into views and says when to stop.
+
+    Attributes:
+        model: The MLModel as last told; None before, and after its deletion.
+    """
 
     def __init__(self, name: str, namespace: str, until: str) -> None:
         self.name = name
         self.namespace = namespace
         self._until = until
-        self._model: Object | None = None
+        self.model: Object | None = None
         self._versions: dict[str, Object] = {}
         self._unsynced = {MODELS, VERSIONS}
 
@@ -183,7 +230,7 @@ class Follower:
         if isinstance(event, Synced):
             self._unsynced.discard(event.plural)
         elif event.plural == MODELS:
-            self._model = None if event.gone else event.obj
+            self.model = None if event.gone else event.obj
         elif event.gone:
             self._versions.pop(event.obj["metadata"]["name"], None)
         else:
@@ -191,9 +238,9 @@ class Follower:
 
     def view(self) -> ModelView | None:
         """The model now; None before both kinds are listed and after its deletion."""
-        if self._unsynced or self._model is None:
+        if self._unsynced or self.model is None:
             return None
-        return model_view(self._model, list(self._versions.values()), now())
+        return model_view(self.model, list(self._versions.values()), now())
 
     def exit_code(self) -> int | None:
         """The exit code once the end is reached, else None.

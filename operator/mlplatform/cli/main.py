@@ -38,6 +38,8 @@ examples:
   kubectl mlmodel status adult-income -o yaml
   kubectl mlmodel history adult-income                  what was promoted or rolled back, when and why
   kubectl mlmodel retrain adult-income                  a new version of an unchanged spec
+  kubectl mlmodel rollback adult-income                 back to the version that served before
+  kubectl mlmodel rollback adult-income --to v3 --wait  back to that one; end when it takes all the traffic
   kubectl mlmodel predict adult-income --features '{"age": 39, "education": "Bachelors"}'
 
   kubectl mlmodel predict --url http://127.0.0.1:8080/predictions/adult-income --features '{"age": 39}'
@@ -172,6 +174,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--key", type=_key, help="name of the request: the same key twice is one version (default: the time)"
     )
+
+    sub = command("rollback", "go back to an earlier version; what is wanted now is not tried again by itself")
+    sub.add_argument("name", type=_model_name, metavar="NAME")
+    sub.add_argument(
+        "--to",
+        default="",
+        metavar="VERSION",
+        help="its name, or v3 for the third (default: the one that served before)",
+    )
+    sub.add_argument("--wait", action="store_true", help="end when it takes all the traffic")
+    sub.add_argument(
+        "--timeout", type=_timeout, metavar="DURATION", help="of --wait: give up after, e.g. 90s or 10m; exit code 124"
+    )
+    sub.add_argument("-o", "--output", choices=("json",))
 
     sub = command("predict", "ask a model for one prediction, through the gateway or at a URL")
     sub.add_argument("name", type=_model_name, metavar="NAME", nargs="?")

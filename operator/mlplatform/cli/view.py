@@ -215,17 +215,18 @@ def _answers(latest: Object, model: Object, status: api.MLModelStatus) -> bool:
 
     It observes the generation then, yet what it says of versions stays as it was for the generation before.
     """
-    said = _condition(status.conditions, "VersionReady")
+    said = find_condition(status.conditions, "VersionReady")
     seen = said is not None and said.observed_generation >= model["metadata"].get("generation", 0)
     return seen and _triggered(latest, model)
 
 
-def _condition(conditions: tuple[api.Condition, ...], kind: str) -> api.Condition | None:
+def find_condition(conditions: tuple[api.Condition, ...], kind: str) -> api.Condition | None:
+    """The condition of that type; None when it is not there."""
     return next((c for c in conditions if c.type == kind), None)
 
 
 def _is_true(conditions: tuple[api.Condition, ...], kind: str) -> bool | None:
-    found = _condition(conditions, kind)
+    found = find_condition(conditions, kind)
     return {"True": True, "False": False}.get(found.status) if found else None
 
 
@@ -254,7 +255,7 @@ _ADD_ON_MISSING: Final = "AddOnMissing"
 
 def _refused(conditions: tuple[api.Condition, ...]) -> api.Condition | None:
     """`Ready`, where the operator says in it that it cannot do its work."""
-    ready = _condition(conditions, "Ready")
+    ready = find_condition(conditions, "Ready")
     return ready if ready is not None and ready.status == "False" and ready.reason in _REFUSALS else None
 
 
@@ -272,7 +273,7 @@ def _held_up(status: api.MLModelStatus) -> api.Condition | None:
 
 
 def _missed(status: api.MLModelStatus) -> list[api.Condition]:
-    found = (_condition(status.conditions, kind) for kind in _NEXT)
+    found = (find_condition(status.conditions, kind) for kind in _NEXT)
     return [c for c in found if c is not None and c.status == "False"]
 
 
@@ -343,7 +344,7 @@ def _message(status: api.MLModelStatus, outcome: Outcome, failure: FailureView |
         return failure.message
     if outcome is Outcome.SUSPENDED:
         return "spec.suspend is true: nothing new starts; what serves keeps serving"
-    ready = _condition(status.conditions, "Ready")
+    ready = find_condition(status.conditions, "Ready")
     return ready.message if ready else ""
 
 

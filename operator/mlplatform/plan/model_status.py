@@ -124,7 +124,7 @@ def _rollout_condition(facts: Facts, verdict: rollout.Verdict | None, book: Book
     elif verdict is not None and verdict.reason == rollout.ROLLING_BACK:
         book.set("RolloutPassed", "Unknown", verdict.reason, verdict.message)
     elif facts.rejected and facts.record:
-        held = "another version is asked for" if facts.record.reason == rollout.BY_USER else "the spec changes"
+        held = "another version is asked for" if facts.record.reason == api.ROLLED_BACK_BY_USER else "the spec changes"
         message = f"{facts.record.message}. It is not tried again until {held}, or a retrain"
         book.set("RolloutPassed", "False", "RolledBack", message)
     elif verdict is not None and verdict.move is Move.ROLLBACK:

@@ -125,12 +125,12 @@ def _go_back(facts: Facts, asked: api.WayBack, plan: Plan) -> rollout.Verdict:
         started_at=began.started_at if began else now,
         step_started_at=now,
         outcome="RolledBack",
-        reason=rollout.BY_USER,
+        reason=api.ROLLED_BACK_BY_USER,
         message=message,
     )
     _close(facts, record, plan)
     _point_apex(facts, asked.to, plan)
-    return rollout.Verdict(Move.ROLLBACK, 0, rollout.BY_USER, message)
+    return rollout.Verdict(Move.ROLLBACK, 0, api.ROLLED_BACK_BY_USER, message)
 
 
 def protect(facts: Facts, plan: Plan) -> None:

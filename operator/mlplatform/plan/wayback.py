@@ -12,7 +12,6 @@ from mlplatform.actions import Event, Patch, Ref
 from mlplatform.contract import ANNOTATION_ROLLBACK
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import Plan
-from mlplatform.rollout import BY_USER
 
 
 def pending(facts: Facts) -> api.WayBack | None:
@@ -64,4 +63,8 @@ def conclude(facts: Facts, plan: Plan) -> None:
 
 def _done(facts: Facts, asked: api.WayBack) -> bool:
     record = facts.record
-    return record is not None and (record.reason, record.version, record.previous) == (BY_USER, asked.from_, asked.to)
+    return record is not None and (record.reason, record.version, record.previous) == (
+        api.ROLLED_BACK_BY_USER,
+        asked.from_,
+        asked.to,
+    )
