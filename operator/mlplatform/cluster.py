@@ -229,6 +229,12 @@ class Cluster:
         """The object as it is; None when there is none."""
         return self._request("GET", path(ref), absent_ok=True)
 
+    def warnings(self, obj: Object) -> list[Object]:
+        """Events of type Warning about the object."""
+        ref = Ref(KINDS["Event"].api_version, "Event", obj["metadata"]["namespace"], "")
+        selector = f"involvedObject.uid={uid_of(obj)},type=Warning"
+        return list((self._request("GET", path(ref, collection=True), fieldSelector=selector) or {}).get("items") or ())
+
     def _own(self, manifest: Object) -> Object | None:
         """The live object of that name, which must not belong to anybody else; what has our labels and no owner is ours."""
         ref = Ref.to(manifest)

@@ -84,6 +84,8 @@ class FailureClass(StrEnum):
     CANNOT_START = "CannotStart"
     PREEMPTED = "Preempted"
     CONTAINER_CONFIG = "ContainerConfig"
+    PODS_REFUSED = "PodsRefused"
+    NAMESPACE_NOT_SET_UP = "NamespaceNotSetUp"
     NON_FINITE_LOSS = "NonFiniteLoss"
     DATA_MISSING = "DataMissing"
     DATA_INVALID = "DataInvalid"

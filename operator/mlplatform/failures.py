@@ -1,8 +1,9 @@
 """Why pods do not do their work, in words a person can act on.
 
 Called by `mlplatform.plan` for the pods of stages and for serving pods. Reads
-pod status only, which says it seconds after the kubelet knows; nothing here
-needs logs, events or the artifact store.
+pod status, which says it seconds after the kubelet knows, and of pods that do
+not come the words of whoever cannot make them (`mlplatform.inquiry`); nothing
+here needs logs or the artifact store.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 
 from mlplatform import api
 from mlplatform.contract import DETAIL_LOG, PERMANENT, FailureClass, Stage, Summary
+from mlplatform.refusals import gist
 from mlplatform.snapshot import Object, condition, moment, name_of, namespace_of, status_of
 
 SERVING: Final = "serving"
@@ -75,6 +77,20 @@ _NEXT_OF_SERVING: Final = {
 }
 
 
+_REFUSED_POD: Final = re.compile(r'^(Error creating: )?(pods "[^"]*" is forbidden: )?')
+"""Before the cause: the controller's words, and a pod's name, another one at every try."""
+_NO_ACCOUNT: Final = re.compile(r'serviceaccount "([^"]+)" not found')
+_MEND: Final = "Mend what the message names; the pods come by themselves after that."
+_REFUSALS: Final = {
+    "exceeded quota": "Raise the namespace's quota, or free some of it; the pods come by themselves after that.",
+    f'"{INIT_PYTORCH}"': (
+        "Give the Training Operator the template for that container (docs/deployment.md, "
+        '"Namespaces that enforce restricted Pod Security"); the pods come by themselves after that.'
+    ),
+}
+"""What to do, by what the words contain."""
+
+
 def _next(reason: FailureClass, stage: str) -> str:
     """What a person does about it, where it happened."""
     table = _NEXT if stage in {Stage.TRAIN, ""} else _NEXT_OF_SERVING if stage == SERVING else _NEXT_OF_JOBS
@@ -122,17 +138,50 @@ def worst(pods: Iterable[Object], stage: str = "") -> Sighting | None:
     return max(found, key=lambda s: (s.gravity, not _ECHO.search(s.failure.message)), default=None)
 
 
+def graver(first: Sighting | None, second: Sighting | None) -> Sighting | None:
+    """The graver of two; the first of equals."""
+    return max((s for s in (first, second) if s), key=lambda s: s.gravity, default=None)
+
+
+def absent(words: str, owner: Object, stage: str) -> Sighting | None:
+    """Pods that cannot be made, from the words of whoever cannot make them; None when there are none.
+
+    Args:
+        words: E.g. ``Error creating: pods "x" is forbidden: exceeded quota: …``.
+        owner: What should have the pods.
+        stage: Of the pipeline, or `SERVING`.
+    """
+    if not words:
+        return None
+    missing = _NO_ACCOUNT.search(words)
+    if missing:
+        return Sighting(Gravity.BLOCKED, _not_set_up("ServiceAccount", missing[1], namespace_of(owner), stage))
+    said = _REFUSED_POD.sub("", words)
+    action = next((action for pattern, action in _REFUSALS.items() if pattern in said), _MEND)
+    message = f"its pods are refused: {said}"
+    return Sighting(Gravity.BLOCKED, failure(FailureClass.PODS_REFUSED, message, stage, action))
+
+
+def _not_set_up(kind: str, name: str, namespace: str, stage: str) -> api.FailureStatus:
+    """What every namespace with models needs, and the chart makes where it is told to."""
+    message = f"namespace {namespace!r} is not set up for models: it has no {kind} {name!r}"
+    action = f"List {namespace} in the chart's modelNamespaces, or create {kind} {name} in it; it goes on by itself."
+    return failure(FailureClass.NAMESPACE_NOT_SET_UP, message, stage, action)
+
+
 def steady(found: Sighting | None, recorded: Object | None) -> Sighting | None:
     """The same sighting in the words that status has for it, if those say all of it and more.
 
-    The kubelet's words alternate between a cause and "back-off"; what is told must not.
+    The kubelet's words alternate between a cause and "back-off", an API server's between two ways in which the same
+    webhook is down; what is told must not.
     """
     if found is None or not recorded:
         return found
     now = found.failure
     same = (recorded.get("class"), recorded.get("pod", "")) == (now.class_, now.pod)
-    if same and str(recorded.get("message", "")).startswith(now.message):
-        return Sighting(found.gravity, replace(now, message=str(recorded["message"])))
+    before = str(recorded.get("message", ""))
+    if same and (before.startswith(now.message) or gist(before) == gist(now.message)):
+        return Sighting(found.gravity, replace(now, message=before))
     return found
 
 
@@ -264,14 +313,12 @@ def _stopped(pod: Object, terminated: Object) -> bool:
 
 def _config(waiting: Object, pod: Object, stage: str) -> Sighting:
     message = waiting.get("message") or waiting["reason"]
-    namespace = namespace_of(pod)
     match = re.search(r'(secret|configmap) "([^"]+)" not found', message)
     if match:
-        kind, name = {"secret": "Secret", "configmap": "ConfigMap"}[match[1]], match[2]
-        message = f"{kind} {name!r} is missing in namespace {namespace!r}"
-        action = f"Create {kind} {name} in namespace {namespace}, or list the namespace in the chart's modelNamespaces."
-    else:
-        action = "Correct what the message names; the pod starts by itself after that."
+        kind = {"secret": "Secret", "configmap": "ConfigMap"}[match[1]]
+        missing = _not_set_up(kind, match[2], namespace_of(pod), stage)
+        return Sighting(Gravity.BLOCKED, replace(missing, pod=name_of(pod)))
+    action = "Correct what the message names; the pod starts by itself after that."
     return _sight(Gravity.BLOCKED, FailureClass.CONTAINER_CONFIG, message, pod, stage, next_action=action)
 
 

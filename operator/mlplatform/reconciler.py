@@ -21,6 +21,7 @@ from mlplatform.actions import Apply, Create, Event, Ref, Write
 from mlplatform.cluster import Cluster, ClusterError, Conflict
 from mlplatform.conditions import Book
 from mlplatform.contract import Stage
+from mlplatform.inquiry import Inquiry
 from mlplatform.plan import Plan, plan_model, plan_version
 from mlplatform.plan.plan import conditions_json
 from mlplatform.refusals import gist
@@ -33,6 +34,7 @@ from mlplatform.snapshot import (
     Refusal,
     VersionSnapshot,
     condition,
+    controlled_by,
     labels_of,
     name_of,
     status_of,
@@ -135,6 +137,7 @@ class Reconciler:
     def __init__(self, world: World, kind: str, namespace: str, name: str, model: str) -> None:
         self._world, self._kind, self._namespace, self._name, self._model = world, kind, namespace, name, model
         self._recent = Recent()
+        self._inquiry = Inquiry(world.cluster)
         self._failing: dict[tuple[str, str], tuple[int, str]] = {}
         self._due: datetime | None = None
 
@@ -199,16 +202,17 @@ class Reconciler:
         me = self._all(self._kind).get(self._name)
         if me is None or "deletionTimestamp" in me["metadata"]:
             return None
-        now = self._world.clock()
+        now, self._inquiry.due = self._world.clock(), None
         try:
-            snapshot = await self._observe(me)
+            snapshot = await self._observe(me, now)
             plan = self._plan(snapshot, now)
         except ClusterError:
             raise
         except Exception as error:
             await self._apologise(me, error)
             raise
-        self._due = plan.look_again
+        plan.look(self._inquiry.due)
+        self._due = look_again = plan.look_again
         if self._kind == "MLModel":
             self._show(me, plan.status)  # What is seen is so, whatever becomes of the writes.
         done, refused = await self._carry_out(plan.traffic, *([write] for write in plan.writes))
@@ -225,7 +229,7 @@ class Reconciler:
             await self._post(me, done)
         if refused:
             raise refused[0][1]
-        return plan.look_again
+        return look_again
 
     async def _carry_out(self, *chains: Sequence[Write]) -> tuple[list[Event], list[tuple[Write, ClusterError]]]:
         """Tries all chains of writes; one that is refused stops the rest of its own chain.
@@ -274,15 +278,28 @@ class Reconciler:
             return plan_version(snapshot, settings, now)
         return plan_model(snapshot, settings, now)
 
-    async def _observe(self, me: Object) -> VersionSnapshot | ModelSnapshot:
+    async def _observe(self, me: Object, now: datetime) -> VersionSnapshot | ModelSnapshot:
         if self._kind == "ModelVersion":
             missing = await self._missing({"PyTorchJob": KINDS["PyTorchJob"].api_version})
-            return self._version_snapshot(me, missing)
+            seen = self._version_snapshot(me, missing)
+            stages = {
+                stage: await self._inquiry.workload(
+                    child, [p for p in seen.pods[stage] if controlled_by(p, child)], now
+                )
+                for stage, child in seen.children.items()
+            }
+            return replace(seen, absent={stage: words for stage, words in stages.items() if words})
         kinds = {
             "InferenceService": KINDS["InferenceService"].api_version,
             "VirtualService": self._world.settings.istio_api_version,
         }
-        return self._model_snapshot(me, await self._missing(kinds))
+        served = self._model_snapshot(me, await self._missing(kinds))
+        versions = {
+            version: await self._inquiry.predictor(service, served.pods.get(version, ()), now)
+            for version, service in served.services.items()
+            if "deletionTimestamp" not in service["metadata"]
+        }
+        return replace(served, absent={version: words for version, words in versions.items() if words})
 
     def _version_snapshot(self, me: Object, missing: frozenset[str]) -> VersionSnapshot:
         jobs = {**self._own("Job", me), **self._own("PyTorchJob", me)}
@@ -334,7 +351,10 @@ class Reconciler:
 
     async def _write(self, write: Write) -> None:
         metrics.WRITES.labels(_ref(write).kind, type(write).__name__.lower()).inc()
-        self._recent.remember(await asyncio.to_thread(self._world.cluster.do, write))
+        written = await asyncio.to_thread(self._world.cluster.do, write)
+        self._recent.remember(written)
+        if written and written["kind"] == "InferenceService":
+            self._inquiry.changed(written, self._world.clock())
 
     async def _write_status(self, me: Object, status: Object) -> None:
         if status == status_of(me):

@@ -44,6 +44,7 @@ class VersionSnapshot:
         siblings: That model's ModelVersions by name.
         children: The workload of each stage, where it exists: a PyTorchJob for train, else a Job.
         pods: Pods of each stage, also of earlier workloads of the same name.
+        absent: Why a stage's workload has fewer pods than it should, in the words of whoever cannot make them.
         missing: Kinds that the API server does not serve, e.g. ``PyTorchJob`` before the add-on is installed.
         refusals: What became of the plan for the rest of this snapshot, the one to tell of first.
     """
@@ -53,6 +54,7 @@ class VersionSnapshot:
     siblings: Mapping[str, Object] = field(default_factory=dict)
     children: Mapping[Stage, Object] = field(default_factory=dict)
     pods: Mapping[Stage, tuple[Object, ...]] = field(default_factory=dict)
+    absent: Mapping[Stage, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     refusals: tuple[Refusal, ...] = ()
 
@@ -66,6 +68,7 @@ class ModelSnapshot:
         versions: Its ModelVersions by name.
         services: Its InferenceServices by name, which is the name of the version they serve.
         pods: Serving pods by the name of the version they serve.
+        absent: Why a version's Deployment cannot make its pods, by the version's name, in its own words.
         runtimes: Its ServingRuntimes by name.
         ingresses: What KServe publishes its InferenceServices by, by their names.
         apex: The Service `<model>`; its selector is the record of which version is stable.
@@ -78,6 +81,7 @@ class ModelSnapshot:
     versions: Mapping[str, Object] = field(default_factory=dict)
     services: Mapping[str, Object] = field(default_factory=dict)
     pods: Mapping[str, tuple[Object, ...]] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
     runtimes: Mapping[str, Object] = field(default_factory=dict)
     ingresses: Mapping[str, Object] = field(default_factory=dict)
     apex: Object | None = None

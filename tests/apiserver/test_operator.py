@@ -29,7 +29,7 @@ from mlplatform.actions import Delete, Event, Patch, Ref
 from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected, path
 from mlplatform.resources import KINDS
 from mlplatform.resources.metadata import adoption, labels
-from mlplatform.snapshot import Object, annotations_of, condition, moment
+from mlplatform.snapshot import Object, annotations_of, condition, moment, name_of, stamp
 
 pytestmark = pytest.mark.apiserver
 
@@ -184,6 +184,59 @@ def version_settled(server: ApiServer, namespace: str) -> bool:
     return bool(condition(version, "Trained").get("reason") == "Running")
 
 
+QUOTA = """
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: none}
+spec: {hard: {pods: "0"}}
+"""
+
+
+def test_pods_that_a_quota_refuses_are_told_of(server: ApiServer, operator: Program, namespace: str) -> None:
+    """No controller runs here: the pod is asked for, and the event posted, as the Training Operator 1.9 does."""
+    server.install_crds(*modules.crds())
+    server.kubectl("-n", namespace, "create", "-f", "-", given=QUOTA)
+    counted = json.dumps({"status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}})
+    server.kubectl(
+        "-n", namespace, "patch", "resourcequota", "none", "--subresource=status", "--type=merge", "-p", counted
+    )
+    apply(server, namespace)
+    [job] = eventually(lambda: get(server, namespace, "pytorchjobs")["items"])
+    master = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"{name_of(job)}-master-0"}, "spec": master["spec"]}
+    refused = server.run(
+        "-n",
+        namespace,
+        "create",
+        "-f",
+        "-",
+        given=json.dumps({**pod, "spec": {**pod["spec"], "restartPolicy": "OnFailure"}}),
+    )
+    words = refused.stderr.strip().rpartition("(Forbidden): ")[2].partition(": ")[2]
+    assert words.startswith(f'pods "{name_of(job)}-master-0" is forbidden: exceeded quota: none'), refused.stderr
+    cluster = Cluster(connect_to(server))
+    about = {"apiVersion": job["apiVersion"], "kind": "PyTorchJob", "namespace": namespace, "name": name_of(job)}
+    when = stamp(datetime.now(UTC))
+    cluster.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": "refused", "namespace": namespace},
+            "involvedObject": {**about, "uid": job["metadata"]["uid"]},
+            "type": "Warning",
+            "reason": "FailedCreatePod",
+            "message": f"Error creating: {words}",
+            "source": {"component": "pytorchjob-controller"},
+            "firstTimestamp": when,
+            "lastTimestamp": when,
+            "count": 1,
+        }
+    )
+    eventually(lambda: model_condition(server, namespace, "Ready") == ("False", "PodsRefused"), operator.log.read_text)
+    ready = condition(get(server, namespace, "mlmodel/adult-income"), "Ready")["message"]
+    assert "train is blocked: its pods are refused: exceeded quota: none, requested: pods=1, used: pods=0" in ready
+
+
 BAD = [
     (
         "a time that no date can be",
@@ -217,11 +270,15 @@ def test_bad_input_is_refused_in_accepted(
 # The writer.
 
 
-@pytest.fixture(scope="module")
-def api(server: ApiServer) -> client.ApiClient:
+def connect_to(server: ApiServer) -> client.ApiClient:
     settings = client.Configuration()
     config.load_kube_config(str(server.kubeconfig), client_configuration=settings)
     return client.ApiClient(settings)
+
+
+@pytest.fixture(scope="module")
+def api(server: ApiServer) -> client.ApiClient:
+    return connect_to(server)
 
 
 @pytest.fixture

@@ -32,6 +32,12 @@ from local.access import STORE, AccessError
 
 LOCKED = "e2e-locked"
 """A namespace whose store credentials are wrong."""
+BARE = "e2e-bare"
+"""A namespace that nobody has set up for models."""
+FULL = "e2e-full"
+"""A namespace whose quota leaves room for no pod."""
+NARROW = "e2e-narrow"
+"""A namespace whose quota leaves room for the pods of stages, not for those that serve."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,24 @@ BAD = [
         "keys in the store's Secret",
         namespace=LOCKED,
     ),
+    Bad(
+        "a namespace that is not set up for models",
+        "e2e-no-namespace",
+        {},
+        "VersionReady",
+        ("NamespaceNotSetUp", f"namespace '{BARE}' is not set up for models", "mlplatform-jobs"),
+        "modelNamespaces",
+        namespace=BARE,
+    ),
+    Bad(
+        "a quota that leaves room for no pod",
+        "e2e-no-room",
+        {},
+        "VersionReady",
+        ("PodsRefused", "exceeded quota: few"),
+        "Raise the namespace's quota",
+        namespace=FULL,
+    ),
 ]
 
 
@@ -160,30 +184,46 @@ class Trial:
 
 
 @pytest.fixture(scope="module")
-def locked(platform: Platform) -> Iterator[str]:
-    """A namespace that is set up like the chart does it, but with a wrong key."""
-    names = ("serviceaccount/mlplatform-jobs", "serviceaccount/mlplatform-serving", f"secret/{STORE}")
-    copies = [_copied(platform.cluster.get(*name.split("/"), "-n", NAMESPACE)) for name in names]
-    for item in copies:
+def namespaces(platform: Platform) -> Iterator[set[str]]:
+    """Namespaces that are set up like the chart does it, but for what is wrong with each."""
+    wrong_key = _set_up(platform, LOCKED)
+    for item in wrong_key:
         if item["kind"] == "Secret":
             item["stringData"] = {"AWS_SECRET_ACCESS_KEY": "not-the-key"}
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": LOCKED}}
-    everything = {"apiVersion": "v1", "kind": "List", "items": [namespace, *copies]}
+    found = {
+        LOCKED: wrong_key,
+        BARE: [],
+        FULL: [*_set_up(platform, FULL), _quota(FULL, {"pods": "0"})],
+        # A stage asks for 1 GiB.
+        NARROW: [*_set_up(platform, NARROW), _quota(NARROW, {"requests.memory": "1500Mi"})],
+    }
+    made = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in found]
+    everything = {"apiVersion": "v1", "kind": "List", "items": [*made, *(o for items in found.values() for o in items)]}
     platform.kubectl("apply", "-f", "-", stdin=json.dumps(everything))
-    yield LOCKED
-    platform.kubectl("delete", "namespace", LOCKED, "--wait=false")
+    yield set(found)
+    platform.kubectl("delete", "namespace", *found, "--wait=false")
 
 
-def _copied(item: Object) -> Object:
+def _set_up(platform: Platform, namespace: str) -> list[Object]:
+    names = ("serviceaccount/mlplatform-jobs", "serviceaccount/mlplatform-serving", f"secret/{STORE}")
+    return [_copied(platform.cluster.get(*name.split("/"), "-n", NAMESPACE), namespace) for name in names]
+
+
+def _copied(item: Object, namespace: str) -> Object:
     meta = {key: item["metadata"][key] for key in ("name", "annotations") if key in item["metadata"]}
     kept: Object = {key: item[key] for key in ("apiVersion", "kind", "type", "data") if key in item}
-    return {**kept, "metadata": {**meta, "namespace": LOCKED}}
+    return {**kept, "metadata": {**meta, "namespace": namespace}}
+
+
+def _quota(namespace: str, hard: dict[str, str]) -> Object:
+    meta = {"name": "few", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": {"hard": hard}}
 
 
 @pytest.fixture(scope="module")
-def trial(model: Model, platform: Platform, locked: str) -> Iterator[Trial]:
+def trial(model: Model, platform: Platform, namespaces: set[str]) -> Iterator[Trial]:
     """Applies every bad model beside one that serves under load."""
-    assert {bad.namespace for bad in BAD} == {NAMESPACE, locked}
+    assert {bad.namespace for bad in BAD} == {NAMESPACE, *namespaces} - {NARROW}
     found = Trial()
     try:
         with model.under_load(5) as load:
@@ -235,7 +275,10 @@ def test_a_bad_input_names_its_cause_and_the_next_action(bad: Bad, trial: Trial)
     assert bad.action in words, bad.reason
 
 
-@pytest.mark.parametrize("bad", [b for b in BAD if b.condition == "VersionReady"], ids=lambda bad: bad.reason)
+WITH_PODS = [b for b in BAD if b.condition == "VersionReady" and b.namespace not in {BARE, FULL}]
+
+
+@pytest.mark.parametrize("bad", WITH_PODS, ids=lambda bad: bad.reason)
 def test_a_cause_is_told_soon_after_it_is_known(bad: Bad, trial: Trial, platform: Platform) -> None:
     # Given a pod that told why it ended, then the condition followed within ten seconds
     one = trial.models[bad.name]
@@ -258,3 +301,23 @@ def test_the_stable_version_serves_all_the_while(trial: Trial) -> None:
     # Given all these mistakes beside it, then a model that serves lost no request
     assert (trial.outcome.failed, trial.outcome.failures) == (0, [])
     assert trial.outcome.total > 0
+
+
+def test_a_quota_that_serving_pods_exceed_is_told_and_goes_by_itself(platform: Platform, namespaces: set[str]) -> None:
+    assert NARROW in namespaces
+    one = Model(platform, "e2e-narrow", NARROW)
+    try:
+        # Given a quota that the pods of stages fit in, when its version is to serve with more, then the status says so
+        one.is_applied(changed(SMALL, {"serving.resources.memory": "2Gi"}))
+        seen = one.reaches(
+            "tells of the quota",
+            lambda m: m.get("status", {}).get("failure", {}).get("class") == "PodsRefused",
+            6 * STAGE_SECONDS,
+        )
+        assert "exceeded quota: few" in told(seen)
+        # and when the quota is raised, then it serves
+        raised = json.dumps({"spec": {"hard": {"requests.memory": "8Gi"}}})
+        platform.kubectl("-n", NARROW, "patch", "resourcequota", "few", "--type=merge", "-p", raised)
+        assert "failure" not in one.becomes_ready()["status"]
+    finally:
+        one.is_deleted()

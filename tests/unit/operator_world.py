@@ -90,6 +90,7 @@ class Fake:
         serve_seconds: From an InferenceService to Ready pods.
         unready: Versions, or pods by name, that do not get ready.
         podless: Versions that KServe makes no pods for, and what it says of them.
+        refused: Kinds whose pods the API server refuses, and its words: who makes them says so as the real ones do.
         forks: When set, takes a copy of the cluster before each write: where a crash at that point would leave it.
         played: How many entries of a scenario have been played.
         log: Every write that took effect, as ``verb kind/name``.
@@ -104,6 +105,7 @@ class Fake:
     serve_seconds: float = 15
     unready: set[str] = field(default_factory=set)
     podless: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     forks: list[Fake] | None = None
     played: int = 0
     log: list[str] = field(default_factory=list)
@@ -157,6 +159,9 @@ class Fake:
         path(ref)
         return self._objects.get((ref.kind, ref.name))
 
+    def warnings(self, obj: Object) -> list[Object]:
+        return [o for (k, _), o in self._objects.items() if k == "Event" and o["involvedObject"]["uid"] == uid_of(obj)]
+
     def _count(self, entry: str) -> None:
         if self.forks is not None:
             forks, self.forks = self.forks, None
@@ -172,6 +177,7 @@ class Fake:
             events=[*self.events],
             unready={*self.unready},
             podless={**self.podless},
+            refused={**self.refused},
             _objects={**self._objects},
         )
 
@@ -274,6 +280,10 @@ class Fake:
     ) -> Iterator[datetime]:
         for name in names:
             if ("Pod", name) not in self._objects:
+                if job["kind"] in self.refused:
+                    self._refuse(job, name)
+                    yield self.now + timedelta(seconds=10)
+                    return
                 self.put(_pod(job, name, template["metadata"]["labels"], {"phase": "Running"}))
         ends = datetime.fromisoformat(job["status"]["startTime"]) + timedelta(seconds=seconds)
         if self.now < ends:
@@ -291,6 +301,31 @@ class Fake:
             "lastTransitionTime": stamp(self.now),
         }
         self.put({**job, "status": {**job["status"], "conditions": [condition], "completionTime": stamp(self.now)}})
+
+    def _refuse(self, job: Object, pod: str) -> None:
+        """The Training Operator and the Job controller post an event at each try, and tell nothing else."""
+        reason = {"PyTorchJob": "FailedCreatePod", "Job": "FailedCreate"}[job["kind"]]
+        message = f'Error creating: pods "{pod}" is forbidden: {self.refused[job["kind"]]}'
+        event = {
+            "kind": "Event",
+            "metadata": {"name": f"{name_of(job)}.{reason}", "namespace": NAMESPACE},
+            "involvedObject": {"uid": uid_of(job)},
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": stamp(self.now),
+        }
+        self.put(event)
+
+    def _deploy(self, version: str) -> bool:
+        """KServe's Deployment, whose status says why its pods are refused; whether they are."""
+        words = self.refused.get("InferenceService", "")
+        failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": words}
+        status = {"conditions": [failure] if words else []}
+        live = self._objects.get(("Deployment", f"{version}-predictor"))
+        if (live or {"status": {"conditions": []}})["status"] != status:
+            metadata = {"name": f"{version}-predictor", "namespace": NAMESPACE}
+            self.put({"kind": "Deployment", "metadata": metadata, "status": status})
+        return bool(words)
 
     def _serve(self, isvc: Object) -> Iterator[datetime]:
         """KServe: pods of the present template, as many as the lower bound asks for; each is ready `serve_seconds` later.
@@ -311,8 +346,11 @@ class Fake:
             return
         free = (n for i in itertools.count() if (n := f"{version}-predictor-{i}") not in mine)
         names = [*current[:replicas], *itertools.islice(free, max(replicas - len(current), 0))]
-        serving = True
+        serving, refused = True, self._deploy(version)
         for name in names:
+            if name not in mine and refused:
+                serving = False
+                continue
             live = mine.get(name) or _pod(isvc, name, {**labels_of(isvc), "app": label}, {})
             created = live["metadata"].setdefault("creationTimestamp", stamp(self.now))
             ready_at = datetime.fromisoformat(created) + timedelta(seconds=self.serve_seconds)

@@ -133,9 +133,11 @@ class Facts:
         return max(answering, key=lambda version: self.weights.get(version, 0), default=self.stable)
 
     def sighting(self, version: str) -> failures.Sighting | None:
-        """The gravest thing wrong with a version's serving pods that take no traffic."""
+        """The gravest thing wrong with a version's serving pods that take no traffic, or that cannot be made."""
         pods = (pod for pod in self.snapshot.pods.get(version, ()) if not failures.ready(pod))
-        return failures.steady(failures.worst(pods, failures.SERVING), self.previous.get("failure"))
+        absent = failures.absent(self.snapshot.absent.get(version, ""), self.snapshot.model, failures.SERVING)
+        worst = failures.graver(failures.worst(pods, failures.SERVING), absent)
+        return failures.steady(worst, self.previous.get("failure"))
 
     def trouble(self, version: str) -> str:
         """What keeps a version's pods from being Ready: the pods say it, else KServe does."""

@@ -169,7 +169,9 @@ def _observe(stage: Definition, look: Pass) -> Progress:
         return _absent(stage, look)
     pods = [pod for pod in look.snapshot.pods.get(stage.name, ()) if controlled_by(pod, child)]
     workload = stage.read(child)
-    trouble = failures.steady(failures.worst(pods, stage.name), status_of(look.snapshot.version).get("failure"))
+    absent = failures.absent(look.snapshot.absent.get(stage.name, ""), child, stage.name)
+    worst = failures.graver(failures.worst(pods, stage.name), absent)
+    trouble = failures.steady(worst, status_of(look.snapshot.version).get("failure"))
     if trouble and trouble.gravity is Gravity.FINAL:
         return _failed(trouble.failure, workload, look)
     # The pod that did the work says so a second or two before its controller does, which has to see it first, too.

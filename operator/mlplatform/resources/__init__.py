@@ -58,5 +58,6 @@ KINDS: Final = {
     "VirtualService": Kind(
         api_version="networking.istio.io/v1", plural="virtualservices", read_by=_MODEL, add_on="Istio"
     ),
+    "Deployment": Kind(api_version="apps/v1", plural="deployments"),
     "Event": Kind(api_version="v1", plural="events"),
 }

@@ -198,6 +198,16 @@ def excess(version: str, namespace: str) -> int:
     return max(0, len(f"{version}-predictor-{namespace}") - DNS_LABEL)
 
 
+def wanted(live: Object) -> int:
+    """How many pods it should have at least."""
+    return max(1, int(live["spec"]["predictor"].get("minReplicas", 1)))
+
+
+def deployment(version: str) -> str:
+    """Name of the Deployment that KServe makes for the version."""
+    return f"{version}-predictor"
+
+
 def pod_label(version: str) -> str:
     """Value of the label ``app`` on the version's serving pods."""
     return f"isvc.{version}-predictor"

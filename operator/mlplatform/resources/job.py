@@ -53,6 +53,11 @@ def stopped(job: Object) -> bool:
     return bool(job["spec"].get("parallelism") == 0)
 
 
+def wanted(job: Object) -> int:
+    """How many pods it should have now."""
+    return 0 if read(job).finished else int(job["spec"].get("parallelism", 1))
+
+
 def stop() -> Object:
     """The merge patch that ends a job's retries but keeps its finished pods."""
     return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"parallelism": 0}}

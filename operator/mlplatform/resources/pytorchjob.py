@@ -69,6 +69,13 @@ def suspended(job: Object) -> bool:
     return bool((job["spec"].get("runPolicy") or {}).get("suspend"))
 
 
+def wanted(job: Object) -> int:
+    """How many pods it should have now."""
+    if suspended(job) or read(job).finished:
+        return 0
+    return sum(int(replica.get("replicas", 1)) for replica in job["spec"]["pytorchReplicaSpecs"].values())
+
+
 def suspend(*, value: bool) -> Object:
     """The merge patch that stops the job's pods, or lets them run again."""
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {"runPolicy": {"suspend": value}}}

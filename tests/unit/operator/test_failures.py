@@ -75,8 +75,8 @@ CASES = [
         "a missing Secret is named with its namespace, and how to get it there",
         {"containerStatuses": [waiting("CreateContainerConfigError", 'secret "mlplatform-store" not found')]},
         Gravity.BLOCKED,
-        "ContainerConfig",
-        ("Secret 'mlplatform-store' is missing in namespace 'team-a'", "modelNamespaces"),
+        "NamespaceNotSetUp",
+        ("namespace 'team-a' is not set up for models: it has no Secret 'mlplatform-store'", "modelNamespaces"),
     ),
     Case(
         "any other configuration error keeps the kubelet's words",
