@@ -76,7 +76,7 @@ def main(job: Job) -> Summary:
         "notAssessed": left_out,
         "page": PAGE,
     }
-    job.store.write(PAGE, audit_page.render(job.version, metrics, report).encode())
+    job.write(PAGE, audit_page.render(job.version, metrics, report).encode())
     return job.finish(report, metrics, details)
 
 

@@ -282,9 +282,9 @@ def main(job: Job) -> Summary:
         onnx_files, onnx_report = export_onnx(found, reference, job.spec, threads)
         for name, content in onnx_files.items():
             listed[name]["onnx"] = f"{Artifacts.CANDIDATES}/{name}.onnx"
-            job.store.write(listed[name]["onnx"], content)
+            job.write(listed[name]["onnx"], content)
     for name, content in files.items():
-        job.store.write(listed[name]["torchscript"], content)
+        job.write(listed[name]["torchscript"], content)
     more = {"sample": found.sample, "files": listed, "onnx": onnx_report, "threads": threads}
     return finish(job, candidates, reasons, chosen, more)
 

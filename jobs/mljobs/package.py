@@ -85,10 +85,10 @@ def main(job: Job) -> Summary:
         tried = len(rows) - 1
         say(f"loaded the archive: {tried} test rows, probabilities within {difference:.2e} of the candidate's")
     serving = job.store.uri(Artifacts.SERVING)
-    job.store.write(Artifacts.EXAMPLE, f"{json.dumps(example, indent=2)}\n".encode())
+    job.write(Artifacts.EXAMPLE, f"{json.dumps(example, indent=2)}\n".encode())
     # The configuration last: a folder that has it is complete.
-    archive_uri = job.store.write(f"{Artifacts.SERVING}/model-store/{job.model}.mar", content)
-    job.store.write(f"{Artifacts.SERVING}/config/config.properties", serving_config(job.model).encode())
+    archive_uri = job.write(f"{Artifacts.SERVING}/model-store/{job.model}.mar", content)
+    job.write(f"{Artifacts.SERVING}/config/config.properties", serving_config(job.model).encode())
     details = {"storageUri": serving, "archive": archive_uri, "sizeBytes": len(content)}
     report = {
         **details,

@@ -42,6 +42,7 @@ class Job:
         spec: The version's specification.
         store: The version's artifacts.
         started: `time.monotonic()` of the start.
+        written: Digest by name of the artifacts that this stage has made.
     """
 
     stage: Stage
@@ -50,6 +51,7 @@ class Job:
     spec: api.ModelVersionSpec
     store: Store
     started: float = field(default_factory=time.monotonic)
+    written: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_environment(cls, stage: Stage, environment: Mapping[str, str] = os.environ) -> Self:
@@ -73,8 +75,20 @@ class Job:
             Store(environment[contract.ENV_ARTIFACTS]),
         )
 
+    def write(self, name: str, content: bytes) -> str:
+        """Writes an artifact, which the report will name by its digest; returns its URI.
+
+        Raises:
+            JobFailure: The store refuses or does not answer.
+        """
+        self.written[name] = digest(content)
+        return self.store.write(name, content)
+
     def finish(self, report: Mapping[str, Any], metrics: Mapping[str, float], details: Mapping[str, Any]) -> Summary:
         """Writes `report` to the store and returns the summary that points to it.
+
+        The file says by itself what it is worth, where no status is left to say so (`mljobs.adopt`): the specification that
+        it is of, the digests of the artifacts and of the reports before it, and the details of the summary.
 
         Args:
             report: The full evidence; JSON values.
@@ -87,7 +101,16 @@ class Job:
                 not answer.
         """
         duration = round(time.monotonic() - self.started, 3)
-        full = {"stage": self.stage, "model": self.model, "version": self.version, "durationSeconds": duration}
+        full = {
+            "stage": self.stage,
+            "model": self.model,
+            "version": self.version,
+            "durationSeconds": duration,
+            "spec": json.loads(api.content(self.spec)),
+            "before": self._before(),
+            "artifacts": self.written,
+            "details": details,
+        }
         content = json.dumps({**full, "metrics": metrics, **report}, indent=2, allow_nan=False).encode()
         return fitting(
             Summary(
@@ -96,10 +119,21 @@ class Job:
                 metrics=dict(metrics),
                 details=dict(details),
                 report=self.store.write(Artifacts.report(self.stage), content),
-                digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
+                digest=digest(content),
                 duration_seconds=duration,
             )
         )
+
+    def _before(self) -> dict[str, str]:
+        """Digests of the reports of the stages before this one; none of a stage that was not run."""
+        found = {}
+        for stage in list(Stage)[: list(Stage).index(self.stage)]:
+            try:
+                found[stage.value] = digest(self.store.read(Artifacts.report(stage)))
+            except JobFailure as error:
+                if error.failure.reason is not FailureClass.DATA_MISSING:
+                    raise
+        return found
 
     def read_json(self, name: str) -> Any:
         """The parsed JSON file `name` of this version's artifacts, written by an earlier stage.
@@ -113,6 +147,11 @@ class Job:
             raise JobFailure(
                 FailureClass.DATA_INVALID, f"{self.store.uri(name)} is no JSON: {error}", "Retrain the model"
             ) from error
+
+
+def digest(content: bytes) -> str:
+    """``sha256:<hex>``, as reports and summaries name a file's content."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def read_spec(text: str) -> api.ModelVersionSpec:

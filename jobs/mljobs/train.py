@@ -110,8 +110,8 @@ def save(job: Job, state: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the weights and the preprocessing to the store."""
     buffer = BytesIO()
     torch.save(state, buffer)
-    job.store.write(Artifacts.MODEL, buffer.getvalue())
-    job.store.write(Artifacts.PREPROCESSOR, json.dumps(config, indent=1).encode())
+    job.write(Artifacts.MODEL, buffer.getvalue())
+    job.write(Artifacts.PREPROCESSOR, json.dumps(config, indent=1).encode())
 
 
 if __name__ == "__main__":

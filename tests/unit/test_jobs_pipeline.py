@@ -6,8 +6,11 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -16,10 +19,12 @@ from jobs_kit import job_environment, people_spec, read_summary, write_people
 from standalone_kit import PACKAGES, people_model
 
 import mlplatform
-from mljobs import audit, data, export, optimize
+from mljobs import adopt, audit, data, export, optimize
+from mljobs.failure import JobFailure
 from mljobs.report import Job, run
+from mljobs.store import Store
 from mlplatform.api import Data
-from mlplatform.contract import FAIRNESS_METRICS, TASK_METRICS, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import ENV_VERSION, FAIRNESS_METRICS, TASK_METRICS, Artifacts, FailureClass, Stage, Summary
 from mlplatform.snapshot import Object
 from mlplatform.standalone.result import Result
 
@@ -201,3 +206,108 @@ def test_an_audit_without_a_training_names_what_is_missing(rows: Path, tmp_path:
     assert failure is not None
     assert failure.reason is FailureClass.DATA_MISSING
     assert "train/report.json" in failure.message
+
+
+# A version that was restored without its status
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The container that adopts a stage.
+
+    Attributes:
+        artifacts: A copy of a version's, to be damaged.
+        spec: The version's.
+        version: Its name.
+        scratch: For termination messages.
+    """
+
+    artifacts: Path
+    spec: dict[str, Any]
+    version: str
+    scratch: Path
+
+    def summary(self, stage: Stage, exits: int = 0) -> Summary:
+        message = self.scratch / f"{stage}-adopted"
+        environment = {**job_environment(self.spec, self.artifacts, stage, message), ENV_VERSION: self.version}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert run(stage, adopt.main) == exits
+        return read_summary(message)
+
+    def adopted(self) -> list[Stage]:
+        return [stage for stage in Stage if self.summary(stage).failure is None]
+
+    def report(self, stage: Stage, **changes: Any) -> None:
+        """Somebody writes another report."""
+        path = self.artifacts / Artifacts.report(stage)
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def reader(done: Result, tmp_path: Path) -> Reader:
+    moved = tmp_path / "artifacts"
+    shutil.copytree(done.artifacts, moved)
+    found = Reader(moved, json.loads((moved / "run.json").read_text())["version"]["spec"], done.version, tmp_path)
+    # The archive's place is part of its report, which is the last one: nothing names that one's digest.
+    details = json.loads((moved / Artifacts.report(Stage.PACKAGE)).read_text())["details"]
+    found.report(Stage.PACKAGE, details={**details, "storageUri": str(moved / Artifacts.SERVING)})
+    return found
+
+
+def test_every_finished_stage_is_adopted_with_what_it_reported(done: Result, reader: Reader) -> None:
+    assert reader.adopted() == list(Stage)
+    for stage in Stage:
+        found = reader.summary(stage)
+        assert found.metrics == done.stages[stage].metrics
+        assert found.details.keys() == done.stages[stage].details.keys()
+        if stage is not Stage.PACKAGE:
+            assert found.digest == done.stages[stage].digest
+        if stage in {Stage.TRAIN, Stage.AUDIT}:
+            assert found.details == done.stages[stage].details
+
+
+DAMAGE: list[tuple[str, Callable[[Reader], object], Stage, str]] = [
+    ("nothing was finished", lambda r: (r.artifacts / "train/report.json").unlink(), Stage.TRAIN, "no such file"),
+    ("it had not got so far", lambda r: (r.artifacts / "package/report.json").unlink(), Stage.PACKAGE, "no such file"),
+    ("a write was cut short", lambda r: (r.artifacts / "audit/report.json").write_text("{"), Stage.AUDIT, "cannot be read"),
+    ("no object", lambda r: (r.artifacts / "audit/report.json").write_text("[]"), Stage.AUDIT, "does not say"),
+    ("the model is another one", lambda r: (r.artifacts / Artifacts.MODEL).write_bytes(b"x"), Stage.TRAIN, "is not the file"),
+    ("the archive is gone", lambda r: shutil.rmtree(r.artifacts / Artifacts.SERVING), Stage.PACKAGE, "no such file"),
+    ("trained again since", lambda r: r.report(Stage.TRAIN, durationSeconds=9.0), Stage.AUDIT, "made of other reports"),
+    ("audited again since", lambda r: r.report(Stage.AUDIT, durationSeconds=9.0), Stage.OPTIMIZE, "made of other reports"),
+    ("of another version", lambda r: r.report(Stage.TRAIN, version="people-ffffffff"), Stage.TRAIN, "of train of people-ffffffff"),
+    ("of another specification", lambda r: r.spec["training"].update(seed=8), Stage.TRAIN, "another specification"),
+    ("of a release before this", lambda r: r.report(Stage.TRAIN, spec=None), Stage.TRAIN, "cannot be read"),
+    ("in another bucket", lambda r: r.report(Stage.PACKAGE, details={"storageUri": "s3://old/x"}), Stage.PACKAGE, "not in this store"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "damage", "first", "cause"), DAMAGE, ids=[case[0] for case in DAMAGE])
+def test_what_is_not_whole_is_run_again(
+    reader: Reader, reason: str, damage: Callable[[Reader], object], first: Stage, cause: str
+) -> None:
+    damage(reader)
+    summary = reader.summary(first)
+    assert summary.failure is not None, reason
+    assert summary.failure.reason is FailureClass.REPORT_LOST
+    assert cause in summary.failure.message
+    before = list(Stage)[: list(Stage).index(first)]
+    assert [stage for stage in before if reader.summary(stage).failure is None] == before, "what was before it counts"
+
+
+def test_an_order_that_means_nothing_is_the_same_specification(reader: Reader) -> None:
+    reader.spec["optimization"] = {"export": ["onnx", "torchscript"]}
+    assert reader.adopted() == list(Stage)
+
+
+def test_a_store_that_does_not_answer_is_no_missing_report(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_store: Store, name: str) -> bytes:
+        raise JobFailure(FailureClass.STORE_ACCESS, f"the store refused to read {name}", "Check the keys")
+
+    monkeypatch.setattr(Store, "read", refuse)
+    summary = reader.summary(Stage.TRAIN, exits=1)
+    assert summary.failure is not None
+    assert summary.failure.reason is FailureClass.STORE_ACCESS, "to train again would throw away what is there"
