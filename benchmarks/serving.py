@@ -292,7 +292,7 @@ def container(model: dict[str, Any], image: str) -> dict[str, Any]:
     Written out, because a model without ``storageUri`` is given KServe's agent, whose mount takes the archive's place.
     """
     runtime: dict[str, Any] = yaml.safe_load(RUNTIME.read_text())["spec"]["containers"][0]
-    own = {key: model[key] for key in ("env", "resources", "startupProbe", "readinessProbe", "livenessProbe")}
+    own = {key: model[key] for key in ("env", "resources")}
     mounts = [*runtime["volumeMounts"], {"name": "model", "mountPath": "/mnt/models", "readOnly": True}]
     return {**runtime, **own, "image": image, "volumeMounts": mounts}
 

@@ -2,16 +2,18 @@
 
 Called by images/serving/Dockerfile, and with ``--address`` by `mlplatform.standalone.serve`, which serves on loopback
 without a cluster. The `torchserve` command forks the JVM away and ends, or waits but passes no signal on; a container
-needs three things of its first process that neither way gives. It ends when the JVM ends, with its exit code. It turns
+needs four things of its first process that neither way gives. It ends when the JVM ends, with its exit code. It turns
 a SIGTERM into a drain, because TorchServe itself resets connections at once: it keeps answering until no request has
-come for a while, which is when the mesh has heard that the pod is going. And it puts the platform's settings (those in
-the folder ``serving`` beside this file) above those that came with the model.
+come for a while, which is when the mesh has heard that the pod is going. It tells the kubelet whether the pod does its
+work, which overload is no reason to doubt. And it puts the platform's settings (those in the folder ``serving`` beside
+this file) above those that came with the model.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import http.server
 import importlib.util
 import ipaddress
 import json
@@ -52,6 +54,20 @@ JVM_OPTIONS: Final = (
     "-Djava.awt.headless=true",
     "-Dlog4j2.disableJmx=true",
 )
+
+HEALTH_PORT: Final = 8083
+"""Where `Health` answers; images/serving/servingruntime.yaml names it in the probes."""
+
+READY: Final = "/ready"
+
+PREDICTION_SECONDS: Final = 4.0
+"""How long the canned prediction may take; with the look at the counter it must fit the probe's `timeoutSeconds`."""
+
+LOOK_SECONDS: Final = 1.0
+"""An answer about readiness counts that long: whoever asks more often asks for no more predictions."""
+
+ANSWERED: Final = re.compile(rb"^ts_inference_latency_microseconds\{[^}]*\} (\S+)$", re.MULTILINE)
+"""It rises with every prediction that is answered."""
 
 REQUESTS: Final = re.compile(rb"^ts_inference_requests_total\{[^}]*\} (\S+)$", re.MULTILINE)
 
@@ -175,25 +191,97 @@ def command(java_path: str, config: Path, logging: Path, temporary: Path) -> lis
     ]
 
 
-def requests_seen(metrics_url: str) -> float:
-    """How many prediction requests the server has taken so far. A proxy of the environment is not asked.
+def fetch(url: str, seconds: float) -> tuple[int, bytes]:
+    """Status and body of a GET. A proxy of the environment is not asked.
+
+    Raises:
+        OSError: Nobody answers, or not within that time.
+        http.client.HTTPException: The answer is no HTTP, or was cut off.
+    """
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=seconds)
+    try:
+        connection.request("GET", parts.path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def requests_seen(metrics_url: str, counter: re.Pattern[bytes] = REQUESTS) -> float:
+    """How many prediction requests the server has taken so far, or what another counter says.
 
     Raises:
         OSError: The metrics endpoint does not answer, or not within a second.
         http.client.HTTPException: Its answer is no HTTP, was cut off, or is an error.
     """
-    parts = urlsplit(metrics_url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=1.0)
-    try:
-        connection.request("GET", parts.path)
-        response = connection.getresponse()
-        body = response.read()
-    finally:
-        connection.close()
-    if response.status != HTTPStatus.OK:
-        msg = f"status {response.status}"
+    status, body = fetch(metrics_url, 1.0)
+    if status != HTTPStatus.OK:
+        msg = f"status {status}"
         raise http.client.HTTPException(msg)
-    return sum(float(value) for value in REQUESTS.findall(body))
+    return sum(float(value) for value in counter.findall(body))
+
+
+class Readiness:
+    """Whether the server does its work, as the kubelet's startup and readiness probes ask.
+
+    A prediction on the canned sample tells. It waits in the queue of all others, so under overload none may be had: a
+    server that goes on answering others is ready all the same, or overload would take every pod out of the traffic.
+    """
+
+    def __init__(self, prediction_url: str, metrics_url: str) -> None:
+        self._prediction_url, self._metrics_url = prediction_url, metrics_url
+        self._lock = threading.Lock()
+        self._answered = 0.0
+        self._looked_at, self._ready = -LOOK_SECONDS, False
+
+    def look(self) -> bool:
+        """The last answer if it is fresh, else a new one."""
+        with self._lock:
+            if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+                self._ready = self._look()
+                self._looked_at = time.monotonic()
+            return self._ready
+
+    def _look(self) -> bool:
+        try:
+            status, _ = fetch(self._prediction_url, PREDICTION_SECONDS)
+        except TimeoutError:
+            status = (
+                HTTPStatus.SERVICE_UNAVAILABLE
+            )  # The queue is longer than that; when it is full, this is said at once.
+        except (OSError, http.client.HTTPException):
+            return False
+        before = self._answered
+        try:
+            self._answered = requests_seen(self._metrics_url, ANSWERED)
+        except (OSError, http.client.HTTPException):
+            return status == HTTPStatus.OK
+        return status == HTTPStatus.OK or (status == HTTPStatus.SERVICE_UNAVAILABLE and self._answered > before)
+
+
+def health_server(port: int, readiness: Readiness) -> http.server.ThreadingHTTPServer:
+    """Answers ``/ready`` on every address of the pod, where the kubelet asks; whoever calls this runs and closes it.
+
+    Raises:
+        OSError: The port is taken.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = 10.0
+
+        def do_GET(self) -> None:
+            known = self.path == READY
+            ready = known and readiness.look()
+            status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE if known else HTTPStatus.NOT_FOUND
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """The kubelet's questions are no news."""
+
+    return http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler)  # noqa: S104  the kubelet asks from outside the pod
 
 
 def wait_until_quiet(metrics_url: str, drain: Drain, server: subprocess.Popen[bytes]) -> None:
@@ -260,6 +348,11 @@ def property_of(config: str, key: str) -> str:
     return str(values[-1]).strip()
 
 
+def local_url(config: str, key: str) -> str:
+    """An address of the settings as this machine reaches it."""
+    return property_of(config, key).replace("0.0.0.0", LOOPBACK)  # noqa: S104  replaced, not bound
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Merges the settings, then runs the server."""
     parser = argparse.ArgumentParser(prog="mlhandlers.server", description="TorchServe as a container's main process.")
@@ -273,6 +366,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=loopback_address,
         metavar=f"{LOOPBACK}:PORT",
         help="where to answer predictions, with all else on free ports of loopback (default: as --config says)",
+    )
+    parser.add_argument(
+        "--health-port",
+        type=int,
+        default=HEALTH_PORT,
+        help="where to tell the kubelet of readiness; not with --address",
     )
     options = parser.parse_args(argv)
     supplied = options.model_dir / "config" / "config.properties"
@@ -301,8 +400,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         # TorchServe prefers it to its argument.
         os.environ.pop("TS_CONFIG_FILE", None)
-        metrics = f"{property_of(merged, 'metrics_address').replace('0.0.0.0', LOOPBACK)}/metrics"  # noqa: S104  replaced, not bound
-        return run(command(runtime, config, options.log_config, Path(folder)), metrics, drain)
+        metrics = f"{local_url(merged, 'metrics_address')}/metrics"
+        with ExitStack() as told:
+            if not options.address:
+                model = property_of(merged, "load_models").partition("=")[0]
+                prediction = f"{local_url(merged, 'inference_address')}/predictions/{model}"
+                health = told.enter_context(health_server(options.health_port, Readiness(prediction, metrics)))
+                threading.Thread(target=health.serve_forever, daemon=True).start()
+            return run(command(runtime, config, options.log_config, Path(folder)), metrics, drain)
 
 
 if __name__ == "__main__":

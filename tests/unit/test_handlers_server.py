@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -11,12 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from unit import serving_model as small
 
 from mlhandlers import server
@@ -30,6 +33,12 @@ pytestmark = [
 
 START_SECONDS = 60.0
 PREDICT = f"/predictions/{small.MODEL}"
+RUNTIME = Path(__file__).parents[2] / "images/serving/servingruntime.yaml"
+PROBES: dict[str, Any] = {
+    key.removesuffix("Probe"): value
+    for key, value in yaml.safe_load(RUNTIME.read_text())["spec"]["containers"][0].items()
+    if key.endswith("Probe")
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Running:
     inference: int
     management: int
     metrics: int
+    health: int
     log: Path
 
     def ask(self, method: str, path: str, body: Any = None, *, port: int = 0, timeout: float = 10) -> tuple[int, Any]:
@@ -56,9 +66,18 @@ class Running:
             connection.close()
 
     def healthy(self, timeout: float = 10) -> bool:
-        """What the kubelet's probe sees."""
+        """Whether a prediction is answered."""
         try:
             return self.ask("GET", PREDICT, timeout=timeout)[0] == http.HTTPStatus.OK
+        except OSError:
+            return False
+
+    def probe(self, name: str) -> bool:
+        """What the kubelet sees."""
+        probe = PROBES[name]
+        port = {8083: self.health, 8080: self.inference}[probe["httpGet"]["port"]]
+        try:
+            return self.ask("GET", probe["httpGet"]["path"], port=port, timeout=probe["timeoutSeconds"])[0] == 200
         except OSError:
             return False
 
@@ -102,7 +121,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def running(model_dir: Path, tmp_path: Path) -> Iterator[Running]:
     """The platform's own settings with other ports."""
-    ports = free_ports(5)
+    ports = free_ports(6)
     config = (server.SERVING / "config.properties").read_text()
     for address, port in zip(("0.0.0.0:8080", "127.0.0.1:8081", "0.0.0.0:8082"), ports[:3], strict=True):
         assert f"http://{address}" in config
@@ -111,13 +130,13 @@ def running(model_dir: Path, tmp_path: Path) -> Iterator[Running]:
     (tmp_path / "config.properties").write_text(config)
     log = tmp_path / "log"
     command = [sys.executable, "-m", "mlhandlers.server", "--model-dir", str(model_dir)]
-    command += ["--config", str(tmp_path / "config.properties")]
+    command += ["--config", str(tmp_path / "config.properties"), "--health-port", str(ports[5])]
     environment = {**os.environ, "PYTHONPATH": str(Path("handlers").resolve())}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
-    found = Running(process, *ports[:3], log)
+    found = Running(process, *ports[:3], ports[5], log)
     try:
-        wait_for(lambda: process.poll() is not None or found.healthy(), START_SECONDS, "the server answers")
+        wait_for(lambda: process.poll() is not None or found.probe("startup"), START_SECONDS, "the server is ready")
         assert process.poll() is None, log.read_text()
         yield found
     finally:
@@ -190,13 +209,50 @@ def drains_under_load(running: Running) -> None:
     assert running.process.wait(15) == 0, "an end that was asked for is no failure"
 
 
-def test_a_hung_worker_fails_the_liveness_probe_and_is_replaced(running: Running) -> None:
-    hung = running.worker()
+def test_a_hung_worker_is_replaced_within_a_minute_and_the_pod_is_not_restarted(running: Running) -> None:
+    hung, begin = running.worker(), time.monotonic()
     os.kill(hung, signal.SIGSTOP)
-    assert running.ask("GET", "/ping")[0] == 200, "the front end's own health does not see it"
-    assert not running.healthy(timeout=2)
-    wait_for(lambda: running.healthy(timeout=2), 30, "another worker answers")
+    assert running.probe("liveness"), "the front end is alive"
+    wait_for(lambda: not running.probe("readiness"), 15, "nobody is answered")
+    lively = []
+    while not running.probe("readiness"):  # Nobody else asks: these are what makes the front end notice.
+        lively.append(running.probe("liveness"))
+        assert time.monotonic() - begin < 60, "another worker answers within a minute"
+        time.sleep(0.5)
     assert running.worker() != hung
+    assert all(lively)
+
+
+def test_overload_neither_restarts_a_pod_nor_takes_it_out(running: Running) -> None:
+    """A queue that is always full: a third of the requests are refused, and the probes' predictions among them."""
+    queue, ended = 1024, threading.Event()
+    statuses: Counter[int] = Counter()
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", running.inference, timeout=60)
+        body = json.dumps({"features": small.RECORD})
+        while not ended.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection.request("POST", PREDICT, body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                response.read()
+                statuses[response.status] += 1
+        connection.close()
+
+    clients = [threading.Thread(target=client, daemon=True) for _ in range(queue + 400)]
+    for thread in clients:
+        thread.start()
+    wait_for(lambda: statuses[503] > 1000, 60, "the queue is full")
+    predictions, probes = Counter[bool](), Counter[tuple[str, bool]]()
+    until = time.monotonic() + 15
+    while time.monotonic() < until:
+        predictions[running.healthy(timeout=5)] += 1
+        probes.update((name, running.probe(name)) for name in ("liveness", "readiness"))
+    ended.set()
+    for thread in clients:
+        thread.join()
+    assert predictions[False] > 0, "a probe that is a mere prediction fails"
+    assert {name for name, passed in probes if not passed} == set(), probes
 
 
 def test_the_process_ends_when_the_server_does(running: Running) -> None:
@@ -206,6 +262,59 @@ def test_the_process_ends_when_the_server_does(running: Running) -> None:
     os.kill(jvm, signal.SIGKILL)
     assert running.process.wait(5) == 1
     assert "TorchServe ended by itself" in running.log.read_text()
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at a server.
+
+    Attributes:
+        reason: Why it must end as it does.
+        prediction: Status of the canned prediction, or what happened instead.
+        answered: What the counter says, or what happened instead; it was at 5 before.
+        ready: What the kubelet is told.
+    """
+
+    reason: str
+    prediction: int | Exception
+    answered: float | Exception
+    ready: bool
+
+
+LOOKS = [
+    Look("it predicts", 200, 6.0, ready=True),
+    Look("it predicts, though its metrics are late", 200, TimeoutError(), ready=True),
+    Look("its queue is full, and it answers others", 503, 6.0, ready=True),
+    Look("its queue is long, and it answers others", TimeoutError(), 6.0, ready=True),
+    Look("its queue is full, and nobody is answered", 503, 5.0, ready=False),
+    Look("it hangs", TimeoutError(), 5.0, ready=False),
+    Look("nothing can be seen of it", TimeoutError(), TimeoutError(), ready=False),
+    Look("it errs, however busy it is", 500, 6.0, ready=False),
+    Look("it starts, and listens nowhere", ConnectionRefusedError(), 5.0, ready=False),
+    Look("it was cut off", http.client.IncompleteRead(b""), 6.0, ready=False),
+]
+
+
+@pytest.mark.parametrize("case", LOOKS, ids=lambda case: case.reason)
+def test_a_pod_is_ready_while_it_does_its_work(case: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(found: Any) -> Any:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(server, "fetch", lambda _url, _seconds: (told(case.prediction), b""))
+    monkeypatch.setattr(server, "requests_seen", lambda _url, _counter: told(case.answered))
+    readiness = server.Readiness("", "")
+    readiness._answered = 5.0  # noqa: SLF001  the look before
+    assert readiness.look() is case.ready, case.reason
+    monkeypatch.setattr(server, "fetch", lambda *_: pytest.fail("another prediction"))
+    assert readiness.look() is case.ready, "whoever asks at once hears the same"
+
+
+def test_the_probes_give_a_look_its_time() -> None:
+    for name in ("startup", "readiness"):
+        assert PROBES[name]["timeoutSeconds"] > server.PREDICTION_SECONDS + 1.0
+        assert (PROBES[name]["httpGet"]["path"], PROBES[name]["httpGet"]["port"]) == (server.READY, server.HEALTH_PORT)
 
 
 class FakeServer:

@@ -17,14 +17,10 @@ from pathlib import Path
 
 import pytest
 from unit import serving_model as small
-from unit.operator_world import SPEC, mlmodel
 
-from mlhandlers import java
-from mlplatform import api
+from mlhandlers import java, server
 from mlplatform.cli import predict
 from mlplatform.errors import CliError
-from mlplatform.resources import inferenceservice
-from mlplatform.settings import Settings
 from mlplatform.standalone import serve
 from mlplatform.standalone.process import descendants
 
@@ -242,11 +238,7 @@ def test_a_laptop_without_java_hears_of_both_ways_to_get_one(tmp_path: Path, mon
 
 
 def test_it_is_ready_when_the_cluster_would_call_it_ready() -> None:
-    spec = api.decode(api.MLModelSpec, SPEC)
-    rendered = inferenceservice.render(mlmodel(small.MODEL), spec, small.VERSION, "s3://x", Settings())
-    probe = rendered["spec"]["predictor"]["model"]["readinessProbe"]
-    assert probe["httpGet"]["path"] == serve.path_of(small.MODEL)
-    assert probe["timeoutSeconds"] == serve.PROBE_SECONDS
+    assert serve.PROBE_SECONDS == server.PREDICTION_SECONDS
 
 
 def test_its_import_brings_nothing_slow() -> None:

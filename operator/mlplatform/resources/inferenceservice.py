@@ -73,11 +73,6 @@ def render(  # noqa: PLR0913  what one service depends on
                 {"name": contract.ENV_VERSION, "value": version},
                 {"name": contract.ENV_NAMESPACE, "value": namespace_of(model)},
             ],
-            # Each asks for a prediction on a canned sample: a server that answers /ping
-            # while its worker hangs or its model is still loading is neither ready nor alive.
-            "startupProbe": _probe(name, periodSeconds=2, failureThreshold=150),
-            "readinessProbe": _probe(name, periodSeconds=5, failureThreshold=3),
-            "livenessProbe": _probe(name, periodSeconds=10, failureThreshold=3),
         },
     }
     return {
@@ -171,10 +166,6 @@ def _target(resources: Object) -> int:
     """Percent of the request at which a replica is added; the request may be less than the model may use."""
     limit, request = (pod.quantity(str(resources[kind]["cpu"])) for kind in ("limits", "requests"))
     return round(CPU_PERCENT * limit / (request or limit))
-
-
-def _probe(model: str, **timing: int) -> Object:
-    return {"httpGet": {"path": f"/predictions/{model}", "port": PORT}, "timeoutSeconds": 5, **timing}
 
 
 def trouble(live: Object | None, *, pods: bool) -> str:

@@ -22,8 +22,8 @@ from mlplatform.standalone.process import Process
 
 LOOPBACK: Final = "127.0.0.1"
 
-PROBE_SECONDS: Final = 5.0
-"""The cluster's probes wait as long for an answer (`mlplatform.resources.inferenceservice`)."""
+PROBE_SECONDS: Final = 4.0
+"""In a cluster `mlhandlers.server` waits as long for the prediction by which the pod is ready."""
 
 _POLL_SECONDS: Final = 0.1
 _LAST_LINES: Final = 10
