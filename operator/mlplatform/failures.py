@@ -73,7 +73,10 @@ _NEXT_OF_SERVING: Final = {
     FailureClass.OOM_KILLED: "Raise spec.serving.resources.memory.",
     FailureClass.CANNOT_START: "Correct the image of the serving runtime.",
     FailureClass.PREEMPTED: f"Nothing: another pod takes its place; {_CAPACITY}",
-    FailureClass.CRASHED: f"{_LOG}; a version that cannot run is replaced by applying another spec.",
+    FailureClass.CRASHED: (
+        "kubectl mlmodel rollback goes back to an earlier version, kubectl mlmodel retrain makes another one; "
+        "the end of the log is in status.failure.lastLog."
+    ),
 }
 
 
@@ -243,6 +246,11 @@ def disruption(pod: Object) -> str:
 def ready(pod: Object) -> bool:
     """Whether the pod takes traffic: Ready, and not on its way out."""
     return _is_true(status_of(pod), "Ready") and "deletionTimestamp" not in pod["metadata"]
+
+
+def living(pod: Object) -> bool:
+    """Whether the pod may yet take traffic: not on its way out, and not one that has ended and stays as a record."""
+    return "deletionTimestamp" not in pod["metadata"] and status_of(pod).get("phase") not in {"Failed", "Succeeded"}
 
 
 def sentence(failure: api.FailureStatus) -> str:

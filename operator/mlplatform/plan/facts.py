@@ -134,9 +134,12 @@ class Facts:
 
     def sighting(self, version: str) -> failures.Sighting | None:
         """The gravest thing wrong with a version's serving pods that take no traffic, or that cannot be made."""
-        pods = (pod for pod in self.snapshot.pods.get(version, ()) if not failures.ready(pod))
+        pods = self.snapshot.pods.get(version, ())
+        living = [pod for pod in pods if failures.living(pod)]
+        # Of pods that are over, the cause counts only while no other has taken their place.
+        waiting = [pod for pod in living or pods if not failures.ready(pod)]
         absent = failures.absent(self.snapshot.absent.get(version, ""), self.snapshot.model, failures.SERVING)
-        worst = failures.graver(failures.worst(pods, failures.SERVING), absent)
+        worst = failures.graver(failures.worst(waiting, failures.SERVING), absent)
         return failures.steady(worst, self.previous.get("failure"))
 
     def trouble(self, version: str) -> str:

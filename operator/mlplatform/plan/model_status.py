@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from mlplatform import api, rollout
+from mlplatform import api, failures, rollout
 from mlplatform.actions import Event
-from mlplatform.conditions import Book
+from mlplatform.conditions import Book, Status
+from mlplatform.failures import Gravity
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import Plan, status_json
 from mlplatform.resources import KINDS, virtualservice
@@ -170,10 +171,15 @@ def _ready_condition(facts: Facts, book: Book) -> None:
         book.set(
             "Ready", "Unknown", "Suspended", "spec.suspend is true: nothing is started, what serves goes on serving"
         )
+    elif worst is None and (ailing := facts.sighting(facts.stable)):
+        status: Status = "Unknown" if ailing.gravity is Gravity.PENDING else "False"
+        message = f"{facts.label(facts.stable)} serves, but not with all its pods: {failures.sentence(ailing.failure)}"
+        book.set("Ready", status, ailing.failure.class_, message)
     elif worst is None:
         book.set("Ready", "True", "Serving", f"{facts.label(facts.stable)} serves what the spec asks for")
     else:
-        serves = f" {facts.label(facts.stable)} goes on serving." if facts.stable and worst.type != "Serving" else ""
+        answers = facts.ready_pods(facts.stable) and worst.type != "Serving"
+        serves = f" {facts.label(facts.stable)} goes on serving." if answers else ""
         book.set(
             "Ready", worst.status, worst.reason, f"{worst.message.rstrip('.')}.{serves}" if serves else worst.message
         )
@@ -222,10 +228,12 @@ def _failure(facts: Facts, verdict: rollout.Verdict | None) -> api.FailureStatus
     raw = status_of(facts.snapshot.versions.get(facts.latest)).get("failure")
     if raw:
         return api.decode(api.FailureStatus, raw, "status.failure", unknown="skip")
-    struggling = facts.latest if verdict and verdict.move is Move.HOLD else facts.stable
-    if facts.ready_pods(struggling):
-        return None
-    sighting = facts.sighting(struggling)
+    record, told = facts.record, facts.previous.get("failure")
+    if facts.rejected and record and record.reason != api.ROLLED_BACK_BY_USER and told:
+        # Why it was rolled back; its pods and their logs go.
+        return api.decode(api.FailureStatus, told, "status.failure", unknown="skip")
+    trying = verdict is not None and verdict.move in {Move.HOLD, Move.ROLLBACK}
+    sighting = facts.sighting(facts.latest if trying else facts.stable)
     return sighting.failure if sighting else None
 
 
@@ -241,7 +249,8 @@ def _word(facts: Facts, verdict: rollout.Verdict | None, book: Book) -> str:
     if facts.rejected:
         return "RolledBack"
     if version and version.status == "True":
-        return "RollingOut" if facts.stable and facts.stable != facts.latest else "Deploying"
+        rolling = "RollingOut" if facts.stable else "Deploying"
+        return "Degraded" if facts.stable == facts.latest else rolling
     # The version's own word, which is Failed only when it is for good.
     word = str(status_of(facts.snapshot.versions.get(facts.latest)).get("stage", "")) or "Pending"
     return "Deploying" if verdict else word

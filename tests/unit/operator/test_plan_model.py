@@ -11,7 +11,7 @@ import pytest
 from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, failing, mlmodel, play, run
 
 from mlplatform import api
-from mlplatform.actions import Apply, Create, Delete, Write
+from mlplatform.actions import Apply, Create, Delete, Ref, Write
 from mlplatform.cluster import Rejected
 from mlplatform.contract import ANNOTATION_ROLLBACK, Failure, FailureClass, Stage
 from mlplatform.plan import plan_model
@@ -635,6 +635,107 @@ def test_what_keeps_pods_from_being_ready(reason: str, said: Object, pods: tuple
     spec = api.decode(api.MLModelSpec, SPEC)
     snapshot = ModelSnapshot(model=mlmodel(), services={V1: {"status": said}}, pods={V1: pods} if pods else {})
     assert gather(snapshot, Settings(), spec, START).trouble(V1) == trouble, reason
+
+
+# Ready is about now.
+
+
+def beside(fake: Fake, version: str, pod_status: Object, **metadata: Any) -> None:
+    """One more pod of a version, in some trouble or other, beside one that answers."""
+    model = fake.one("Pod", f"{version}-predictor-0")
+    meta = {**model["metadata"], "name": f"{version}-new", "uid": "new", **metadata}
+    fake.put({**model, "metadata": meta, "status": pod_status})
+
+
+def ended(container: str, said: str = "", **state: Any) -> Object:
+    """Of a container that ended and is about to be started again."""
+    terminated = {"exitCode": 1, "reason": "Error", "message": said, **state}
+    return {
+        "name": container,
+        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": {"terminated": terminated},
+    }
+
+
+OOM: Object = {"containerStatuses": [ended("kserve-container", reason="OOMKilled", exitCode=137)]}
+NO_ARCHIVE: Object = {
+    "initContainerStatuses": [
+        ended(
+            "storage-initializer",
+            "Traceback (most recent call last):\n  ...\nRuntimeError: Failed to fetch model. No model found in s3://m/v1.\n",
+        )
+    ]
+}
+NO_ROOM: Object = {
+    "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]
+}
+STARTING: Object = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}
+EVICTED: Object = {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}
+
+NOW_READY: list[tuple[str, Object, Object, tuple[str, str], str]] = [
+    ("a container that runs out of memory", OOM, {}, ("False", "OOMKilled"), "Raise spec.serving.resources.memory"),
+    ("an archive that is gone", NO_ARCHIVE, {}, ("False", "Crashed"), "No model found in s3://m/v1. kubectl mlmodel"),
+    ("no room for one more", NO_ROOM, {}, ("Unknown", "Unschedulable"), "no node has room: 0/3 nodes"),
+    ("one more that starts is no trouble", STARTING, {}, ("True", "Serving"), ""),
+    ("nor is one on its way out", OOM, {"deletionTimestamp": "2026-01-01T00:05:00Z"}, ("True", "Serving"), ""),
+    ("nor one whose place another has taken", EVICTED, {}, ("True", "Serving"), ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("reason", "pod_status", "metadata", "ready", "told"), NOW_READY, ids=[row[0] for row in NOW_READY]
+)
+def test_ready_is_about_now(
+    reason: str, pod_status: Object, metadata: Object, ready: tuple[str, str], told: str
+) -> None:
+    fake = serving()
+    beside(fake, V1, pod_status, **metadata)
+    settle(fake)
+    assert status(fake, "Serving")[0] == "True", reason
+    assert status(fake, "RolloutPassed")[0] == "True", reason
+    assert status(fake, "Ready")[:2] == ready, reason
+    assert told in status(fake, "Ready")[2], reason
+    found = fake.one("MLModel", "adult")["status"]
+    if ready[0] == "True":
+        assert "failure" not in found, reason
+        return
+    assert found["stage"] == "Degraded", reason
+    assert (found["failure"]["class"], found["failure"]["pod"]) == (ready[1], f"{V1}-new"), reason
+    fake.remove("Pod", f"{V1}-new")
+    settle(fake)
+    assert status(fake, "Ready")[0] == "True", f"{reason}: and once it has gone, all is well"
+
+
+@pytest.mark.parametrize(
+    ("reason", "pod_status", "told"),
+    [
+        ("out of memory", OOM, "used more memory than its limit"),
+        ("no archive", NO_ARCHIVE, "No model found in s3://m/v1"),
+        ("no room", NO_ROOM, "no node has room: 0/3 nodes"),
+    ],
+)
+def test_a_rollback_keeps_the_cause(reason: str, pod_status: Object, told: str) -> None:
+    class Troubled(Fake):
+        """The second version's pods are in that trouble."""
+
+        def act(self) -> Any:
+            due = super().act()
+            live = self.get(Ref("v1", "Pod", NAMESPACE, f"{V2}-predictor-0"))
+            if live and live["status"] != pod_status:
+                self.put({**live, "status": pod_status})
+            return due
+
+    fake = Troubled(unready={V2})
+    play([(0, applied()), (400, applied(SECOND)), (900, nothing)], fake)
+    settle(fake, seconds=300)
+    [decision, *_] = fake.one("MLModel", "adult")["status"]["history"]
+    assert (decision["decision"], decision["reason"]) == ("RolledBack", "NotReadyInTime"), reason
+    assert told in decision["message"], reason
+    assert V2 not in fake.names("InferenceService"), "its pods have gone since"
+    assert told in status(fake, "Ready")[2], reason
+    assert told in fake.one("MLModel", "adult")["status"]["failure"]["message"], (
+        "and nothing points to a log that is gone"
+    )
 
 
 # The way back that somebody asks for.
