@@ -25,12 +25,13 @@ from mlplatform.inquiry import Inquiry
 from mlplatform.plan import Plan, plan_model, plan_version
 from mlplatform.plan.plan import conditions_json
 from mlplatform.refusals import gist
-from mlplatform.resources import KINDS, inferenceservice
+from mlplatform.resources import KINDS, adoption, inferenceservice
 from mlplatform.resources.metadata import belongs
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
     ModelSnapshot,
     Object,
+    Reading,
     Refusal,
     VersionSnapshot,
     condition,
@@ -288,7 +289,10 @@ class Reconciler:
                 )
                 for stage, child in seen.children.items()
             }
-            return replace(seen, absent={stage: words for stage, words in stages.items() if words})
+            reading = seen.reading and replace(
+                seen.reading, absent=await self._inquiry.workload(seen.reading.job, seen.reading.pods, now)
+            )
+            return replace(seen, reading=reading, absent={stage: words for stage, words in stages.items() if words})
         kinds = {
             "InferenceService": KINDS["InferenceService"].api_version,
             "VirtualService": self._world.settings.istio_api_version,
@@ -304,18 +308,22 @@ class Reconciler:
     def _version_snapshot(self, me: Object, missing: frozenset[str]) -> VersionSnapshot:
         jobs = {**self._own("Job", me), **self._own("PyTorchJob", me)}
         children = {stage: jobs[f"{self._name}-{stage}"] for stage in Stage if f"{self._name}-{stage}" in jobs}
-        pods: dict[Stage, list[Object]] = {stage: [] for stage in Stage}
+        pods: dict[str, list[Object]] = {name: [] for name in (*Stage, adoption.NAME)}
         for pod in self._all("Pod").values():
             labels = labels_of(pod)
             if labels.get(contract.LABEL_VERSION) == self._name and labels.get(contract.LABEL_STAGE) in pods:
-                pods[Stage(labels[contract.LABEL_STAGE])].append(pod)
+                pods[labels[contract.LABEL_STAGE]].append(pod)
+        reader = jobs.get(f"{self._name}-{adoption.NAME}")
         model = self._all("MLModel").get(self._model)
         return VersionSnapshot(
             version=me,
             model=model,
             siblings=self._own("ModelVersion", model) if model else {},
             children=children,
-            pods={stage: tuple(sorted(found, key=name_of)) for stage, found in pods.items()},
+            pods={stage: tuple(sorted(pods[stage], key=name_of)) for stage in Stage},
+            reading=Reading(job=reader, pods=tuple(pod for pod in pods[adoption.NAME] if controlled_by(pod, reader)))
+            if reader
+            else None,
             missing=missing,
         )
 

@@ -28,7 +28,7 @@ from mlplatform import contract
 from mlplatform.actions import Delete, Event, Patch, Ref
 from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected, path
 from mlplatform.resources import KINDS
-from mlplatform.resources.metadata import adoption, labels
+from mlplatform.resources.metadata import labels, taken_over
 from mlplatform.snapshot import Object, annotations_of, condition, moment, name_of, stamp
 
 pytestmark = pytest.mark.apiserver
@@ -352,14 +352,14 @@ def test_a_stray_is_adopted_as_it_was_seen_and_keeps_its_other_owners(cluster: C
     seen = cluster.create(stray)
     assert seen
     owner = {"apiVersion": "mlplatform.dev/v1alpha1", "kind": "MLModel", "metadata": {"name": "adult", "uid": "uid-1"}}
-    adopted = cluster.do(adoption(seen, owner))
+    adopted = cluster.do(taken_over(seen, owner))
     assert adopted
     assert [(r["uid"], r.get("controller")) for r in adopted["metadata"]["ownerReferences"]] == [
         ("uid-2", None),
         ("uid-1", True),
     ]
     with pytest.raises(Conflict):
-        cluster.do(adoption(seen, owner))
+        cluster.do(taken_over(seen, owner))
 
 
 def test_what_is_gone_can_be_patched_deleted_and_reported_on_without_harm(cluster: Cluster, namespace: str) -> None:

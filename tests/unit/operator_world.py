@@ -22,9 +22,9 @@ import yaml
 from mlplatform import contract
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
 from mlplatform.cluster import Cluster, ClusterError, Conflict, NameTaken, path
-from mlplatform.contract import Failure, Stage, Summary
+from mlplatform.contract import Failure, FailureClass, Stage, Summary
 from mlplatform.reconciler import Reconciler, World
-from mlplatform.resources import inferenceservice, virtualservice
+from mlplatform.resources import adoption, inferenceservice, virtualservice
 from mlplatform.resources.metadata import stray
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, annotations_of, labels_of, name_of, stamp, uid_of
@@ -91,6 +91,8 @@ class Fake:
         unready: Versions, or pods by name, that do not get ready.
         podless: Versions that KServe makes no pods for, and what it says of them.
         refused: Kinds whose pods the API server refuses, and its words: who makes them says so as the real ones do.
+        store: The artifact store: reports of finished stages by the version's folder.
+        store_away: Whether it refuses to be read.
         forks: When set, takes a copy of the cluster before each write: where a crash at that point would leave it.
         played: How many entries of a scenario have been played.
         log: Every write that took effect, as ``verb kind/name``.
@@ -106,6 +108,8 @@ class Fake:
     unready: set[str] = field(default_factory=set)
     podless: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    store: dict[str, dict[Stage, Summary]] = field(default_factory=dict)
+    store_away: bool = False
     forks: list[Fake] | None = None
     played: int = 0
     log: list[str] = field(default_factory=list)
@@ -178,6 +182,7 @@ class Fake:
             unready={*self.unready},
             podless={**self.podless},
             refused={**self.refused},
+            store={**self.store},
             _objects={**self._objects},
         )
 
@@ -271,8 +276,11 @@ class Fake:
         if not status.get("startTime"):
             status = {"startTime": stamp(self.now)}
             job = self.put({**job, "status": status})
-        stage = Stage(labels_of(job)[contract.LABEL_STAGE])
         names = [f"{name_of(job)}-abcde"]
+        if labels_of(job)[contract.LABEL_STAGE] == adoption.NAME:
+            yield from self._read(job, names[0])
+            return
+        stage = Stage(labels_of(job)[contract.LABEL_STAGE])
         yield from self._run(job, job["spec"]["template"], names, stage, self.stage_seconds, "Complete")
 
     def _run(
@@ -290,6 +298,8 @@ class Fake:
             yield ends
             return
         said = self.report(stage, labels_of(job)[contract.LABEL_VERSION])
+        if not said.failure:
+            self.store[_place(template)] = {**self.store.get(_place(template), {}), stage: said}
         ended = {"exitCode": 1 if said.failure else 0, "message": said.to_json(), "finishedAt": stamp(self.now)}
         container = {"name": "main", "state": {"terminated": ended}}
         phase = "Failed" if said.failure else "Succeeded"
@@ -297,6 +307,34 @@ class Fake:
         self.put({**self._objects["Pod", names[0]], "status": pod["status"]})
         condition = {
             "type": "Failed" if said.failure else done,
+            "status": "True",
+            "lastTransitionTime": stamp(self.now),
+        }
+        self.put({**job, "status": {**job["status"], "conditions": [condition], "completionTime": stamp(self.now)}})
+
+    def _read(self, job: Object, name: str) -> Iterator[datetime]:
+        """mljobs.adopt: what the store has, as far as it goes."""
+        pod = job["spec"]["template"]
+        if ("Pod", name) not in self._objects:
+            self.put(_pod(job, name, pod["metadata"]["labels"], {"phase": "Running"}))
+        ends = datetime.fromisoformat(job["status"]["startTime"]) + timedelta(seconds=self.stage_seconds)
+        if self.now < ends:
+            yield ends
+            return
+        lost = Failure(FailureClass.REPORT_LOST, "there is no such file", "Nothing: the stage is run again")
+        gone = Failure(FailureClass.STORE_ACCESS, "the store refused to read it", "Check the keys")
+        found, version = self.store.get(_place(pod), {}), labels_of(job)[contract.LABEL_VERSION]
+        said = {s: found.get(s) or Summary(s, version, failure=lost) for s in Stage}
+        if self.store_away:
+            said = {Stage.TRAIN: Summary(Stage.TRAIN, version, failure=gone)}
+        ended = [
+            {"name": stage, "state": {"terminated": {"exitCode": int(self.store_away), "message": summary.to_json()}}}
+            for stage, summary in said.items()
+        ]
+        status = {"phase": "Failed" if self.store_away else "Succeeded", "initContainerStatuses": ended[:3]}
+        self.put({**self._objects["Pod", name], "status": {**status, "containerStatuses": ended[3:]}})
+        condition = {
+            "type": "Failed" if self.store_away else "Complete",
             "status": "True",
             "lastTransitionTime": stamp(self.now),
         }
@@ -481,6 +519,12 @@ def failing(
 
 def _reference(owner: Object) -> Object:
     return {"kind": owner["kind"], "name": name_of(owner), "uid": uid_of(owner), "controller": True}
+
+
+def _place(template: Object) -> str:
+    """Where a stage's pods put the version's artifacts."""
+    (container,) = template["spec"]["containers"]
+    return next(str(entry["value"]) for entry in container["env"] if entry["name"] == contract.ENV_ARTIFACTS)
 
 
 def _pod(owner: Object, name: str, labels: dict[str, str], status: Object) -> Object:

@@ -14,8 +14,8 @@ from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref
 from mlplatform.plan import wayback
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import ADD_ON_RETRY, PROXIES_LEARN, Plan
-from mlplatform.resources import inferenceservice, modelversion, servingruntime
-from mlplatform.resources.metadata import adoption, is_stray_of
+from mlplatform.resources import adoption, inferenceservice, modelversion, servingruntime
+from mlplatform.resources.metadata import is_stray_of, taken_over
 from mlplatform.snapshot import moment, name_of, namespace_of, status_of, until
 
 TURN_SECONDS: Final = 60
@@ -28,9 +28,9 @@ def adopt(facts: Facts, plan: Plan) -> None:
     for version in facts.snapshot.versions.values():
         if is_stray_of(version, model):
             told = Event("Normal", "VersionAdopted", f"{facts.label(name_of(version))} had no owner")
-            plan.writes.append(replace(adoption(version, model), event=told))
+            plan.writes.append(replace(taken_over(version, model, **adoption.mark(version)), event=told))
     serving = (*facts.snapshot.services.values(), *facts.snapshot.runtimes.values())
-    plan.writes += [adoption(child, model) for child in serving if is_stray_of(child, model)]
+    plan.writes += [taken_over(child, model) for child in serving if is_stray_of(child, model)]
 
 
 def ensure_version(facts: Facts, plan: Plan) -> None:

@@ -15,9 +15,10 @@ from mlplatform.actions import Create, Event, Patch, Ref
 from mlplatform.conditions import Book, Status
 from mlplatform.contract import ANNOTATION_RETRAIN, FailureClass, Summary
 from mlplatform.failures import Gravity, Sighting
+from mlplatform.plan import adoption
 from mlplatform.plan.plan import ADD_ON_RETRY, Plan, conditions_json, status_json
 from mlplatform.resources import KINDS, modelversion
-from mlplatform.resources.metadata import adoption, is_stray_of
+from mlplatform.resources.metadata import is_stray_of, taken_over
 from mlplatform.resources.workload import Phase, Workload
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
@@ -72,6 +73,7 @@ class Pass:
         snapshot: What the cluster shows.
         spec: The version's spec, decoded.
         held: Why no stage may run now (a condition's reason and message); None when they may.
+        reports: What a restored version had finished.
         now: The clock.
         plan: Where the pass puts what it wants.
     """
@@ -79,6 +81,7 @@ class Pass:
     snapshot: VersionSnapshot
     spec: api.ModelVersionSpec
     held: tuple[str, str] | None
+    reports: adoption.Reports
     now: datetime
     plan: Plan
 
@@ -112,8 +115,9 @@ def plan_version(
         return plan
     book.set("Accepted", "True", "SpecValid", "the spec is sound")
 
-    plan.writes += [adoption(child, version) for child in snapshot.children.values() if is_stray_of(child, version)]
-    look = Pass(snapshot=snapshot, spec=spec, held=_held(snapshot), now=now, plan=plan)
+    plan.writes += [taken_over(child, version) for child in snapshot.children.values() if is_stray_of(child, version)]
+    reports = adoption.reports(snapshot, spec, settings, now, plan)
+    look = Pass(snapshot=snapshot, spec=spec, held=_held(snapshot), reports=reports, now=now, plan=plan)
     records: list[api.StageStatus] = []
     current: tuple[Definition, Progress] | None = None
     for stage in pipeline:
@@ -125,7 +129,7 @@ def plan_version(
             progress = _on_record(previous, recorded)
             book.keep(stage.condition)
         else:
-            progress = _observe(stage, look)
+            progress = _adopted(stage, look) or _observe(stage, look)
             recorded = _record(stage, progress)
             book.set(stage.condition, progress.status, progress.reason, progress.message)
             if progress.state == "Pending" and not look.held and stage.kind not in snapshot.missing:
@@ -161,6 +165,37 @@ def _held(snapshot: VersionSnapshot) -> tuple[str, str] | None:
     if latest != name:
         return "Superseded", f"the MLModel asks for {latest}; this version goes on if it is asked for again"
     return None
+
+
+def _adopted(stage: Definition, look: Pass) -> Progress | None:
+    """What its report says of a stage that a restored version has neither a record nor a workload of; None when nothing does."""
+    if stage.name in look.snapshot.children:
+        return None
+    if look.reports.waiting:
+        status, reason, message = look.reports.waiting
+        return Progress(state="Running", status=status, reason=reason, message=message)
+    summary = look.reports.found.get(stage.name)
+    if summary is None:
+        return None
+    verdict, ended = stage.judge(summary, look.spec), stamp(look.now)
+    message = f"{verdict.message} (as its report says)"
+    if verdict.passed:
+        return Progress(
+            state="Succeeded", status="True", reason=verdict.reason, message=message, summary=summary, finished_at=ended
+        )
+    failure = api.FailureStatus(
+        class_=verdict.reason, message=message, next_action=verdict.next_action, stage=stage.name
+    )
+    told = failures.sentence(failure)
+    return Progress(
+        state="Failed",
+        status="False",
+        reason=verdict.reason,
+        message=told,
+        summary=summary,
+        failure=failure,
+        finished_at=ended,
+    )
 
 
 def _observe(stage: Definition, look: Pass) -> Progress:

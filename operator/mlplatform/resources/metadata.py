@@ -65,11 +65,11 @@ _MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 _CHILD_OF: Final = {contract.LABEL_MODEL, contract.LABEL_VERSION, contract.LABEL_STAGE}
 
 
-def adoption(obj: Object, owner: Object) -> Patch:
+def taken_over(obj: Object, owner: Object, **annotations: str) -> Patch:
     """What makes `owner` the controller of an object that is a stray, if it is still as it was seen."""
     owners = [*(obj["metadata"].get("ownerReferences") or ()), reference(owner)]
-    seen = {"resourceVersion": obj["metadata"]["resourceVersion"]}
-    return Patch(Ref.to(obj), {"metadata": {**seen, "ownerReferences": owners}})
+    seen = {"resourceVersion": obj["metadata"]["resourceVersion"], "ownerReferences": owners}
+    return Patch(Ref.to(obj), {"metadata": {**seen, **({"annotations": annotations} if annotations else {})}})
 
 
 def labels(model: str, component: str, *, version: str = "", stage: str = "") -> dict[str, str]:

@@ -10,9 +10,11 @@ import pytest
 from unit.operator_world import NAMESPACE, Fake, Operator, mlmodel, play, run
 
 from mlplatform import contract
+from mlplatform.contract import Stage
+from mlplatform.resources import adoption, service
 from mlplatform.snapshot import Object, condition, controlled_by, labels_of, name_of
 
-OURS = ("ModelVersion", "InferenceService", "Service", "VirtualService")
+OURS = ("ModelVersion", "ServingRuntime", "InferenceService", "Service", "VirtualService")
 
 
 def applied(fake: Fake) -> None:
@@ -64,6 +66,21 @@ def restored(fake: Fake) -> None:
             orphaned(fake, kind, name)
 
 
+def without_status(fake: Fake) -> None:
+    """Everything is made again from a backup that has neither owner references nor status, without the stages' workloads."""
+    without_workloads(fake)
+    orphaned(fake, "MLModel", "adult", status=False)
+    for kind in OURS:
+        for name in fake.names(kind):
+            orphaned(fake, kind, name, status=False)
+
+
+def without_workloads(fake: Fake) -> None:
+    for kind in ("PyTorchJob", "Job"):
+        for name in fake.names(kind):
+            fake.remove(kind, name)
+
+
 def restored_under_its_model(fake: Fake) -> None:
     """Its children are made again from a backup, the model was there all the time."""
     for kind in OURS:
@@ -71,7 +88,10 @@ def restored_under_its_model(fake: Fake) -> None:
             orphaned(fake, kind, name)
 
 
-@pytest.mark.parametrize("deed", [left_by_its_model, restored, restored_under_its_model], ids=lambda f: f.__doc__)
+DEEDS = [left_by_its_model, restored, restored_under_its_model, without_status]
+
+
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda f: f.__doc__)
 def test_what_nobody_owns_is_taken_over(deed: Callable[[Fake], None]) -> None:
     fake = serving()
     (version,) = fake.names("ModelVersion")
@@ -85,7 +105,7 @@ def test_what_nobody_owns_is_taken_over(deed: Callable[[Fake], None]) -> None:
         for name in fake.names(kind):
             assert controlled_by(fake.one(kind, name), model), f"{kind} {name} goes with its model again"
     assert fake.names("ModelVersion") == [version]
-    assert not [entry for entry in fake.log if entry.startswith("create")], fake.log
+    assert {entry for entry in fake.log if entry.startswith("create")} <= {f"create Job/{version}-adopt"}, fake.log
     fake.log.clear()
     Operator(fake).settle()
     assert fake.log == [], "and that is the end of it"
@@ -116,12 +136,134 @@ ELSES: list[tuple[str, Callable[[Object], None]]] = [
 @pytest.mark.parametrize(("reason", "change"), ELSES, ids=[case[0] for case in ELSES])
 def test_what_is_somebody_elses_is_left_alone(reason: str, change: Callable[[Object], None]) -> None:
     fake = serving()
-    service = copy.deepcopy(fake.one("Service", "adult"))
+    found = copy.deepcopy(fake.one("Service", "adult"))
     fake.remove("Service", "adult")
-    service["metadata"] = {"name": "adult", "namespace": NAMESPACE, "labels": labels_of(service)}
-    change(service)
-    before = fake.put(service)
+    found["metadata"] = {"name": "adult", "namespace": NAMESPACE, "labels": labels_of(found)}
+    change(found)
+    before = fake.put(found)
     with pytest.raises(Exception, match="belongs to something else"):
         Operator(fake).settle()
     assert fake.one("Service", name_of(before)) == before, reason
     assert condition(fake.one("MLModel", "adult"), "Ready")["reason"] == "NameTaken"
+
+
+# A version that comes back without its status: what it had finished is read from its reports.
+
+
+def records(fake: Fake, version: str) -> dict[str, str]:
+    stages = fake.one("ModelVersion", version)["status"].get("stages") or ()
+    return {stage["name"]: stage["outcome"] for stage in stages}
+
+
+def made(fake: Fake) -> list[str]:
+    return [entry.partition("/")[2] for entry in fake.log if entry.startswith("create")]
+
+
+@pytest.mark.parametrize("finished", range(len(Stage) + 1))
+def test_what_was_finished_is_adopted_and_the_rest_is_run(finished: int) -> None:
+    fake = serving()
+    (version,) = fake.names("ModelVersion")
+    before = fake.one("ModelVersion", version)["status"]
+    (place,) = fake.store
+    fake.store[place] = {stage: said for stage, said in fake.store[place].items() if stage in list(Stage)[:finished]}
+    without_status(fake)
+    fake.log.clear()
+    pass_time(fake, 300)
+    assert made(fake) == [f"{version}-adopt", *(f"{version}-{stage}" for stage in list(Stage)[finished:])]
+    after = fake.one("ModelVersion", version)
+    assert records(fake, version) == dict.fromkeys(Stage, "Succeeded")
+    for key in ("metrics", "storageUri"):
+        assert after["status"][key] == before[key]
+    for old, new in zip(before["stages"], after["status"]["stages"], strict=True):
+        for key in ("metrics", "details", "digest"):
+            assert new.get(key) == old.get(key), f"{new['name']}: {key}"
+    assert not adoption.restored(after), "they are looked for once"
+    assert f"{version}-adopt" not in fake.names("Job")
+    assert fake.weights() == {version: 100}
+    assert condition(fake.one("MLModel", "adult"), "Ready")["status"] == "True"
+
+
+def test_it_serves_all_the_while() -> None:
+    fake = serving()
+    (version,) = fake.names("ModelVersion")
+    without_status(fake)
+    for _ in range(30):
+        pass_time(fake, 2)
+        assert fake.weights() == {version: 100}
+        assert service.stable(fake.one("Service", "adult")) == version
+        assert fake.names("InferenceService") == [version]
+
+
+def test_a_store_that_cannot_be_read_is_asked_again_and_trains_nothing() -> None:
+    fake = serving()
+    (version,) = fake.names("ModelVersion")
+    without_status(fake)
+    fake.store_away, fake.log[:] = True, []
+    pass_time(fake, 300)
+    ready = condition(fake.one("ModelVersion", version), "Ready")
+    assert ready["status"] == "False"
+    assert "the reports cannot be looked for" in ready["message"]
+    assert "the store refused to read it" in ready["message"]
+    assert set(made(fake)) == {f"{version}-adopt"}
+    assert len(made(fake)) > 2, "with new pods: credentials are mended in the Secret"
+    assert condition(fake.one("MLModel", "adult"), "Serving")["status"] == "True"
+    fake.store_away = False
+    pass_time(fake, 120)
+    assert set(made(fake)) == {f"{version}-adopt"}
+    assert condition(fake.one("MLModel", "adult"), "Ready")["status"] == "True"
+
+
+def test_the_version_before_is_adopted_too_so_that_going_back_needs_no_training() -> None:
+    first, second = mlmodel()["spec"], {**mlmodel()["spec"], "gates": [{"metric": "roc_auc", "min": 0.9}]}
+    fake = play([(0, applied), (400, lambda f: f.apply(mlmodel(spec=second))), (900, nothing)])
+    without_status(fake)
+    fake.log.clear()
+    pass_time(fake, 100)
+    assert len(made(fake)) == 2, made(fake)
+    assert [records(fake, name) for name in fake.names("ModelVersion")] == [dict.fromkeys(Stage, "Succeeded")] * 2
+    fake.log.clear()
+    fake.apply(mlmodel(spec=first))
+    pass_time(fake, 300)
+    assert not [name for name in made(fake) if "-train" in name]
+    assert condition(fake.one("MLModel", "adult"), "Ready")["status"] == "True"
+
+
+def test_a_version_that_missed_a_gate_has_missed_it() -> None:
+    harder = {**mlmodel()["spec"], "gates": [{"metric": "roc_auc", "min": 0.95}]}
+    fake = play([(0, lambda f: f.apply(mlmodel(spec=harder))), (300, nothing)])
+    (version,) = fake.names("ModelVersion")
+    without_status(fake)
+    fake.log.clear()
+    pass_time(fake, 100)
+    assert made(fake) == [f"{version}-adopt"]
+    assert records(fake, version) == {"train": "Succeeded", "audit": "Failed"}
+
+
+def test_a_version_whose_workloads_are_there_is_read_from_them() -> None:
+    fake = serving()
+    (version,) = fake.names("ModelVersion")
+    orphaned(fake, "ModelVersion", version, status=False)
+    for kind in ("PyTorchJob", "Job"):
+        for name in fake.names(kind):
+            obj = fake.one(kind, name)
+            fake.put({**obj, "metadata": {k: v for k, v in obj["metadata"].items() if k != "ownerReferences"}})
+    fake.log.clear()
+    pass_time(fake, 60)
+    assert made(fake) == []
+    assert records(fake, version) == dict.fromkeys(Stage, "Succeeded")
+    assert not adoption.restored(fake.one("ModelVersion", version))
+
+
+def test_a_killed_operator_adopts_all_the_same() -> None:
+    fake = serving()
+    (version,) = fake.names("ModelVersion")
+    without_status(fake)
+    fake.log.clear()
+    fake.forks = []
+    pass_time(fake, 100)
+    for fork in fake.forks:
+        pass_time(fork, 200)
+        assert records(fork, version) == dict.fromkeys(Stage, "Succeeded"), fork.log
+        assert set(made(fork)) <= {f"{version}-adopt"}, fork.log
+        assert not adoption.restored(fork.one("ModelVersion", version))
+        assert f"{version}-adopt" not in fork.names("Job")
