@@ -10,7 +10,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final, cast
@@ -21,9 +21,7 @@ from unit.operator_world import SPEC, Fake, Operator, mlmodel, outcome, play, ru
 from mlplatform import api, cluster, reconciler
 from mlplatform.actions import Event, Ref, Write
 from mlplatform.failures import ready
-from mlplatform.reconciler import World
 from mlplatform.resources import virtualservice
-from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, name_of, uid_of
 
 SEEDS: Final = int(os.environ.get("CHAOS_SEEDS", "25"))
@@ -157,7 +155,7 @@ class Troubled(Operator):
     def __init__(self, fake: Trouble) -> None:
         super().__init__(fake)
         self.watches = LateWatches(fake)
-        self._world = World(cast("cluster.Cluster", fake), self.watches, Settings(), lambda: fake.now)
+        self._world = replace(self._world, store=self.watches)
 
     async def _settle(self) -> datetime | None:
         for _ in range(50):
