@@ -75,7 +75,7 @@ def filled(panel: Panel, title: str, description: str, unit: str, *queries: tupl
 
 def models() -> list[Panel]:
     """What serves, what does not, and what is on its way."""
-    has_served = f"count by (namespace, model) (mlplatform_version_metric{{{CHOSEN}}})"
+    has_served = f"max by (namespace, model) (mlplatform_model_promoted{{{CHOSEN}}}) == 1"
     each = f'max by (namespace, model, type) (mlplatform_model_condition{{{{{CHOSEN},status="{{status}}"}}}})'
     states = {"1": ("True", "green"), "0": ("Unknown", "text"), "-1": ("False", "red")}
     mapping = ValueMap({value: ValueMappingResult(text=text, color=color) for value, (text, color) in states.items()})

@@ -38,6 +38,11 @@ CONDITION: Final = Gauge(
     "1 when the MLModel's condition has this status, else 0.",
     ["namespace", "model", "type", "status"],
 )
+PROMOTED: Final = Gauge(
+    "mlplatform_model_promoted",
+    "1 when a version of the MLModel was promoted, whether it has pods now or not, else 0.",
+    ["namespace", "model"],
+)
 ROLLOUT_WEIGHT: Final = Gauge(
     "mlplatform_rollout_weight",
     "Percentage of traffic that the candidate takes; 0 when no rollout is under way.",
@@ -64,6 +69,7 @@ def record_version(before: Object, after: Object) -> None:
 def record_model(model: Object, stable: Object | None) -> None:
     """Shows where a model stands, from its status and its stable version's."""
     where, status = (namespace_of(model), name_of(model)), status_of(model)
+    PROMOTED.labels(*where).set("stable" in status)
     ROLLOUT_WEIGHT.labels(*where).set((status.get("rollout") or {}).get("weight", 0))
     for kind in _CONDITIONS:
         found = condition(model, kind).get("status", "Unknown")
@@ -80,5 +86,5 @@ def record_model(model: Object, stable: Object | None) -> None:
 def forget_model(namespace: str, model: str) -> None:
     """Drops a deleted model's series."""
     _shown.pop((namespace, model), None)
-    for gauge in (VERSION_METRIC, CONDITION, ROLLOUT_WEIGHT):
+    for gauge in (VERSION_METRIC, CONDITION, PROMOTED, ROLLOUT_WEIGHT):
         gauge.remove_by_labels({"namespace": namespace, "model": model})

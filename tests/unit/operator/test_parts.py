@@ -307,12 +307,14 @@ def test_names_and_labels_fit_kubernetes() -> None:
 
 def test_metrics_show_a_model_and_forget_it() -> None:
     conditions = [{"type": "Ready", "status": "True", "reason": "R", "message": ""}]
-    model = {**mlmodel("measured"), "status": {"rollout": {"weight": 25}, "conditions": conditions}}
+    status = {"rollout": {"weight": 25}, "conditions": conditions, "stable": {"version": "measured-1"}}
+    model = {**mlmodel("measured"), "status": status}
     metrics.record_model(model, {"status": {"metrics": {"roc_auc": 0.9}}})
     where = {"namespace": NAMESPACE, "model": "measured"}
     registry = prometheus_client.REGISTRY
     value = registry.get_sample_value
     assert value("mlplatform_rollout_weight", where) == 25
+    assert value("mlplatform_model_promoted", where) == 1
     assert value("mlplatform_model_condition", {**where, "type": "Ready", "status": "True"}) == 1
     assert value("mlplatform_model_condition", {**where, "type": "Serving", "status": "Unknown"}) == 1
     assert value("mlplatform_version_metric", {**where, "metric": "roc_auc"}) == 0.9
@@ -344,7 +346,7 @@ class Replaced:
     ids=lambda case: case.reason,
 )
 def test_metrics_of_a_version_that_is_gone_go(case: Replaced) -> None:
-    model = {**mlmodel("replaced"), "status": {}}
+    model = {**mlmodel("replaced"), "status": {"stable": {"version": "replaced-1"}}}
     metrics.record_model(mlmodel("beside"), {"status": {"metrics": {"f1": 0.5}}})
     metrics.record_model(model, {"status": {"metrics": case.before}})
     metrics.record_model(model, None if case.after is None else {"status": {"metrics": case.after}})
@@ -355,6 +357,8 @@ def test_metrics_of_a_version_that_is_gone_go(case: Replaced) -> None:
         if sample.labels["model"] == "replaced"
     }
     assert shown == case.shown, case.reason
+    promoted = {"namespace": NAMESPACE, "model": "replaced"}
+    assert prometheus_client.REGISTRY.get_sample_value("mlplatform_model_promoted", promoted) == 1, "it still counts"
     beside = {"namespace": NAMESPACE, "model": "beside", "metric": "f1"}
     assert prometheus_client.REGISTRY.get_sample_value("mlplatform_version_metric", beside) == 0.5
     metrics.forget_model(NAMESPACE, "replaced")
