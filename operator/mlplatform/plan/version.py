@@ -149,9 +149,12 @@ def plan_version(
 def _held(snapshot: VersionSnapshot) -> tuple[str, str] | None:
     """Why no stage of this version may run now: a condition's reason and message; None when they may."""
     model = snapshot.model
-    if model is None or "deletionTimestamp" in model["metadata"]:
-        wanted = snapshot.version["spec"]["model"]
-        return "ModelMissing", f"there is no MLModel {wanted} that this version belongs to"
+    here = model is not None and "deletionTimestamp" not in model["metadata"]
+    # Not before it is adopted does a restored version say that it was: what it has finished must not be begun anew.
+    if model is None or not here or is_stray_of(snapshot.version, model):
+        wanted = f"MLModel {snapshot.version['spec']['model']}"
+        missing = f"there is no {wanted} that this version belongs to"
+        return "ModelMissing", f"{wanted} has not adopted this version yet" if here else missing
     if model["spec"].get("suspend"):
         return "Suspended", "spec.suspend of the MLModel is true"
     try:

@@ -35,8 +35,8 @@ def render(model: Object, weights: Mapping[str, int], forced: Sequence[str], rec
     """
     name, namespace = name_of(model), namespace_of(model)
     meta = metadata(model, name, "route")
-    if record:
-        meta["annotations"] = {ROLLOUT: record}
+    # Empty rather than absent: of an object that a restore made, only what is said is ours to take back.
+    meta["annotations"] = {ROLLOUT: record}
     routes = [_route(path, [_destination(version, namespace)], version) for version in forced for path in _paths(name)]
     split = [
         {**_destination(version, namespace), "weight": weight} for version, weight in sorted(weights.items()) if weight

@@ -11,8 +11,10 @@ from unit.operator_world import NAMESPACE, Fake, Operator, mlmodel, play, run
 
 from mlplatform import contract
 from mlplatform.contract import Stage
+from mlplatform.plan import plan_version
 from mlplatform.resources import adoption, service
-from mlplatform.snapshot import Object, condition, controlled_by, labels_of, name_of
+from mlplatform.settings import Settings
+from mlplatform.snapshot import Object, VersionSnapshot, condition, controlled_by, labels_of, name_of
 
 OURS = ("ModelVersion", "ServingRuntime", "InferenceService", "Service", "VirtualService")
 
@@ -267,3 +269,15 @@ def test_a_killed_operator_adopts_all_the_same() -> None:
         assert set(made(fork)) <= {f"{version}-adopt"}, fork.log
         assert not adoption.restored(fork.one("ModelVersion", version))
         assert f"{version}-adopt" not in fork.names("Job")
+
+
+def test_a_version_begins_nothing_before_its_model_has_adopted_it() -> None:
+    fake = serving()
+    (version,) = fake.names("ModelVersion")
+    without_status(fake)
+    snapshot = VersionSnapshot(version=fake.one("ModelVersion", version), model=fake.one("MLModel", "adult"))
+    plan = plan_version(snapshot, Settings(), fake.now)
+    assert plan.writes == [], "its daemon may wake first"
+    ready = next(c for c in plan.status["conditions"] if c["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("Unknown", "ModelMissing")
+    assert "has not adopted this version yet" in ready["message"]
