@@ -186,13 +186,15 @@ RULES = [
         accepted=(Case("the same once more", {"sequence": 1}, before={}),),
     ),
     Rule(
-        "status.stages[0]: a stage that has ended never changes its outcome",
+        "status.stages[0]: a stage that has ended never changes its outcome, but by another attempt after a failure",
         refused=tuple(
-            Case(reason, {"stages": [{"name": "train", "outcome": after}]}, {"stages": [{"name": "train", "outcome": before}]})
+            Case(reason, {"stages": [{"name": "train", **after}]}, {"stages": [{"name": "train", **before}]})
             for reason, before, after in [
-                ("what failed runs again", "Failed", "Running"),
-                ("what succeeded fails", "Succeeded", "Failed"),
-                ("what failed succeeds", "Failed", "Succeeded"),
+                ("what failed runs again", {"outcome": "Failed"}, {"outcome": "Running"}),
+                ("what succeeded fails", {"outcome": "Succeeded"}, {"outcome": "Failed"}),
+                ("what failed succeeds", {"outcome": "Failed"}, {"outcome": "Succeeded"}),
+                ("what succeeded is tried again", {"outcome": "Succeeded"}, {"outcome": "Running", "attempt": 2}),
+                ("the same attempt runs again", {"outcome": "Failed", "attempt": 2}, {"outcome": "Running", "attempt": 2}),
             ]
         ),
         accepted=(
@@ -200,6 +202,11 @@ RULES = [
                 "what runs succeeds",
                 {"stages": [{"name": "train", "outcome": "Succeeded"}]},
                 before={"stages": [{"name": "train", "outcome": "Running"}]},
+            ),
+            Case(
+                "what failed is tried again",
+                {"stages": [{"name": "train", "outcome": "Running", "attempt": 2}]},
+                before={"stages": [{"name": "train", "outcome": "Failed"}]},
             ),
             Case(
                 "what ended may get its report, and another stage may begin",

@@ -223,6 +223,13 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduling:
+    """When and where the stages' pods may run; it shapes no artifact. `queue` is a LocalQueue of Kueue."""
+
+    queue: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MLModelSpec:
     """What the user wants."""
 
@@ -233,6 +240,7 @@ class MLModelSpec:
     optimization: Optimization = Optimization()
     serving: Serving = Serving()
     rollout: Rollout = Rollout()
+    scheduling: Scheduling = Scheduling()
     revision_history_limit: int = 5
     suspend: bool = False
 
@@ -314,13 +322,33 @@ class FailureStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disruption:
+    """A pod that was taken away by no fault of its own."""
+
+    pod: str
+    uid: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageStatus:
-    """One stage's record; written once more when it ends, then never again."""
+    """One stage's record; once it has ended, only another attempt at it changes it.
+
+    What it has worked is counted in `worked_seconds`, and from `working_since` or, between two runs, up to
+    `worked_until` (`mlplatform.plan.work`).
+    """
 
     name: str
     outcome: Literal["Running", "Succeeded", "Failed"]
+    attempt: int = 1
     started_at: str = ""
     finished_at: str = ""
+    worked_seconds: int = 0
+    working_since: str = ""
+    worked_until: str = ""
+    restarts: tuple[str, ...] = ()
+    disruptions: tuple[Disruption, ...] = ()
+    last_failure: FailureStatus | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     report: str = ""

@@ -29,6 +29,18 @@ ANNOTATION_RETRAIN: Final = f"{GROUP}/retrain"
 ANNOTATION_ROLLBACK: Final = f"{GROUP}/rollback"
 """On an MLModel: `api.WayBack`, which the operator carries out once and takes off again."""
 
+ANNOTATION_RETRY: Final = f"{GROUP}/retry"
+"""On a ModelVersion: ``<stage>/<attempt>`` asks for that attempt at a stage that has failed at a lower one."""
+
+ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
+"""On a stage's workload: which attempt it is, from the second on."""
+
+ANNOTATION_HALTED: Final = f"{GROUP}/halted"
+"""On a stage's workload: why the operator stopped it. Only what carries this does it resume."""
+
+LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+"""On a stage's workload: Kueue's LocalQueue, which decides when it may run."""
+
 TRIGGER_LIMIT: Final = 256
 """Characters of that value: the version keeps it."""
 
@@ -61,7 +73,7 @@ MODEL_NAME_LIMIT: Final = 36
 """Longest MLModel name whose children still fit 63 characters.
 
 The longest child is the pod and Service ``<name>-<hash8>-train-worker-NN``. In a namespace of more than 7 characters
-KServe's host name leaves less room (`mlplatform.resources.names`): `mlplatform.plan` refuses what does not fit.
+KServe's host name leaves less room: `mlplatform.plan` refuses what does not fit.
 """
 
 

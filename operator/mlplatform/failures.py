@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Final
 
@@ -60,6 +60,7 @@ _NEXT: Final = {
     FailureClass.CANNOT_START: "Correct spec.training.image: an image built on the platform's jobs image has the command.",
     FailureClass.PREEMPTED: f"Nothing: it goes on by itself, and uses up no restart; {_CAPACITY}",
     FailureClass.DEADLINE_EXCEEDED: "Raise spec.training.deadline, or give the training more resources.",
+    FailureClass.REPORT_LOST: "Nothing is wrong with what it did, only with what is known of it.",
     FailureClass.CRASHED: f"{_LOG}; correct the spec or the task, which starts a new version.",
 }
 _NEXT_OF_JOBS: Final = {
@@ -92,6 +93,9 @@ _REFUSALS: Final = {
     ),
 }
 """What to do, by what the words contain."""
+
+_SAME_INPUTS: Final = {FailureClass.OOM_KILLED, FailureClass.NON_FINITE_LOSS, FailureClass.SPEC_INVALID}
+"""What only another spec mends; of a gate its own action says so. What is missing here may have been outside the spec."""
 
 
 def _next(reason: FailureClass, stage: str) -> str:
@@ -243,6 +247,12 @@ def disruption(pod: Object) -> str:
     return ": ".join(dict.fromkeys(str(word) for word in words if word)) or "disrupted"
 
 
+def deletion_asked(pod: Object) -> datetime | None:
+    """When somebody asked for the pod's deletion; its deletionTimestamp is when its grace period ends."""
+    gone = moment(pod["metadata"].get("deletionTimestamp"))
+    return gone and gone - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+
+
 def ready(pod: Object) -> bool:
     """Whether the pod takes traffic: Ready, and not on its way out."""
     return _is_true(status_of(pod), "Ready") and "deletionTimestamp" not in pod["metadata"]
@@ -257,6 +267,23 @@ def sentence(failure: api.FailureStatus) -> str:
     """Cause and next action in one line, for a condition's message."""
     where = f"{failure.pod}: " if failure.pod else ""
     return f"{where}{failure.message.rstrip('. ')}. {failure.next_action}".strip()
+
+
+def final(failure: api.FailureStatus, again: str) -> api.FailureStatus:
+    """The failure of a stage that has ended: its action says whether another attempt or another spec helps.
+
+    Args:
+        failure: What was wrong.
+        again: The command that runs the stage again.
+    """
+    action = failure.next_action
+    if failure.class_ == FailureClass.PREEMPTED:
+        action = "Give the nodes more room, or the pods a priority."
+    if failure.class_ in _SAME_INPUTS:
+        action = f"{action.rstrip('. ')}. The same inputs would end the same way: change the spec."
+    elif failure.class_ != FailureClass.GATE_FAILED:
+        action = f"{action.rstrip('. ')}. When what was wrong outside the spec is mended, run the stage again: {again}"
+    return replace(failure, next_action=action)
 
 
 def failure(reason: FailureClass, message: str, stage: str = "", next_action: str = "") -> api.FailureStatus:
@@ -311,12 +338,8 @@ def _no_start(container: Object, said: str, pod: Object, stage: str, code: int |
 
 def _stopped(pod: Object, terminated: Object) -> bool:
     """Whether the container ended because its pod was deleted, e.g. by a suspension."""
-    gone = moment(pod["metadata"].get("deletionTimestamp"))
-    if gone is None:
-        return False
-    asked = gone - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
-    ended = moment(terminated.get("finishedAt"))
-    return ended is None or ended >= asked
+    asked, ended = deletion_asked(pod), moment(terminated.get("finishedAt"))
+    return asked is not None and (ended is None or ended >= asked)
 
 
 def _config(waiting: Object, pod: Object, stage: str) -> Sighting:

@@ -27,6 +27,8 @@ class Settings:
         image_pull_policy: Of the stages' and the serving containers.
         max_cpu_request: Largest CPU request of any pod, e.g. ``100m``; limits stay as the model says. Empty: requests
             equal limits. For clusters of few cores, where a rollout's pods must share what training uses.
+        failed_workloads_ttl: How long the workload and the pods of a stage that failed are kept, as 90s, 10m or 24h;
+            ``0`` keeps them for ever. Those of a stage that passed go at once: its record says all.
         jobs_service_account: ServiceAccount of the stages' pods.
         serving_service_account: ServiceAccount of the serving pods; KServe finds the store's credentials there.
         serving_image: Image of the serving pods.
@@ -46,6 +48,7 @@ class Settings:
     jobs_image: str = "mlplatform/jobs:latest"
     image_pull_policy: str = "IfNotPresent"
     max_cpu_request: str = ""
+    failed_workloads_ttl: str = "24h"
     jobs_service_account: str = "mlplatform-jobs"
     serving_service_account: str = "mlplatform-serving"
     serving_image: str = "mlplatform/serving:latest"
@@ -88,6 +91,10 @@ class Settings:
 
 _FORMS: Final = {
     "max_cpu_request": (r"(\d+m?|\d+\.\d{1,3})?", "a number of CPU cores such as 100m or 0.5, or leave it empty"),
+    "failed_workloads_ttl": (
+        r"0|(?=\d)(\d{1,5}h)?(\d{1,5}m)?(\d{1,5}s)?",
+        "a duration such as 90s, 10m or 24h, or to 0 to keep them for ever",
+    ),
     "istio_api_version": (
         r"networking\.istio\.io/v1(beta1|alpha3)?",
         "networking.istio.io/v1 or networking.istio.io/v1beta1",

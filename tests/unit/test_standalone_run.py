@@ -5,6 +5,7 @@ One version is made from beginning to end; most other runs take from it what has
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -280,6 +281,11 @@ def decoded_spec(ran: Ran) -> api.ModelVersionSpec:
 # Less of it
 
 
+def worked(stage: api.StageStatus) -> api.StageStatus:
+    """The record less how long it took, which counts what of the other workers was seen."""
+    return dataclasses.replace(stage, worked_seconds=0, worked_until="")
+
+
 def test_a_sample_up_to_a_stage(made: Ran, people: People, tmp_path: Path, rows: Path) -> None:
     found = people.run(rows=400, until="train")
     assert found.started == ["train"]
@@ -293,7 +299,7 @@ def test_a_sample_up_to_a_stage(made: Ran, people: People, tmp_path: Path, rows:
     # And once more: nothing is left to do
     again = people.run(rows=400, until="train")
     assert again.started == []
-    assert again.stage("train") == found.stage("train")
+    assert worked(again.stage("train")) == worked(found.stage("train"))
 
     # And of rows that have changed: it is the same version, made anew
     lines = (rows / "people.csv").read_text().splitlines()

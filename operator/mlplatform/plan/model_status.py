@@ -186,14 +186,12 @@ def _ready_condition(facts: Facts, book: Book) -> None:
 
 
 def _stalled_condition(facts: Facts, book: Book) -> None:
-    """`Stalled`: what the spec asks for was tried and is not tried again by itself, or must not be written."""
+    """`Stalled`: what the spec asks for was tried and is not tried again by itself."""
     rollout_passed = book.get("RolloutPassed")
-    if facts.told and facts.told.lasting:
+    rolled_back = rollout_passed is not None and rollout_passed.reason == "RolledBack"
+    failed = condition(facts.snapshot.versions.get(facts.latest), "Stalled").get("status") == "True"
+    if rolled_back or failed:
         book.stall()
-    elif rollout_passed and rollout_passed.reason == "RolledBack":
-        book.stall("RolloutPassed")
-    elif condition(facts.snapshot.versions.get(facts.latest), "Stalled").get("status") == "True":
-        book.stall("VersionReady")
 
 
 def _stable_status(facts: Facts, history: Iterable[api.Decision]) -> api.StableStatus | None:

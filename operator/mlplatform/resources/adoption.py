@@ -31,6 +31,10 @@ def mark(version: Object) -> dict[str, str]:
     return {} if status_of(version).get("stages") else {RESTORED: "true"}
 
 
+DEADLINE_SECONDS: Final = 3600
+"""Reading takes seconds; what hangs is asked again with new pods."""
+
+
 def done() -> Object:
     """The merge patch for a version whose reports have been looked for."""
     return {"metadata": {"annotations": {RESTORED: None}}}
@@ -38,7 +42,7 @@ def done() -> Object:
 
 def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
     """Job ``<version>-adopt``."""
-    manifest = job.render(version, spec, Stage.PACKAGE, settings)
+    manifest = job.render(version, spec, Stage.PACKAGE, settings, api.Scheduling())
     labels = {**manifest["metadata"]["labels"], "app.kubernetes.io/component": NAME, contract.LABEL_STAGE: NAME}
     template = manifest["spec"]["template"]
     (container,) = template["spec"]["containers"]
@@ -52,7 +56,7 @@ def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> O
     return {
         **manifest,
         "metadata": {**manifest["metadata"], "name": f"{name_of(version)}-{NAME}", "labels": labels},
-        "spec": {**manifest["spec"], "template": pod},
+        "spec": {**manifest["spec"], "activeDeadlineSeconds": DEADLINE_SECONDS, "template": pod},
     }
 
 

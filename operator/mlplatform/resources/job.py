@@ -15,20 +15,24 @@ from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, name_of
 
 RETRIES: Final = 2
-DEADLINE_SECONDS: Final = 3600
-"""These stages take minutes; an hour says that the pod hangs or never starts."""
 
 
-def render(version: Object, spec: api.ModelVersionSpec, stage: Stage, settings: Settings) -> Object:
+def render(
+    version: Object, spec: api.ModelVersionSpec, stage: Stage, settings: Settings, scheduling: api.Scheduling
+) -> Object:
     """Job ``<version>-<stage>`` that runs ``python -m mljobs.<stage>``."""
     name = name_of(version)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(version, f"{name}-{stage}", stage, version=name, stage=stage),
+        "metadata": workload.placed(metadata(version, f"{name}-{stage}", stage, version=name, stage=stage), scheduling),
         "spec": {
+            "suspend": bool(scheduling.queue),
             "backoffLimit": RETRIES,
-            "activeDeadlineSeconds": DEADLINE_SECONDS,
+            # An eviction, a drain or a preemption is no failure of the stage.
+            "podFailurePolicy": {
+                "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+            },
             "template": pod.template(
                 version,
                 spec,
@@ -45,7 +49,8 @@ def render(version: Object, spec: api.ModelVersionSpec, stage: Stage, settings: 
 
 def read(job: Object) -> workload.Workload:
     """Where the job stands."""
-    return workload.read(job, succeeded="Complete", failed="Failed", suspended=stopped(job))
+    suspended = bool(job["spec"].get("suspend")) or stopped(job)
+    return workload.read(job, succeeded="Complete", failed="Failed", suspended=suspended)
 
 
 def stopped(job: Object) -> bool:
@@ -55,9 +60,9 @@ def stopped(job: Object) -> bool:
 
 def wanted(job: Object) -> int:
     """How many pods it should have now."""
-    return 0 if read(job).finished else int(job["spec"].get("parallelism", 1))
+    return int(job["spec"].get("parallelism", 1)) if read(job).phase is workload.Phase.ACTIVE else 0
 
 
-def stop() -> Object:
+def stop(reason: str) -> Object:
     """The merge patch that ends a job's retries but keeps its finished pods."""
-    return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"parallelism": 0}}
+    return workload.marked({"apiVersion": "batch/v1", "kind": "Job", "spec": {"parallelism": 0}}, reason)

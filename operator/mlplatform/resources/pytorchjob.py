@@ -14,7 +14,7 @@ from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, name_of
 
 
-def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
+def render(version: Object, spec: api.ModelVersionSpec, settings: Settings, scheduling: api.Scheduling) -> Object:
     """PyTorchJob ``<version>-train``: one Master, the other workers beside it, all started by torchrun."""
     replica = {
         "replicas": 1,
@@ -36,27 +36,22 @@ def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> O
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
-        "metadata": metadata(version, f"{name}-{Stage.TRAIN}", Stage.TRAIN, version=name, stage=Stage.TRAIN),
+        "metadata": workload.placed(
+            metadata(version, f"{name}-{Stage.TRAIN}", Stage.TRAIN, version=name, stage=Stage.TRAIN), scheduling
+        ),
         "spec": {
             # A number: "auto" would count the host's cores.
             "nprocPerNode": str(spec.training.processes_per_worker),
             "runPolicy": {
                 # Pods that ended keep their reports; pods that still run when the job has ended hold GPUs.
                 "cleanPodPolicy": "Running",
-                "backoffLimit": _backoff_limit(spec.training),
-                "suspend": False,
+                # No backoffLimit: it sums the restarts of every container of every pod, those of init containers and
+                # after evictions among them, and deletes the pods with what they told. `plan.work` counts.
+                "suspend": bool(scheduling.queue),
             },
             "pytorchReplicaSpecs": replicas,
         },
     }
-
-
-def _backoff_limit(training: api.Training) -> int:
-    """Container restarts over all pods, at which the Training Operator gives up.
-
-    One pod's death restarts the training in every pod, so each restart of the training counts once a pod.
-    """
-    return training.max_restarts * training.workers + 1
 
 
 def read(job: Object) -> workload.Workload:
@@ -76,6 +71,15 @@ def wanted(job: Object) -> int:
     return sum(int(replica.get("replicas", 1)) for replica in job["spec"]["pytorchReplicaSpecs"].values())
 
 
-def suspend(*, value: bool) -> Object:
-    """The merge patch that stops the job's pods, or lets them run again."""
+def halt(reason: str) -> Object:
+    """The merge patch that takes the job's pods away and keeps its record."""
+    return workload.marked(_suspend(value=True), reason)
+
+
+def resume() -> Object:
+    """The merge patch that lets its pods run again."""
+    return workload.marked(_suspend(value=False), None)
+
+
+def _suspend(*, value: bool) -> Object:
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {"runPolicy": {"suspend": value}}}

@@ -21,9 +21,10 @@ from mlplatform.snapshot import Object
 from mlplatform.stages import audit, optimize, package, train
 from mlplatform.stages.verdict import Verdict
 
+BATCH_DEADLINE: Final = timedelta(hours=1)
+"""The stages after training take minutes; an hour says that one hangs."""
 
-def _no_deadline(_spec: api.ModelVersionSpec) -> timedelta | None:
-    return None
+Render = Callable[[Object, api.ModelVersionSpec, Settings, api.Scheduling], Object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +40,10 @@ class Definition:
         render: The workload.
         judge: Whether the version may go on, from the summary of a workload that succeeded.
         read: Where the workload stands.
-        halted: Whether the workload may hold no pods.
-        halt: The merge patch that takes the workload's pods away and keeps its record.
+        halt: The merge patch that takes the workload's pods away, for a reason, and keeps its record.
+        deadline: How long its containers may work; what waits (for a node, an image, a queue) does not.
         resume: The merge patch that undoes `halt`; None where a stage is too short to be halted midway.
-        deadline: How long the operator lets it run; None leaves it to the workload.
+        restarts: How often it may start again after a failure of its own; None leaves that to the workload.
     """
 
     name: Stage
@@ -50,13 +51,13 @@ class Definition:
     reads: tuple[str, ...]
     doing: str
     kind: str
-    render: Callable[[Object, api.ModelVersionSpec, Settings], Object]
+    render: Render
     judge: Callable[[Summary, api.ModelVersionSpec], Verdict]
     read: Callable[[Object], Workload]
-    halted: Callable[[Object], bool]
-    halt: Object
+    halt: Callable[[str], Object]
+    deadline: Callable[[api.ModelVersionSpec], timedelta]
     resume: Object | None = None
-    deadline: Callable[[api.ModelVersionSpec], timedelta | None] = _no_deadline
+    restarts: Callable[[api.ModelVersionSpec], int] | None = None
 
 
 def _batch(  # noqa: PLR0913, PLR0917  the fields of one line of the pipeline
@@ -64,7 +65,7 @@ def _batch(  # noqa: PLR0913, PLR0917  the fields of one line of the pipeline
     condition: str,
     reads: tuple[str, ...],
     doing: str,
-    render: Callable[[Object, api.ModelVersionSpec, Settings], Object],
+    render: Render,
     judge: Callable[[Summary, api.ModelVersionSpec], Verdict],
 ) -> Definition:
     """A stage that runs as a batch Job."""
@@ -77,8 +78,8 @@ def _batch(  # noqa: PLR0913, PLR0917  the fields of one line of the pipeline
         render=render,
         judge=judge,
         read=job.read,
-        halted=job.stopped,
-        halt=job.stop(),
+        halt=job.stop,
+        deadline=lambda _spec: BATCH_DEADLINE,
     )
 
 
@@ -92,10 +93,10 @@ PIPELINE: Final[tuple[Definition, ...]] = (
         render=train.render,
         judge=train.judge,
         read=pytorchjob.read,
-        halted=pytorchjob.suspended,
-        halt=pytorchjob.suspend(value=True),
-        resume=pytorchjob.suspend(value=False),
+        halt=pytorchjob.halt,
         deadline=train.deadline,
+        resume=pytorchjob.resume(),
+        restarts=train.restarts,
     ),
     _batch(Stage.AUDIT, "Audited", ("gates", "fairness"), "Auditing", audit.render, audit.judge),
     _batch(Stage.OPTIMIZE, "Optimized", ("optimization",), "Optimizing", optimize.render, optimize.judge),

@@ -14,9 +14,9 @@ from mlplatform.snapshot import Object
 from mlplatform.stages.verdict import Miss, Verdict, blocked, gate_misses, number
 
 
-def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
+def render(version: Object, spec: api.ModelVersionSpec, settings: Settings, scheduling: api.Scheduling) -> Object:
     """The Job."""
-    return job.render(version, spec, Stage.OPTIMIZE, settings)
+    return job.render(version, spec, Stage.OPTIMIZE, settings, scheduling)
 
 
 def judge(summary: Summary, spec: api.ModelVersionSpec) -> Verdict:

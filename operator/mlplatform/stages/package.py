@@ -13,9 +13,9 @@ from mlplatform.snapshot import Object
 from mlplatform.stages.verdict import Miss, Verdict, blocked
 
 
-def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
+def render(version: Object, spec: api.ModelVersionSpec, settings: Settings, scheduling: api.Scheduling) -> Object:
     """The Job."""
-    return job.render(version, spec, Stage.PACKAGE, settings)
+    return job.render(version, spec, Stage.PACKAGE, settings, scheduling)
 
 
 def judge(summary: Summary, _spec: api.ModelVersionSpec) -> Verdict:

@@ -15,14 +15,19 @@ from mlplatform.snapshot import Object
 from mlplatform.stages.verdict import Verdict, headline
 
 
-def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
+def render(version: Object, spec: api.ModelVersionSpec, settings: Settings, scheduling: api.Scheduling) -> Object:
     """The PyTorchJob."""
-    return pytorchjob.render(version, spec, settings)
+    return pytorchjob.render(version, spec, settings, scheduling)
 
 
 def deadline(spec: api.ModelVersionSpec) -> timedelta:
-    """How long training may take; the Training Operator does not end a job that has gone silent."""
+    """How long training may work."""
     return spec.training.deadline
+
+
+def restarts(spec: api.ModelVersionSpec) -> int:
+    """How often training may start again after a failure of its own."""
+    return spec.training.max_restarts
 
 
 def judge(summary: Summary, spec: api.ModelVersionSpec) -> Verdict:

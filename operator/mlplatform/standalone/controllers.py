@@ -21,7 +21,7 @@ from typing import Any, Final
 from mlplatform import contract
 from mlplatform.contract import Stage
 from mlplatform.resources import job, pytorchjob
-from mlplatform.snapshot import Object, labels_of, moment, name_of, namespace_of, stamp
+from mlplatform.snapshot import Object, labels_of, name_of, namespace_of, stamp
 from mlplatform.standalone.process import Process
 
 PAUSE: Final = timedelta(seconds=1)
@@ -43,6 +43,7 @@ class Pod:
     Attributes:
         name: As the real controller would name it.
         index: Its place among the pods of its workload: the node rank.
+        created_at: When it was made.
         restarts: How often the container was started again.
         started_at: When it was started last.
         process: While it runs.
@@ -56,6 +57,7 @@ class Pod:
 
     name: str
     index: int
+    created_at: str = ""
     restarts: int = 0
     started_at: str = ""
     process: Process | None = None
@@ -132,8 +134,8 @@ class Workload:
     # --- what the caller does ---------------------------------------------------------------------------------------
 
     def patch(self, body: Object) -> None:
-        """Merge-patches its spec, and ends its pods where that halts it."""
-        self.manifest["spec"] = merged(self.manifest["spec"], body["spec"])
+        """Merge-patches it, and ends its pods where that halts it."""
+        self.manifest = merged(self.manifest, body)
         if self._halted:
             self.end()
 
@@ -170,7 +172,6 @@ class Workload:
                 pod.process.kill()
             if pod.again_at is not None and now >= pod.again_at and not halted:
                 self._again(pod)
-        self._deadline(now)
 
     # --- the controllers --------------------------------------------------------------------------------------------
 
@@ -218,14 +219,8 @@ class Workload:
                     self._finish("Complete", now, "CompletionsReached", "Reached expected number of succeeded pods")
                 self.end()  # cleanPodPolicy: Running
             return
-        if self._in_place:
-            limit: int = spec["runPolicy"]["backoffLimit"]
-            if sum(p.restarts for p in self.pods) + 1 >= limit:
-                message = f"Job {name} has failed because it has reached the specified backoff limit"
-                self._finish("Failed", now, "PyTorchJobFailed", message)
-                self.end()
-                return
-        elif sum(1 for p in self.pods if p.ended is not None) > spec["backoffLimit"]:
+        # Without a backoffLimit the Training Operator restarts without end; the plan counts.
+        if not self._in_place and sum(p.ended is not None for p in self.pods) > spec["backoffLimit"]:
             self._finish("Failed", now, "BackoffLimitExceeded", "Job has reached the specified backoff limit")
             return
         pod.again_at = now + PAUSE
@@ -238,13 +233,6 @@ class Workload:
             self._start(pod)
         else:
             self._start(Pod(f"{name_of(self.manifest)}-{len(self.pods)}", len(self.pods)))
-
-    def _deadline(self, now: datetime) -> None:
-        seconds = self.manifest["spec"].get("activeDeadlineSeconds")
-        since = moment(self.manifest["status"]["startTime"])
-        if seconds and since and not self.finished and now >= since + timedelta(seconds=seconds):
-            self._finish("Failed", now, "DeadlineExceeded", "Job was active longer than specified deadline")
-            self.end()
 
     def _finish(self, kind: str, now: datetime, reason: str, message: str) -> None:
         status = self.manifest["status"]
@@ -263,6 +251,7 @@ class Workload:
         (folder / "tmp").mkdir(parents=True)
         self._message(pod).touch()
         pod.started_at, pod.oom_kills = stamp(_now()), out_of_memory_kills()
+        pod.created_at = pod.created_at or pod.started_at
         log = self._log(pod)
         pod.log_start = log.stat().st_size if log.exists() else 0
 
@@ -365,6 +354,8 @@ class Workload:
             "metadata": {
                 "name": pod.name,
                 "namespace": namespace_of(self.manifest),
+                "uid": pod.name,
+                "creationTimestamp": pod.created_at,
                 "labels": labels_of(self._template),
                 "ownerReferences": [{**owner, "controller": True}],
             },

@@ -37,6 +37,9 @@ from mlplatform.standalone.state import Folder, Record, code_digest, stage_keys
 TICK_SECONDS: Final = 0.5
 """How often deadlines, memory and the display are looked at; everything else wakes the run by itself."""
 
+AGAIN: Final = "the same command; what has passed is kept"
+"""What runs a failed stage again."""
+
 PROGRESS: Final = re.compile(r"(\w+)=(\S+)")
 """What `mljobs.trainer` says of itself: ``epoch=3/12 step=114/456 loss=0.3123 rows_per_s=251000 eta_s=7``."""
 
@@ -165,7 +168,7 @@ class Run:
             now = _now()
             for workload in self._workloads.values():
                 workload.look(now)
-            plan = plan_version(self._observe(model, version), self._settings, now, pipeline)
+            plan = plan_version(self._observe(model, version), self._settings, now, pipeline, again=AGAIN)
             version["status"] = plan.status
             self._keep(record, version)
             self._tell(Moment(model, version, dict(self._progress), until))
@@ -175,6 +178,7 @@ class Run:
                 if isinstance(write, Create):
                     self._create(write.manifest)
             for write in plan.cleanup:
+                # What is deleted in a cluster is a folder's content here, and stays.
                 if isinstance(write, Patch):
                     self._workloads[Stage(write.ref.name.rpartition("-")[2])].patch(write.body)
             if not plan.writes:

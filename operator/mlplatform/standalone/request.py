@@ -78,6 +78,7 @@ def read(request: Request, text: str) -> Asked:
     _refuse(request, "kubectl apply", admission.refusals(model))
     model = admission.stored(model)
     model["metadata"].pop("uid", None)  # Of an object out of a cluster: what is made here is not that object's.
+    model["spec"].pop("scheduling", None)  # Queues and nodes are a cluster's.
     model["metadata"]["namespace"] = request.namespace or model["metadata"].get("namespace") or "default"
     retrain = annotations_of(model).get(contract.ANNOTATION_RETRAIN, "")
     try:

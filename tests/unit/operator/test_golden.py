@@ -110,7 +110,11 @@ def test_training_on_gpus_with_an_image_of_its_own(request: pytest.FixtureReques
     }
     decoded = api.decode(api.ModelVersionSpec, spec)
     settings = Settings(jobs_image="registry.example.com/mlplatform/jobs:1.0", max_cpu_request="2")
-    found = [pytorchjob.render(version, decoded, settings), job.render(version, decoded, Stage.AUDIT, settings)]
+    scheduling = api.Scheduling(queue="research")
+    found = [
+        pytorchjob.render(version, decoded, settings, scheduling),
+        job.render(version, decoded, Stage.AUDIT, settings, scheduling),
+    ]
     compare("gpu-training", found, request)
 
 

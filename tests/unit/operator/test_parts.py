@@ -199,6 +199,20 @@ def test_the_apex_says_which_version_is_stable() -> None:
         ("running", {"startTime": "t1"}, False, Phase.ACTIVE, "t1"),
         ("suspended from the beginning: no time is counted", {}, True, Phase.SUSPENDED, ""),
         (
+            "suspended: its first start, which stays in its status, is none",
+            {"startTime": "t1", "conditions": [{"type": "Suspended", "status": "True"}]},
+            True,
+            Phase.SUSPENDED,
+            "",
+        ),
+        (
+            "resumed, but not started again: likewise",
+            {"startTime": "t1", "conditions": [{"type": "Suspended", "status": "True"}]},
+            False,
+            Phase.ACTIVE,
+            "",
+        ),
+        (
             "resumed, not started again: its creation says nothing",
             {"conditions": [{"type": "Suspended", "status": "False"}]},
             False,
@@ -242,7 +256,8 @@ def test_job_is_read() -> None:
     live = {"metadata": {}, "spec": {}, "status": {"startTime": "t1", "completionTime": "t2", "conditions": [done]}}
     found = job.read(live)
     assert (found.phase, found.started_at, found.finished_at, found.finished) == (Phase.SUCCEEDED, "t1", "t2", True)
-    assert job.read({**live, "spec": {"parallelism": 0}, "status": {}}).phase is Phase.SUSPENDED
+    for spec in ({"parallelism": 0}, {"suspend": True}):
+        assert job.read({**live, "spec": spec, "status": {}}).phase is Phase.SUSPENDED
 
 
 @pytest.mark.parametrize(

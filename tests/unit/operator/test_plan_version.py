@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from unit.operator_world import NAMESPACE, SPEC, START, mlmodel, summary
 
-from mlplatform import api
-from mlplatform.actions import Create, Patch
+from mlplatform import api, contract
+from mlplatform.actions import Create, Delete, Patch, Ref
 from mlplatform.contract import Failure, FailureClass, Stage, Summary
 from mlplatform.plan import Plan, plan_version
 from mlplatform.settings import Settings
@@ -52,12 +52,33 @@ def workload(*conditions: str, reason: str = "", message: str = "", **spec: Any)
 def pod(owner: str = "uid-job", **status: Any) -> Object:
     reference = {"uid": owner, "controller": True}
     metadata = {"name": f"{JOB}-master-0", "namespace": NAMESPACE, "uid": "uid-pod", "ownerReferences": [reference]}
-    return {"metadata": metadata, "status": status}
+    return {"metadata": {**metadata, "creationTimestamp": stamp(START)}, "status": status}
 
 
-def ended(code: int, message: str = "", reason: str = "") -> Object:
-    terminated = {"exitCode": code, "message": message, "reason": reason, "finishedAt": stamp(NOW)}
-    return {"containerStatuses": [{"name": "pytorch", "state": {"terminated": terminated}}]}
+def running(since: float = 0) -> Object:
+    state = {"running": {"startedAt": stamp(START + timedelta(minutes=since))}}
+    return {"containerStatuses": [{"name": "pytorch", "restartCount": 0, "state": state}]}
+
+
+def ended(code: int, message: str = "", reason: str = "", restarts: int = 0) -> Object:
+    terminated = {
+        "exitCode": code,
+        "message": message,
+        "reason": reason,
+        "startedAt": stamp(START),
+        "finishedAt": stamp(NOW),
+    }
+    return {"containerStatuses": [{"name": "pytorch", "restartCount": restarts, "state": {"terminated": terminated}}]}
+
+
+def halted(reason: str = "Suspended", **spec: Any) -> Object:
+    """A PyTorchJob that the operator has stopped."""
+    job = workload(suspend=True, **spec)
+    return {**job, "metadata": {**job["metadata"], "annotations": {contract.ANNOTATION_HALTED: reason}}}
+
+
+def labelled(job: Object, queue: str) -> Object:
+    return {**job, "metadata": {**job["metadata"], "labels": {contract.LABEL_QUEUE: queue}}}
 
 
 def reported(**changes: Any) -> Object:
@@ -85,6 +106,10 @@ def found(result: Plan, kind: str) -> tuple[str, str, str]:
     return c["status"], c["reason"], c["message"]
 
 
+DAY = 24 * 60
+QUEUED = {**SPEC, "scheduling": {"queue": "team-a"}}
+TOO_MUCH = {"class": "OOMKilled", "message": "too much", "nextAction": "more", "stage": "train"}
+SUSPENDED = {"type": "Trained", "status": "Unknown", "reason": "Suspended", "lastTransitionTime": stamp(START)}
 MISSING = Failure(FailureClass.DATA_MISSING, "no files at s3://datasets/none/", "Upload them.")
 OOM = "OOMKilled"
 
@@ -104,6 +129,7 @@ class Case:
         failure: ``status.failure.class``.
         creates: Stage whose workload is created.
         halts: Whether the PyTorchJob is suspended (True) or resumed (False).
+        deletes: Whether it is deleted.
         look: When time alone may change this, in minutes from the start.
         minutes: The time now.
         events: Reasons of the events.
@@ -119,7 +145,8 @@ class Case:
     failure: str | None = None
     creates: str | None = None
     halts: bool | None = None
-    look: float | None = 20
+    deletes: bool = False
+    look: float | None = None
     minutes: float = 10
     events: list[str] = field(default_factory=list)
 
@@ -133,11 +160,30 @@ CASES = [
         JOB,
         outcome=None,
         creates=JOB,
-        look=None,
         events=["TrainingStarted"],
     ),
     Case(
-        "it runs, and its deadline is the only thing to wait for", gathered(workload("Running")), "Unknown", "Running"
+        "it runs, and its deadline is the only thing to wait for",
+        gathered(workload("Running"), pod(**running())),
+        "Unknown",
+        "Running",
+        look=20,
+    ),
+    Case(
+        "none of its containers runs yet: no time counts",
+        gathered(
+            workload(), pod(phase="Pending"), version=version({"stages": [{"name": "train", "outcome": "Running"}]})
+        ),
+        "Unknown",
+        "Running",
+        minutes=600,
+    ),
+    Case(
+        "its container has run for a while only",
+        gathered(workload("Running"), pod(**running(since=9))),
+        "Unknown",
+        "Running",
+        look=29,
     ),
     Case(
         "the add-on is not installed: which one, and nothing is created",
@@ -156,30 +202,82 @@ CASES = [
         "Unknown",
         "Suspended",
         outcome=None,
-        look=None,
         events=["TrainingSuspended"],
     ),
     Case(
-        "suspended while it runs: its pods go, and nobody counts the time",
-        gathered(workload("Running"), model=mlmodel(spec={**SPEC, "suspend": True})),
+        "suspended while it runs: its pods go",
+        gathered(workload("Running"), pod(**running()), model=mlmodel(spec={**SPEC, "suspend": True})),
         "Unknown",
         "Running",
         halts=True,
+        look=20,
     ),
     Case(
-        "another version is wanted by now: this one stops holding GPUs",
-        gathered(workload("Running"), model=mlmodel(spec={**SPEC, "gates": []})),
+        "suspended, and let in by a queue that would resume it at once: only what is gone stays stopped",
+        gathered(labelled(workload("Running"), "team-a"), model=mlmodel(spec={**SPEC, "suspend": True})),
         "Unknown",
         "Running",
-        halts=True,
+        deletes=True,
     ),
     Case(
-        "wanted again: it goes on from its checkpoint",
+        "a suspension made it end: that is no failure of its own",
+        gathered(
+            halted(),
+            {
+                **pod(**ended(143)),
+                "metadata": {**pod()["metadata"], "deletionTimestamp": stamp(NOW), "deletionGracePeriodSeconds": 30},
+            },
+            model=mlmodel(spec={**SPEC, "suspend": True}),
+        ),
+        "Unknown",
+        "Suspended",
+        events=["TrainingSuspended"],
+    ),
+    Case(
+        "somebody else has suspended it: theirs to resume",
         gathered(workload(suspend=True)),
+        "Unknown",
+        "Queued",
+        f"PyTorchJob {JOB} was suspended by somebody else",
+        events=["TrainingQueued"],
+    ),
+    Case(
+        "it waits for its queue",
+        gathered(labelled(workload(suspend=True), "team-a"), model=mlmodel(spec=QUEUED)),
+        "Unknown",
+        "Queued",
+        "Kueue's queue team-a",
+        events=["TrainingQueued"],
+    ),
+    Case(
+        "it waits in another queue than it should",
+        gathered(labelled(workload(suspend=True), "team-b"), model=mlmodel(spec=QUEUED)),
+        "Unknown",
+        "Queued",
+        deletes=True,
+        events=["TrainingQueued"],
+    ),
+    Case(
+        "stopped by a release that left no mark on it: the condition says who did it",
+        gathered(workload(suspend=True), version=version({"conditions": [SUSPENDED]})),
         "Unknown",
         "Resuming",
         halts=False,
-        look=None,
+    ),
+    Case(
+        "another version is wanted by now: this one stops holding GPUs",
+        gathered(workload("Running"), pod(**running()), model=mlmodel(spec={**SPEC, "gates": []})),
+        "Unknown",
+        "Running",
+        halts=True,
+        look=20,
+    ),
+    Case(
+        "wanted again: it goes on from its checkpoint",
+        gathered(halted("Superseded")),
+        "Unknown",
+        "Resuming",
+        halts=False,
     ),
     Case(
         "without its MLModel nothing is started",
@@ -188,13 +286,13 @@ CASES = [
         "ModelMissing",
         "no MLModel adult",
         outcome=None,
-        look=None,
     ),
     Case(
         "an MLModel that has become unusable does not stop what it asked for before",
-        gathered(workload("Running"), model=mlmodel(spec={**SPEC, "novel": 1})),
+        gathered(workload("Running"), pod(**running()), model=mlmodel(spec={**SPEC, "novel": 1})),
         "Unknown",
         "Running",
+        look=20,
     ),
     Case(
         "an image that cannot be pulled blocks: a person must act, and it goes on by itself after that",
@@ -237,27 +335,46 @@ CASES = [
         outcome="Failed",
         failure="DataMissing",
         halts=True,
-        look=None,
+        look=10 + DAY,
         events=["TrainingFailed"],
     ),
     Case(
-        "retries are used up: the pod says why",
+        "its restarts are used up: the cause, and that another try would end the same way",
+        gathered(workload("Running"), pod(**ended(137, reason=OOM, restarts=3))),
+        "False",
+        "OOMKilled",
+        "the restarts that spec.training.maxRestarts allows (3) are used up. Raise spec.training.resources.memory",
+        ready="False",
+        outcome="Failed",
+        failure="OOMKilled",
+        halts=True,
+        look=10 + DAY,
+        events=["TrainingFailed"],
+    ),
+    Case(
+        "one restart is left",
+        gathered(workload("Running"), pod(**ended(137, reason=OOM, restarts=2))),
+        "Unknown",
+        "Retrying",
+        failure="OOMKilled",
+        events=["TrainingRetrying"],
+    ),
+    Case(
+        "its controller has given up: the pod says why",
         gathered(workload("Failed", message="backoff limit"), pod(**ended(137, reason=OOM))),
         "False",
         "OOMKilled",
         ready="False",
         outcome="Failed",
         failure="OOMKilled",
-        look=None,
+        look=10 + DAY,
         events=["TrainingFailed"],
     ),
     Case(
-        "retries are used up and the pods are gone: what was seen of them last",
+        "its controller has given up and the pods are gone: what was seen of them last",
         gathered(
             workload("Failed", message="backoff limit"),
-            version=version(
-                {"failure": {"class": "OOMKilled", "message": "too much", "nextAction": "more", "stage": "train"}}
-            ),
+            version=version({"stages": [{"name": "train", "outcome": "Running", "lastFailure": TOO_MUCH}]}),
         ),
         "False",
         "OOMKilled",
@@ -265,7 +382,7 @@ CASES = [
         ready="False",
         outcome="Failed",
         failure="OOMKilled",
-        look=None,
+        look=10 + DAY,
         events=["TrainingFailed"],
     ),
     Case(
@@ -281,7 +398,6 @@ CASES = [
         "Unknown",
         "ModelMissing",
         outcome=None,
-        look=None,
     ),
     Case(
         "retries are used up and nobody knows why: the controller's words",
@@ -292,13 +408,13 @@ CASES = [
         ready="False",
         outcome="Failed",
         failure="Crashed",
-        look=None,
         minutes=12.01,
+        look=10 + DAY,
         events=["TrainingFailed"],
     ),
     Case(
         "the deadline passes: the operator ends it, for nobody else does",
-        gathered(workload("Running")),
+        gathered(workload("Running"), pod(**running())),
         "False",
         "DeadlineExceeded",
         "longer than its deadline of 20m",
@@ -306,30 +422,39 @@ CASES = [
         outcome="Failed",
         failure="DeadlineExceeded",
         halts=True,
-        look=None,
         minutes=20,
+        look=20 + DAY,
         events=["TrainingFailed"],
     ),
     Case(
-        "the deadline passes over something that held the pods up: that is said too",
+        "long after its deadline it still waits for its image: that is no work, and it goes on when the image is there",
         gathered(workload(), pod(**waiting("ErrImagePull", "manifest unknown"))),
         "False",
-        "DeadlineExceeded",
+        "ImagePull",
         "manifest unknown",
         ready="False",
-        outcome="Failed",
-        failure="DeadlineExceeded",
-        halts=True,
-        look=None,
-        minutes=21,
-        events=["TrainingFailed"],
+        failure="ImagePull",
+        minutes=600,
+        events=["TrainingBlocked"],
+    ),
+    Case(
+        "it had finished when nobody looked for an hour: a summary is judged before any deadline",
+        gathered(workload("Running"), pod(**reported())),
+        "True",
+        "Succeeded",
+        outcome="Succeeded",
+        creates=f"{NAME}-audit",
+        deletes=True,
+        minutes=600,
+        events=["Trained", "AuditingStarted"],
     ),
     Case(
         "a second before the deadline it is not late",
-        gathered(workload("Running")),
+        gathered(workload("Running"), pod(**running())),
         "Unknown",
         "Running",
         minutes=19.98,
+        look=20,
     ),
     Case(
         "it succeeded and reported: the next stage begins",
@@ -338,7 +463,7 @@ CASES = [
         "Succeeded",
         outcome="Succeeded",
         creates=f"{NAME}-audit",
-        look=None,
+        deletes=True,
         events=["Trained", "AuditingStarted"],
     ),
     Case(
@@ -353,11 +478,11 @@ CASES = [
         gathered(workload("Succeeded")),
         "False",
         "ReportLost",
-        "mlplatform.dev/retrain",
+        "run the stage again: kubectl mlmodel retry adult -n default",
         ready="False",
         outcome="Failed",
         failure="ReportLost",
-        look=None,
+        look=10 + DAY,
         minutes=12.01,
         events=["TrainingFailed"],
     ),
@@ -384,6 +509,7 @@ def test_training(case: Case) -> None:
     assert [name_of(w.manifest) for w in result.writes if isinstance(w, Create)] == [case.creates] * bool(case.creates)
     patches = [w.body["spec"]["runPolicy"]["suspend"] for w in result.cleanup if isinstance(w, Patch)]
     assert patches == ([] if case.halts is None else [case.halts]), case.reason
+    assert [w.ref.name for w in result.cleanup if isinstance(w, Delete)] == [JOB] * case.deletes, case.reason
     assert result.look_again == (None if case.look is None else START + timedelta(minutes=case.look)), case.reason
     started = [write.event for write in result.writes if write.event]
     assert [event.reason for event in [*result.events, *started]] == case.events, case.reason
@@ -421,7 +547,86 @@ def test_a_pod_that_did_the_work_is_believed_before_its_controller() -> None:
     suspended = {**MODEL, "spec": {**MODEL["spec"], "suspend": True}}
     held = plan(gathered(workload("Running"), pod(**reported()), model=suspended))
     assert found(held, "Trained")[0] == "True"
-    assert held.cleanup == [], "a job that has nothing left to do need not be suspended, and would later be resumed"
+    assert held.cleanup == [Delete(Ref.to(workload()))], "what has done its work need not be suspended"
+
+
+FAILED = {"name": "train", "outcome": "Failed", "finishedAt": stamp(NOW), "lastFailure": TOO_MUCH}
+
+
+def asked(retry: str, record: Object, *children: Object) -> Plan:
+    """A pass over a version that has this record and whose retry annotation says this."""
+    seen = version({"stages": [record], "failure": TOO_MUCH})
+    seen["metadata"]["annotations"] = {contract.ANNOTATION_RETRY: retry}
+    return plan(gathered(*children, version=seen))
+
+
+def test_another_attempt_begins_when_the_workload_of_the_last_one_is_gone() -> None:
+    waits = asked("train/2", FAILED, workload("Failed"))
+    assert waits.cleanup == [Delete(Ref.to(workload()))]
+    assert waits.writes == []
+    assert found(waits, "Trained") == (
+        "Unknown",
+        "Starting",
+        f"PyTorchJob {JOB} of the attempt before is being deleted",
+    )
+    record = waits.status["stages"][0]
+    assert (record["outcome"], record["attempt"]) == ("Running", 2)
+
+    begins = asked("train/2", record)
+    [made] = [write.manifest for write in begins.writes if isinstance(write, Create)]
+    assert made["metadata"]["annotations"] == {contract.ANNOTATION_ATTEMPT: "2"}
+    assert begins.cleanup == []
+
+    goes_on = asked("train/2", record, made)
+    assert (goes_on.writes, goes_on.cleanup) == ([], [])
+    assert found(goes_on, "Trained")[:2] == ("Unknown", "Running")
+
+
+@pytest.mark.parametrize(
+    ("reason", "retry", "record"),
+    [
+        ("the attempt that it asks for has failed, too", "train/2", {**FAILED, "attempt": 2}),
+        ("it asks for another stage", "audit/2", FAILED),
+        ("it asks for nothing that can be read", "train", FAILED),
+        ("what has passed is not tried again", "train/2", {**FAILED, "outcome": "Succeeded"}),
+    ],
+)
+def test_a_retry_that_stays_there_asks_for_nothing_more(reason: str, retry: str, record: Object) -> None:
+    result = asked(retry, record)
+    assert result.status["stages"][0].get("attempt", 1) == record.get("attempt", 1), reason
+    assert [name_of(w.manifest) for w in result.writes if isinstance(w, Create)] in ([], [f"{NAME}-audit"]), reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "ttl", "minutes", "deleted"),
+    [
+        ("a day is not over", "24h", DAY, False),
+        ("it is over", "24h", 10 + DAY, True),
+        ("a shorter time was set", "90s", 11.5, True),
+        ("for ever", "0", 100 * DAY, False),
+    ],
+)
+def test_the_workload_of_a_stage_that_failed_goes_after_a_while(
+    reason: str, ttl: str, minutes: float, *, deleted: bool
+) -> None:
+    snapshot = gathered(workload("Failed"), version=version({"stages": [FAILED], "failure": TOO_MUCH}))
+    result = plan_version(snapshot, Settings(failed_workloads_ttl=ttl), START + timedelta(minutes=minutes))
+    assert result.cleanup == [Delete(Ref.to(workload()))] * deleted, reason
+    assert result.status["failure"] == TOO_MUCH, reason
+    assert (result.look_again is None) == (deleted or ttl == "0"), reason
+
+
+def test_what_has_worked_is_on_record_when_its_workload_is_made_anew() -> None:
+    record = {"name": "train", "outcome": "Running", "workedSeconds": 300, "workedUntil": stamp(NOW)}
+    again = plan(gathered(version=version({"stages": [record]})))
+    assert again.status["stages"] == [{**record, "attempt": 1}]
+    assert [name_of(w.manifest) for w in again.writes if isinstance(w, Create)] == [JOB]
+
+
+def test_a_model_in_a_queue_has_its_workloads_created_suspended() -> None:
+    [made] = [w.manifest for w in plan(gathered(model=mlmodel(spec=QUEUED))).writes if isinstance(w, Create)]
+    assert made["metadata"]["labels"][contract.LABEL_QUEUE] == "team-a"
+    assert made["spec"]["runPolicy"]["suspend"] is True
 
 
 def test_what_is_told_does_not_alternate_with_the_kubelets_words() -> None:
@@ -465,32 +670,6 @@ def test_a_batch_job_that_fails_for_good_is_stopped_but_kept_for_its_log() -> No
     )
     assert found(result, "Audited")[:2] == ("False", "StoreAccess")
     assert [w.body["spec"] for w in result.cleanup if isinstance(w, Patch)] == [{"parallelism": 0}]
-
-
-def test_a_job_past_its_own_deadline_says_what_held_it_up() -> None:
-    passed = plan(gathered(workload("Succeeded"), pod(**reported())))
-    condition = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "lastTransitionTime": stamp(NOW)}
-    job = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": f"{NAME}-audit",
-            "namespace": NAMESPACE,
-            "uid": "uid-audit",
-            "creationTimestamp": stamp(NOW),
-        },
-        "spec": {},
-        "status": {"startTime": stamp(NOW), "conditions": [condition]},
-    }
-    stuck = pod("uid-audit", **waiting("ErrImagePull", "manifest unknown"))
-    result = plan(
-        VersionSnapshot(
-            version=version(passed.status), model=MODEL, children={Stage.AUDIT: job}, pods={Stage.AUDIT: (stuck,)}
-        )
-    )
-    assert found(result, "Audited")[1] == "DeadlineExceeded"
-    assert "manifest unknown" in found(result, "Audited")[2]
-    assert result.status["failure"]["nextAction"].startswith("Correct the image's name")
 
 
 def test_a_spec_that_does_not_fit_the_schema_is_refused() -> None:

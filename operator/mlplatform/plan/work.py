@@ -1,0 +1,146 @@
+"""How long a stage has worked and how often it was started again: from its pods, and from what is on record of them.
+
+Called by `plan.version`, which holds the first against the stage's deadline and the second against its restarts. Pods
+forget: a container knows of its last run only, and a pod that was replaced of none. So what has ended is added up in
+the stage's record, which is all that is remembered. The record changes when a container starts or ends, not in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from mlplatform import api, failures
+from mlplatform.snapshot import Object, condition, moment, name_of, stamp, status_of, uid_of
+
+DISRUPTIONS_KEPT: Final = 50
+"""The newest: what was before the oldest pod counts for nothing."""
+
+NEVER: Final = datetime.min.replace(tzinfo=UTC)
+
+Run = tuple[datetime, datetime | None]
+"""When a container began and ended; no end while it runs."""
+
+
+def spent(record: api.StageStatus, now: datetime) -> timedelta:
+    """How long at least one of the stage's main containers has run."""
+    since = moment(record.working_since)
+    return timedelta(seconds=record.worked_seconds) + (max(now - since, timedelta()) if since else timedelta())
+
+
+def timed(record: api.StageStatus, pods: Sequence[Object], latest: datetime) -> api.StageStatus:
+    """The record with what the containers of these pods have run since it was written.
+
+    Args:
+        record: The stage's.
+        pods: Of its workload.
+        latest: When a container has ended at the latest whose pod is gone.
+    """
+    since = moment(record.working_since)
+    counted = since or moment(record.worked_until) or NEVER
+    runs = [run for pod in pods for run in _runs(pod) if run[1] is None or run[1] > counted]
+    if since is not None and not any(begin <= since for begin, _ in runs):
+        # What ran then is gone: it had ended when another took its place.
+        later = [begin for begin, _ in runs] + [made for pod in pods if (made := _created(pod)) > since]
+        runs.append((since, max(min([*later, latest]), since)))
+    worked, begun, until = timedelta(seconds=record.worked_seconds), None, counted
+    for begin, end in sorted(runs, key=lambda run: run[0]):
+        if begun is not None and begin > until:
+            worked, begun = worked + (until - begun), None
+        begun = begun or max(begin, counted)
+        if end is None:
+            return replace(record, worked_seconds=_whole(worked), working_since=stamp(begun), worked_until="")
+        until = max(until, end)
+    worked += until - begun if begun else timedelta()
+    return replace(
+        record, worked_seconds=_whole(worked), working_since="", worked_until="" if until == NEVER else stamp(until)
+    )
+
+
+def closed(record: api.StageStatus, when: str) -> api.StageStatus:
+    """The record of a stage that has ended: what of it still runs then works no more."""
+    since, end = moment(record.working_since), moment(when)
+    if since is None or end is None:
+        return record
+    until = stamp(max(since, end))
+    return replace(record, worked_seconds=_whole(spent(record, end)), working_since="", worked_until=until)
+
+
+def counted(record: api.StageStatus, pods: Sequence[Object], now: datetime) -> api.StageStatus:
+    """The record with the restarts of a training that its own failures have caused.
+
+    One pod's death restarts the training in every pod: it is one restart, and a pod's count is that of the whole since
+    it was created. A pod that was taken away uses up none, and the echo of that in another pod is taken off its count.
+    """
+    known = {taken.uid for taken in record.disruptions}
+    gone = [pod for pod in pods if _is_taken(pod)]
+    new = [
+        api.Disruption(pod=name_of(pod), uid=uid_of(pod), time=_taken_at(pod, now))
+        for pod in gone
+        if uid_of(pod) not in known
+    ]
+    disruptions = (*record.disruptions, *new)[-DISRUPTIONS_KEPT:]
+    restarts = record.restarts
+    staying = [pod for pod in pods if not _is_taken(pod)]
+    found = max((_restarts_at(pod, restarts, disruptions) for pod in staying), default=0) - len(restarts)
+    if found > 0:
+        restarts += (max((end for pod in staying for end in _failed_at(pod)), default=stamp(now)),) * found
+    return replace(record, restarts=restarts, disruptions=disruptions)
+
+
+def _restarts_at(pod: Object, restarts: Sequence[str], disruptions: Sequence[api.Disruption]) -> int:
+    """How often the training was restarted, as far as this pod knows."""
+    created = _created(pod)
+    before = sum((moment(when) or created) < created for when in restarts)
+    echoes = sum((moment(taken.time) or created) > created for taken in disruptions)
+    failed = max((_failures(container) for container in failures.main_containers(pod)), default=0)
+    return before + max(failed - echoes, 0)
+
+
+def _failures(container: Object) -> int:
+    state = container.get("state") or {}
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    # Between two runs the last one's failure is in no count yet.
+    return int(container.get("restartCount", 0)) + ("running" not in state and ended.get("exitCode", 0) != 0)
+
+
+def _failed_at(pod: Object) -> Iterator[str]:
+    for container in failures.main_containers(pod):
+        for key in ("state", "lastState"):
+            ended = (container.get(key) or {}).get("terminated") or {}
+            if ended.get("exitCode", 0) != 0 and ended.get("finishedAt"):
+                yield ended["finishedAt"]
+
+
+def _is_taken(pod: Object) -> bool:
+    """Whether the pod goes as a whole: its container alone is started again where it is."""
+    return bool(
+        failures.disruption(pod) or "deletionTimestamp" in pod["metadata"] or status_of(pod).get("phase") == "Failed"
+    )
+
+
+def _taken_at(pod: Object, now: datetime) -> str:
+    told = condition(pod, "DisruptionTarget").get("lastTransitionTime")
+    asked = failures.deletion_asked(pod)
+    ends = max(_failed_at(pod), default="")
+    return str(told or (stamp(asked) if asked else ends) or stamp(now))
+
+
+def _runs(pod: Object) -> Iterator[Run]:
+    for container in failures.main_containers(pod):
+        state, last = container.get("state") or {}, container.get("lastState") or {}
+        for seen in (state.get("running"), state.get("terminated"), last.get("terminated")):
+            begin, end = moment((seen or {}).get("startedAt")), moment((seen or {}).get("finishedAt"))
+            # What could not even start began in 1970.
+            if begin is not None and begin >= _created(pod) - timedelta(hours=1):
+                yield begin, end
+
+
+def _created(pod: Object) -> datetime:
+    return moment(pod["metadata"].get("creationTimestamp")) or NEVER
+
+
+def _whole(duration: timedelta) -> int:
+    return int(duration.total_seconds())
