@@ -97,7 +97,11 @@ def running(stage: api.StageStatus) -> api.StageStatus:
 def failed(stage: api.StageStatus) -> api.StageStatus:
     """The same stage had it failed."""
     return api.StageStatus(
-        name=stage.name, outcome="Failed", started_at=stage.started_at, finished_at=stage.finished_at
+        name=stage.name,
+        outcome="Failed",
+        started_at=stage.started_at,
+        finished_at=stage.finished_at,
+        last_failure=OUT_OF_MEMORY,
     )
 
 

@@ -368,7 +368,7 @@ def test_a_reader_that_has_gone_is_no_failure(arguments: list[str], api: FakeApi
 
 
 @pytest.mark.usefixtures("kubeconfig")
-@pytest.mark.parametrize("command", ["status", "watch", "history", "retrain", "rollback"])
+@pytest.mark.parametrize("command", ["status", "watch", "history", "retrain", "retry", "rollback"])
 def test_no_such_model(command: str, api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     api.hold("serving")
     for reason, name, hint in (
@@ -431,6 +431,40 @@ def test_retrain_sets_the_annotation_and_nothing_else(api: FakeApi, capsys: pyte
         }
     ]
     assert "kubectl mlmodel watch adult-income" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_retry_asks_for_another_attempt_at_the_stage_that_failed(
+    api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.hold("failed")
+    for version, asked in (([], objects.V2), (["--version", "v2"], objects.V2)):
+        assert main(["retry", "adult-income", *version]) == 0
+        assert api.patches.pop() == {
+            "path": f"{PREFIX}/namespaces/default/modelversions/{asked}",
+            "query": {"fieldManager": ["mlplatform-cli"]},
+            "body": {"metadata": {"annotations": {"mlplatform.dev/retry": "train/2"}}},
+        }
+        assert "attempt 2 at train is asked for" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize(
+    ("reason", "arguments", "cause", "hint"),
+    [
+        ("nothing has failed", ["--version", "v1"], "no stage of adult-income-1a2b3c4d has failed", "retrain"),
+        ("there is no such version", ["--version", "v9"], "adult-income has no version 'v9'", objects.V1),
+    ],
+)
+def test_there_is_nothing_to_retry(
+    reason: str, arguments: list[str], cause: str, hint: str, api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.hold("failed")
+    assert main(["retry", "adult-income", *arguments]) == 1, reason
+    told = capsys.readouterr().err
+    assert cause in told, reason
+    assert hint in told, reason
+    assert api.patches == [], reason
 
 
 ROLLBACK = "mlplatform.dev/rollback"

@@ -127,14 +127,14 @@ class Cluster:
             return models[name]
         raise CliError(f"no MLModel {name!r} in namespace {self.namespace!r}", self._suggest(name, list(models)))
 
-    def annotate(self, name: str, key: str, value: str) -> Object:
-        """Sets one annotation of an MLModel."""
-        with self.explained(f"annotate mlmodel {name}"):
+    def annotate(self, name: str, key: str, value: str, plural: str = MODELS) -> Object:
+        """Sets one annotation of an MLModel, or of a ModelVersion."""
+        with self.explained(f"annotate {plural.removesuffix('s')} {name}"):
             patched: Object = self.objects.patch_namespaced_custom_object(
                 contract.GROUP,
                 VERSION,
                 self.namespace,
-                MODELS,
+                plural,
                 name,
                 {"metadata": {"annotations": {key: value}}},
                 field_manager=contract.MANAGER_CLI,

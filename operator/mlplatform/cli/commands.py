@@ -1,4 +1,4 @@
-"""The commands that ask a cluster: watch, status, history, retrain, rollback, predict.
+"""The commands that ask a cluster: watch, status, history, retrain, retry, rollback, predict.
 
 Called by `mlplatform.cli.main`, which imports this only for one of them: the API's client takes a while to import.
 Connects `cluster` (what is) to `view` (what it means) and `render` (how it looks).
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, out: Console) -> int:
         "status": status,
         "history": history,
         "retrain": retrain,
+        "retry": retry,
         "rollback": rollback,
         "predict": predict_command,
     }
@@ -116,6 +117,31 @@ def retrain(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     key = args.key or now().strftime("%Y-%m-%dT%H:%M:%SZ")
     cluster.annotate(args.name, contract.ANNOTATION_RETRAIN, key)
     say(out, f"mlmodel/{args.name}: a new version is asked for ({key})")
+    say(out, f"follow it: kubectl mlmodel watch {args.name} -n {cluster.namespace}")
+    return EXIT_OK
+
+
+def retry(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
+    """`retry NAME`."""
+    wanted = args.version or cluster.model(args.name).get("status", {}).get("latestVersion", "")
+    versions = {v["metadata"]["name"]: v for v in cluster.versions(args.name)}
+    by_number = {f"v{v['spec']['sequence']}": v for v in versions.values()}
+    version = versions.get(wanted) or by_number.get(wanted)
+    if version is None:
+        raise CliError(
+            f"{args.name} has no version {wanted!r}" if wanted else f"{args.name} has no version yet",
+            f"there are: {', '.join(versions)}" if versions else f"wait for one: kubectl mlmodel watch {args.name}",
+        )
+    name = version["metadata"]["name"]
+    failed = next((s for s in version.get("status", {}).get("stages", ()) if s["outcome"] == "Failed"), None)
+    if failed is None:
+        raise CliError(
+            f"no stage of {name} has failed, so there is nothing to run again",
+            f"a new version of the same spec: kubectl mlmodel retrain {args.name}",
+        )
+    attempt = failed.get("attempt", 1) + 1
+    cluster.annotate(name, contract.ANNOTATION_RETRY, f"{failed['name']}/{attempt}", VERSIONS)
+    say(out, f"modelversion/{name}: attempt {attempt} at {failed['name']} is asked for")
     say(out, f"follow it: kubectl mlmodel watch {args.name} -n {cluster.namespace}")
     return EXIT_OK
 

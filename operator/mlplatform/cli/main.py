@@ -38,6 +38,8 @@ examples:
   kubectl mlmodel status adult-income -o yaml
   kubectl mlmodel history adult-income                  what was promoted or rolled back, when and why
   kubectl mlmodel retrain adult-income                  a new version of an unchanged spec
+  kubectl mlmodel retry adult-income                    the failed stage once more, of the latest version
+  kubectl mlmodel retry adult-income --version v3       of the third one
   kubectl mlmodel rollback adult-income                 back to the version that served before
   kubectl mlmodel rollback adult-income --to v3 --wait  back to that one; end when it takes all the traffic
   kubectl mlmodel predict adult-income --features '{"age": 39, "education": "Bachelors"}'
@@ -173,6 +175,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", type=_model_name, metavar="NAME")
     sub.add_argument(
         "--key", type=_key, help="name of the request: the same key twice is one version (default: the time)"
+    )
+
+    sub = command("retry", "run the stage of a version that has failed once more; what passed is not run again")
+    sub.add_argument("name", type=_model_name, metavar="NAME")
+    sub.add_argument(
+        "--version", default="", metavar="VERSION", help="its name, or v3 for the third (default: the latest)"
     )
 
     sub = command("rollback", "go back to an earlier version; what is wanted now is not tried again by itself")
