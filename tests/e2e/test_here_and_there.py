@@ -68,8 +68,8 @@ def test_the_same_candidate_ships(made_there: Object, made_here: Any) -> None:
 def test_the_archives_are_equal_byte_for_byte(
     made_there: Object, made_here: Any, store: fsspec.AbstractFileSystem
 ) -> None:
-    name = made_there["metadata"]["name"]
-    root = contract.artifact_root("mlplatform", NAMESPACE, made_there["spec"]["model"], name)
+    name, spec = made_there["metadata"]["name"], made_there["spec"]
+    root = contract.artifact_root("mlplatform", NAMESPACE, spec["model"], name, spec["artifactId"])
     there = json.loads(store.cat_file(f"{root}/{contract.Artifacts.report(Stage.PACKAGE)}"))
     assert made_here.report(Stage.PACKAGE)["archiveDigest"] == there["archiveDigest"]
 
