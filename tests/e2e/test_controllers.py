@@ -30,14 +30,15 @@ from written import lost
 from local.access import OPERATOR, SYSTEM, AccessError
 from mlplatform import api, contract
 from mlplatform.cluster import Cluster, Rejected
-from mlplatform.resources import inferenceservice, pytorchjob, service, virtualservice
+from mlplatform.resources import inferenceservice, pytorchjob, service, virtualservice, workload
 from mlplatform.resources.metadata import HASH
 from mlplatform.resources.workload import Phase
 from mlplatform.settings import Settings
 
 PROBES = "e2e-controllers"
 """A namespace that enforces the restricted Pod Security Standard."""
-WAITS, FAILS = "e2e-waits", "e2e-fails"
+WAITS, FAILS, ENDS = "e2e-waits", "e2e-fails", "e2e-ends"
+RESTARTS = 3
 PATIENCE = 90.0
 """Seconds within which a controller does what it was asked, its images there."""
 KINDS = {
@@ -98,7 +99,8 @@ def rendered(platform: Platform, model: Model, kind: str) -> Object:
     version = get(platform, "modelversion", live["status"]["stable"]["version"])
     name = version["metadata"]["name"]
     if kind == "PyTorchJob":
-        return pytorchjob.render(version, api.decode(api.ModelVersionSpec, version["spec"]), settings)
+        decoded = api.decode(api.ModelVersionSpec, version["spec"])
+        return pytorchjob.render(version, decoded, settings, api.Scheduling())
     if kind == "InferenceService":
         spec = api.decode(api.MLModelSpec, live["spec"])
         return inferenceservice.render(live, spec, name, version["status"]["storageUri"], settings)
@@ -108,7 +110,7 @@ def rendered(platform: Platform, model: Model, kind: str) -> Object:
     return service.render(live, name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "PyTorchJob"])
 def test_no_controller_and_no_webhook_changes_what_we_write(kind: str, model: Model, platform: Platform) -> None:
     # Given what the operator wrote, when the controllers have taken it up, then every field of it is as it was
     # (but for quantities: KServe's webhook writes 1024Mi as 1Gi, so what changed is told by the digest)
@@ -124,29 +126,32 @@ class Training:
     """Jobs of the operator's making in their states, as they were seen.
 
     Attributes:
-        waiting: The job whose pods wait, while they run.
+        sent: The job whose pods wait, as it was created.
+        waiting: The same, while they run.
         pods: Its pods by name.
         services: Its Services by name.
         suspended: The job after it was suspended, its pods and Services gone.
         resumed: The job after it was resumed, its pods running again.
-        failed: The job whose container fails, when it has ended.
-        succeeded: The job of the version that serves.
+        failing: The job whose container fails, after its third restart.
+        succeeded: The job whose containers end well, when it has ended.
     """
 
+    sent: Object
     waiting: Object
     pods: dict[str, Object]
     services: dict[str, Object]
     suspended: Object
     resumed: Object
-    failed: Object
+    failing: Object
     succeeded: Object
 
 
 @pytest.fixture(scope="module")
 def training(model: Model, platform: Platform, probes: str) -> Training:
     """Runs, suspends, resumes and fails jobs, looking at each state."""
-    trained = get(platform, KINDS["PyTorchJob"], f"{version_of(model)}-train")
-    made = [probe(trained, WAITS, ["sleep", "infinity"]), probe(trained, FAILS, ["false"], backoffLimit=1)]
+    trained = rendered(platform, model, "PyTorchJob")
+    programs = {WAITS: ["sleep", "infinity"], FAILS: ["false"], ENDS: ["true"]}
+    made = [probe(trained, name, command) for name, command in programs.items()]
     del made[1]["spec"]["pytorchReplicaSpecs"]["Worker"]
     platform.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": made}))
 
@@ -154,22 +159,29 @@ def training(model: Model, platform: Platform, probes: str) -> Training:
     selector = f"training.kubeflow.org/job-name={WAITS}"
     pods, services = (by_name(platform.list(kind, selector, probes)) for kind in ("pods", "services"))
 
-    patch(platform, WAITS, pytorchjob.suspend(value=True))
+    patch(platform, WAITS, pytorchjob.halt("Suspended"))
     suspended = job_once(platform, WAITS, "is suspended", lambda job: condition(job, "Suspended") == "True")
     is_gone(platform, [*pods, *(f"service/{name}" for name in services)])
 
-    patch(platform, WAITS, pytorchjob.suspend(value=False))
+    patch(platform, WAITS, pytorchjob.resume())
     resumed = job_once(platform, WAITS, "runs again", lambda j: condition(j, "Suspended") == "False" and runs(j))
 
-    failed = job_once(platform, FAILS, "has failed", lambda job: condition(job, "Failed") == "True")
-    is_gone(platform, [f"{FAILS}-master-0"])
-    return Training(waiting, pods, services, suspended, resumed, failed, trained)
+    succeeded = job_once(platform, ENDS, "has succeeded", lambda job: condition(job, "Succeeded") == "True")
+    platform.wait(
+        "pods",
+        lambda pod: any(c["restartCount"] >= RESTARTS for c in pod["status"].get("containerStatuses", ())),
+        f"{FAILS}-master-0 is restarted",
+        PATIENCE,
+        namespace=probes,
+        field_selector=f"metadata.name={FAILS}-master-0",
+    )
+    failing = get(platform, KINDS["PyTorchJob"], FAILS, probes)
+    return Training(made[0], waiting, pods, services, suspended, resumed, failing, succeeded)
 
 
-def probe(job: Object, name: str, command: list[str], **run_policy: Any) -> Object:
+def probe(job: Object, name: str, command: list[str]) -> Object:
     """A job of the operator's under another name, with a command that needs no data and pods that are not the model's."""
     spec = copy.deepcopy(job["spec"])
-    spec["runPolicy"] |= run_policy
     for replica in spec["pytorchReplicaSpecs"].values():
         template = replica["template"]
         labels = template["metadata"]["labels"]
@@ -266,6 +278,11 @@ def environment(container: Object) -> dict[str, str]:
     return {item["name"]: item.get("value", "") for item in container["env"]}
 
 
+def test_the_training_operator_changes_nothing_of_what_we_write(training: Training) -> None:
+    # Given a training as the operator writes it, when it runs, then every field of it is as it was
+    assert is_whole(training.sent, training.waiting)
+
+
 def test_a_training_that_runs_says_so(training: Training) -> None:
     # Given pods that run, then the status counts them and says since when
     assert conditions(training.waiting) == {"Created": "True", "Running": "True"}
@@ -275,30 +292,31 @@ def test_a_training_that_runs_says_so(training: Training) -> None:
 
 
 def test_a_suspended_training_holds_nothing(training: Training) -> None:
-    # Given a training that was suspended (its pods and Services went), then it says so and keeps its first start
+    # Given a training that was suspended (its pods and Services went), then it says so and keeps its first start, which
+    # counts for nothing
     assert conditions(training.suspended) == {"Created": "True", "Running": "False", "Suspended": "True"}
     found = pytorchjob.read(training.suspended)
-    assert (found.phase, found.started_at) == (Phase.SUSPENDED, training.waiting["status"]["startTime"])
+    assert training.suspended["status"]["startTime"] == training.waiting["status"]["startTime"]
+    assert (found.phase, found.started_at) == (Phase.SUSPENDED, "")
+    assert workload.halted(training.suspended)
 
 
 def test_a_resumed_training_starts_anew(training: Training) -> None:
-    # Given a training that was resumed, then it has a new start, from which its deadline counts
+    # Given a training that was resumed, then it has a new start
     assert conditions(training.resumed) == {"Created": "True", "Running": "True", "Suspended": "False"}
     found = pytorchjob.read(training.resumed)
     assert found.phase is Phase.ACTIVE
     assert found.started_at > training.suspended["status"]["startTime"]
 
 
-def test_a_training_at_its_limit_of_restarts_has_failed_for_good(training: Training) -> None:
-    # Given a container that failed as often as the limit says (its pod was deleted), then the job says why
-    found = pytorchjob.read(training.failed)
-    assert (found.phase, found.reason) == (Phase.FAILED, "PyTorchJobFailed")
-    assert found.message == f"Job {FAILS} has failed because it has reached the specified backoff limit"
-    assert found.finished_at == training.failed["status"]["completionTime"]
+def test_a_training_that_fails_is_restarted_until_we_stop_it(training: Training) -> None:
+    # Given a container that has failed again and again, then its job has not given up: the operator counts
+    assert pytorchjob.read(training.failing).phase is Phase.ACTIVE
+    assert condition(training.failing, "Failed") != "True"
 
 
 def test_a_training_whose_master_ended_well_has_succeeded(training: Training) -> None:
-    # Given the training of the version that serves, then it says so, and counts no pod as running
+    # Given a training whose containers ended well, then it says so, and counts no pod as running
     assert conditions(training.succeeded).items() >= {"Running": "False", "Succeeded": "True"}.items()
     found = pytorchjob.read(training.succeeded)
     assert (found.phase, found.reason) == (Phase.SUCCEEDED, "PyTorchJobSucceeded")
