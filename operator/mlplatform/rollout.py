@@ -90,7 +90,7 @@ class View:
         setbacks: How often it has lost its traffic for want of a ready pod.
         pods: How many of its pods are Ready.
         stable_pods: How many of the stable version's are.
-        stable_ready: Whether those are as many as the spec asks for.
+        stable_ready: Whether those are as many as the spec asks for, or at least as many as the candidate's.
         trouble: What keeps its pods from being Ready; empty when unknown or ready.
         stable_trouble: Likewise, of the stable version's.
         started_at: When the rollout began.

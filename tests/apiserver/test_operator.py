@@ -179,6 +179,20 @@ def test_life_of_a_model_on_a_real_api_server(server: ApiServer, operator: Progr
     assert operator.stop() == 0
 
 
+def test_a_request_that_cannot_be_carried_out_is_taken_off(
+    server: ApiServer, operator: Program, namespace: str
+) -> None:
+    apply(server, namespace)
+    eventually(lambda: model_condition(server, namespace, "Accepted")[0] == "True", operator.log.read_text)
+    asked = f"{contract.ANNOTATION_ROLLBACK}=yesterday"
+    server.kubectl("-n", namespace, "annotate", "mlmodel", "adult-income", asked)
+    eventually(
+        lambda: contract.ANNOTATION_ROLLBACK not in annotations_of(get(server, namespace, "mlmodel/adult-income")),
+        lambda: operator.log.read_text()[-3000:],
+    )
+    eventually(lambda: "RollbackRefused" in {e["reason"] for e in get(server, namespace, "events")["items"]})
+
+
 def version_settled(server: ApiServer, namespace: str) -> bool:
     [version] = get(server, namespace, "modelversions")["items"]
     return bool(condition(version, "Trained").get("reason") == "Running")
@@ -381,6 +395,21 @@ def test_a_merge_patch_changes_only_what_it_names(cluster: Cluster, namespace: s
     assert patched
     assert annotations_of(patched) == {"mine": "2"}
     assert patched["spec"]["selector"] == {"app": "a"}
+
+
+def test_what_was_asked_for_is_taken_off_unless_something_else_was_asked_for_since(
+    cluster: Cluster, namespace: str
+) -> None:
+    seen = cluster.create(
+        {**service(namespace), "metadata": {**service(namespace)["metadata"], "annotations": {"ask": "1"}}}
+    )
+    assert seen
+    off = {"metadata": {"resourceVersion": seen["metadata"]["resourceVersion"], "annotations": {"ask": None}}}
+    patched = cluster.do(Patch(Ref("v1", "Service", namespace, "apex"), off))
+    assert patched
+    assert annotations_of(patched) == {}
+    with pytest.raises(Conflict):
+        cluster.do(Patch(Ref("v1", "Service", namespace, "apex"), off))
 
 
 def test_status_is_replaced_as_a_whole_and_only_on_the_same_object(

@@ -164,6 +164,7 @@ class Facts:
     def view(self, record: Record) -> View:
         """What the policies look at."""
         version, spec = record.version, self.spec.rollout
+        pods, stable_pods = self.ready_pods(version), self.ready_pods(self.stable)
         return View(
             candidate=self.label(version),
             stable=self.label(self.stable),
@@ -171,9 +172,9 @@ class Facts:
             steps=self.steps,
             interval=spec.interval,
             max_duration=spec.max_duration,
-            pods=self.ready_pods(version),
-            stable_pods=self.ready_pods(self.stable),
-            stable_ready=self.is_ready(self.stable),
+            pods=pods,
+            stable_pods=stable_pods,
+            stable_ready=stable_pods >= max(1, min(pods, self.spec.serving.replicas.min)),
             trouble=self.trouble(version),
             stable_trouble=self.trouble(self.stable),
             started_at=moment(record.started_at) or self.now,

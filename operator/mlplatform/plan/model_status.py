@@ -213,7 +213,7 @@ def _rollout_status(facts: Facts, verdict: rollout.Verdict | None) -> api.Rollou
     return api.RolloutStatus(
         version=record.version,
         sequence=facts.sequence(record.version),
-        step=rollout.step_of(view.weight, view.steps),
+        step=rollout.step_of(view.detour.weight if view.detour else view.weight, view.steps),
         steps=len(view.steps) + 1,
         weight=view.weight,
         started_at=record.started_at,

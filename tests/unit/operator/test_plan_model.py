@@ -202,7 +202,9 @@ def test_the_stable_version_without_a_pod_hands_its_traffic_over_until_it_has_on
     assert status(fake, "Serving")[:2] == ("False", "StableNotReady")
     assert f"{V2} (v2) answers for it" in status(fake, "Serving")[2]
     assert status(fake, "RolloutPassed")[:2] == ("Unknown", "StableNotReady")
-    assert "eta" not in fake.one("MLModel", "adult")["status"]["rollout"]
+    rolled = fake.one("MLModel", "adult")["status"]["rollout"]
+    assert "eta" not in rolled
+    assert (rolled["weight"], rolled["step"]) == (100, 1), "what the mesh has, and what the rollout has come to"
     events = [event.reason for _, event in fake.events[-3:]]
     assert events.count("StableNotReady") == 1, events
     settle(fake, seconds=3600)
@@ -215,6 +217,29 @@ def test_the_stable_version_without_a_pod_hands_its_traffic_over_until_it_has_on
     assert fake.weights() == {V1: 95, V2: 5}, "the rest of its step"
     settle(fake, seconds=2)
     assert fake.weights() == {V1: 75, V2: 25}
+
+
+def test_too_few_stable_pods_are_enough_to_go_back_to_if_who_stands_in_has_no_more() -> None:
+    fake = rolling()
+    fake.unready.add(V1)
+    settle(fake)
+    fake.apply(mlmodel(spec={**SECOND, "serving": {"replicas": {"min": 2, "max": 2}}}))
+    fake.unready.update(f"{version}-predictor-1" for version in (V1, V2))
+    settle(fake, seconds=60)
+    assert fake.weights() == {V2: 100}
+    fake.unready.discard(V1)
+    settle(fake)
+    assert fake.weights() == {V1: 95, V2: 5}
+
+
+def test_without_steps_who_stands_in_takes_over_for_good() -> None:
+    fake = rolling()
+    fake.unready.add(V1)
+    settle(fake)
+    fake.apply(mlmodel(spec={**SECOND, "rollout": {**SECOND["rollout"], "strategy": "recreate"}}))
+    settle(fake, seconds=10)
+    assert fake.one("MLModel", "adult")["status"]["stable"]["version"] == V2
+    assert status(fake, "Ready")[0] == "True"
 
 
 def test_neither_version_with_a_pod_moves_nothing() -> None:
@@ -327,6 +352,16 @@ def test_a_clock_that_jumped_holds_no_rollout() -> None:
     assert settle(fake)[0] == "apply VirtualService/adult", "the step begins anew"
     settle(fake, seconds=60)
     assert fake.weights() == {V2: 100}
+
+
+@pytest.mark.parametrize(("hours", "known"), [(-1, True), (0, True), (5, False)])
+def test_a_pod_of_a_node_whose_clock_is_hours_ahead_tells_no_time(hours: int, known: bool) -> None:  # noqa: FBT001  a table's column
+    since = START + timedelta(hours=hours)
+    unready = {"type": "Ready", "status": "False", "lastTransitionTime": stamp(since)}
+    pods = {V2: ({"metadata": {"name": "p"}, "status": {"conditions": [unready]}},)}
+    snapshot = ModelSnapshot(model=mlmodel(), pods=pods)
+    facts = gather(snapshot, Settings(), api.decode(api.MLModelSpec, SPEC), START)
+    assert facts.unready_since(V2) == (since if known else None)
 
 
 def test_a_clock_that_jumped_keeps_no_pods() -> None:

@@ -487,6 +487,18 @@ CASES = [
         events=["TrainingFailed"],
     ),
     Case(
+        "a clock that jumped has the job end in the future: that holds up nothing",
+        gathered(workload("Succeeded")),
+        "False",
+        "ReportLost",
+        ready="False",
+        outcome="Failed",
+        failure="ReportLost",
+        look=10 + DAY,
+        minutes=7.9,
+        events=["TrainingFailed"],
+    ),
+    Case(
         "the report of an earlier workload of the same name does not count",
         gathered(workload("Succeeded"), pod(owner="uid-of-a-deleted-job", **reported())),
         "Unknown",
