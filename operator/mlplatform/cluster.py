@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Self
 
 import urllib3
 from kubernetes import client, config
@@ -77,12 +78,37 @@ class Rejected(ClusterError):  # noqa: N818  likewise
     patience = 0
 
 
+class NotLeading(ClusterError):  # noqa: N818  likewise
+    """This operator may not write now: another one does, or the right to has run out unrenewed."""
+
+    reason = "NotLeading"
+
+
 class ConnectError(Exception):
     """There is no API server to talk to; the message says where one was looked for."""
 
 
-def connect() -> client.ApiClient:
+class _Tries(urllib3.Retry):
+    """Tries again only as long as it may."""
+
+    def __init__(self, *args: Any, may: Callable[[], bool], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._may = may
+
+    def new(self, **kwargs: Any) -> Self:
+        return super().new(may=self._may, **kwargs)
+
+    def increment(self, *args: Any, **kwargs: Any) -> Self:
+        if not self._may():
+            raise NotLeading("the right to write ran out before the API server answered")
+        return super().increment(*args, **kwargs)
+
+
+def connect(may: Callable[[], bool] | None = None) -> client.ApiClient:
     """The in-cluster ServiceAccount when there is one, else the current kubeconfig context.
+
+    Args:
+        may: Whether what failed may be sent again; None: never.
 
     Raises:
         ConnectError: There is neither.
@@ -96,17 +122,26 @@ def connect() -> client.ApiClient:
         except config.ConfigException as error:
             raise ConnectError(f"neither a ServiceAccount (inside a cluster) nor a kubeconfig: {error}") from error
     # Every request here can be sent twice without harm: names are given, patches are absolute.
-    settings.retries = urllib3.Retry(
-        total=3, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), allowed_methods=None, raise_on_status=False
+    settings.retries = (
+        urllib3.Retry(0)
+        if may is None
+        else _Tries(
+            total=3,
+            backoff_factor=0.2,
+            status_forcelist=(429, 502, 503, 504),
+            allowed_methods=None,
+            raise_on_status=False,
+            may=may,
+        )
     )
     return client.ApiClient(settings)
 
 
 class Cluster:
-    """Writes objects, and knows which kinds the API server serves."""
+    """Writes objects while it may, and knows which kinds the API server serves."""
 
-    def __init__(self, api: client.ApiClient) -> None:
-        self._api = api
+    def __init__(self, api: client.ApiClient, may: Callable[[], bool] = lambda: True) -> None:
+        self._api, self.may_write = api, may
         self._served: dict[str, tuple[float, frozenset[str]]] = {}
 
     def do(self, write: Write) -> Object | None:
@@ -271,6 +306,8 @@ class Cluster:
         absent_ok: bool = False,
         **query: str,
     ) -> Object | None:
+        if method != "GET" and not self.may_write():
+            raise NotLeading(f"{method} {path}: another operator holds the lease, or this one could not renew it")
         try:
             response = self._api.call_api(
                 path,

@@ -3,15 +3,21 @@
 kopf watches, keeps the indexes and gives each MLModel and ModelVersion a
 daemon; what the daemons do is in `mlplatform.reconciler`. There are no
 create/update handlers: a change only wakes the daemon, which looks at
-everything anew.
+everything anew. kopf begins when this process holds the Lease, so that its
+finalizers come from one operator, too; when another one holds it, the process
+ends, and its container begins again as one that waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -19,8 +25,9 @@ from typing import Any, Final
 import kopf
 import prometheus_client
 
-from mlplatform import __version__, contract
+from mlplatform import __version__, contract, metrics
 from mlplatform.cluster import Cluster, ConnectError, connect
+from mlplatform.lease import Lease
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import KINDS, inferenceservice
 from mlplatform.settings import Settings, SettingsError
@@ -198,11 +205,67 @@ async def _rest(ringing: asyncio.Event, stopped: kopf.DaemonStopped, seconds: fl
     return not stopped.is_set()
 
 
+async def serve(settings: Settings, lease: Lease | None, registry: kopf.OperatorRegistry) -> None:
+    """Waits for the Lease, where there is one to share, and works while this process holds it; until a signal."""
+    stop, ended, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def end() -> None:
+        stop.set()
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # Until kopf, which has handlers of its own, has begun.
+        loop.add_signal_handler(number, end)
+    async with await asyncio.start_server(_alive, port=settings.health_port):
+        if lease is not None and not await asyncio.to_thread(lease.acquire, stop):
+            return
+        # A thread of its own: neither a busy loop nor slow writes may keep it from renewing.
+        keeper = threading.Thread(target=_keep_lease, args=(lease, stop), daemon=True)
+        keeper.start()
+        try:
+            await kopf.operator(
+                registry=registry,
+                standalone=True,
+                clusterwide=not settings.namespaces,
+                namespaces=settings.namespaces,
+                stop_flag=ended,
+            )
+        finally:
+            stop.set()
+            await asyncio.to_thread(keeper.join)
+            if lease is not None:
+                await asyncio.to_thread(lease.release)
+
+
+def _keep_lease(lease: Lease | None, stop: threading.Event) -> None:
+    if lease is not None and not lease.keep(stop):
+        log.warning("another operator holds the lease; this one ends")
+        os._exit(1)  # Whatever is under way ends with it.
+
+
+async def _alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Liveness: the loop answers, be it that of an operator that works or of one that waits."""
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
+        await writer.drain()
+    writer.close()
+
+
+def candidate(settings: Settings) -> Lease | None:
+    """This process as one of those that share the Lease; None where it is the only one."""
+    if not settings.lease:
+        return None
+    namespace, _, name = settings.lease.partition("/")
+    return Lease(connect(), namespace, name, settings.identity or f"{socket.gethostname()}-{os.getpid()}")
+
+
 def main() -> None:
     """Runs until a signal."""
     try:
         settings = Settings.from_env(os.environ)
-        cluster = Cluster(connect())
+        lease = candidate(settings)
+        may = lease.held if lease else lambda: True
+        cluster = Cluster(connect(may), may)
     except (SettingsError, ConnectError) as error:
         sys.exit(str(error))
     kopf.configure(log_format=kopf.LogFormat.JSON)
@@ -212,13 +275,8 @@ def main() -> None:
     wire(registry, settings, cluster)
     prometheus_client.start_http_server(settings.metrics_port)
     log.info("mlplatform operator %s watches %s", __version__, ", ".join(settings.namespaces) or "all namespaces")
-    kopf.run(
-        registry=registry,
-        standalone=True,
-        clusterwide=not settings.namespaces,
-        namespaces=settings.namespaces,
-        liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
-    )
+    metrics.LEADER.set_function(lambda: float(may()))
+    asyncio.run(serve(settings, lease, registry))
 
 
 if __name__ == "__main__":

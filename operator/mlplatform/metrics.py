@@ -48,6 +48,7 @@ ROLLOUT_WEIGHT: Final = Gauge(
     "Percentage of traffic that the candidate takes; 0 when no rollout is under way.",
     ["namespace", "model"],
 )
+LEADER: Final = Gauge("mlplatform_leader", "1 while this operator may write, 0 while it waits for another one to go.")
 for _stage in Stage:  # A counter that begins with its first event hides that event from `increase`.
     for _outcome in ("Succeeded", "Failed"):
         STAGE_SECONDS.labels(_stage.value, _outcome)

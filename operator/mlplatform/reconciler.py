@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from mlplatform import contract, metrics
 from mlplatform.actions import Apply, Create, Event, Ref, Write
-from mlplatform.cluster import Cluster, ClusterError, Conflict
+from mlplatform.cluster import Cluster, ClusterError, Conflict, NotLeading
 from mlplatform.conditions import Book
 from mlplatform.contract import Stage
 from mlplatform.inquiry import Inquiry
@@ -52,6 +52,10 @@ LAG: Final = 10.0
 
 BACKOFF: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds to wait after the first, second, … error in a row, give or take a half."""
+
+
+FOLLOW: Final = 1.0
+"""Seconds between two looks whether this operator may write."""
 
 
 def _utc() -> datetime:
@@ -161,6 +165,9 @@ class Reconciler:
         errors, resync = 0, self._world.clock() + RESYNC
         awake = True
         while awake:
+            if not self._world.cluster.may_write():
+                awake = await sleep(FOLLOW)
+                continue
             now = self._world.clock()
             try:
                 if now >= resync:
@@ -184,6 +191,9 @@ class Reconciler:
 
     def _report(self, error: Exception, pause: float, errors: int) -> None:
         """Counts and logs what ended a pass; what the API server cannot have said is a mistake of ours, with its trace."""
+        if isinstance(error, NotLeading):
+            log.info("%s: %s", self, error)
+            return
         metrics.RECONCILE_ERRORS.labels(self._kind, type(error).__name__).inc()
         if not isinstance(error, ClusterError):
             log.error("%s: trying again in %.1f s after an internal error", self, pause, exc_info=error)
@@ -244,6 +254,8 @@ class Reconciler:
             for write in chain:
                 try:
                     await self._write(write)
+                except NotLeading:
+                    raise
                 except ClusterError as error:
                     refused.append((write, error))
                     break

@@ -41,6 +41,8 @@ class Settings:
         watch_namespaces: Namespaces to serve, by comma; empty for all.
         metrics_port: Prometheus metrics, at ``/metrics``.
         health_port: Liveness, at ``/healthz``.
+        lease: Lease, ``<namespace>/<name>``, whose holder writes; empty: this operator is the only one.
+        identity: This process among those that share the Lease; empty: its host and process. In a pod, the pod's name.
     """
 
     artifact_root: str = "s3://mlplatform"
@@ -61,6 +63,8 @@ class Settings:
     watch_namespaces: str = ""
     metrics_port: int = 9090
     health_port: int = 8080
+    lease: str = "mlplatform-system/mlplatform-operator"
+    identity: str = ""
 
     @property
     def namespaces(self) -> tuple[str, ...]:
@@ -90,6 +94,7 @@ class Settings:
 
 
 _FORMS: Final = {
+    "lease": (r"([a-z0-9-]+/[a-z0-9.-]+)?", "<namespace>/<name>, or leave it empty"),
     "max_cpu_request": (r"(\d+m?|\d+\.\d{1,3})?", "a number of CPU cores such as 100m or 0.5, or leave it empty"),
     "failed_workloads_ttl": (
         r"0|(?=\d)(\d{1,5}h)?(\d{1,5}m)?(\d{1,5}s)?",

@@ -9,17 +9,21 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, free_port, started
 from contract import modules
 from kubernetes import client, config
@@ -51,16 +55,23 @@ class Program:
 
     server: ApiServer
     log: Path
+    kubeconfig: Path | None = None
+    lease: str = ""
+    identity: str = "one"
     health: int = field(default_factory=free_port)
+    metrics: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         env = {
             **os.environ,
-            "KUBECONFIG": str(self.server.kubeconfig),
+            "KUBECONFIG": str(self.kubeconfig or self.server.kubeconfig),
             "PYTHONPATH": str(REPOSITORY / "operator"),
             "MLPLATFORM_HEALTH_PORT": str(self.health),
-            "MLPLATFORM_METRICS_PORT": str(free_port()),
+            "MLPLATFORM_METRICS_PORT": str(self.metrics),
+            # Of its own, if it need not share one: an operator of another test may still hold that.
+            "MLPLATFORM_LEASE": self.lease or f"default/operator-{self.health}",
+            "MLPLATFORM_IDENTITY": self.identity,
         }
         with self.log.open("ab") as out:
             command = [sys.executable, "-m", "mlplatform.main"]
@@ -70,6 +81,12 @@ class Program:
     def healthy(self) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.health}/healthz") as answer:
             return bool(answer.status == 200)
+        return False
+
+    def leads(self) -> bool:
+        """Whether it says so; one that is gone does not."""
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics") as answer:
+            return b"\nmlplatform_leader 1.0\n" in answer.read()
         return False
 
     def stop(self, *, kill: bool = False) -> int:
@@ -97,6 +114,38 @@ def operator(server: ApiServer, tmp_path: Path) -> Iterator[Program]:
     assert program.process
     if program.process.poll() is None:
         program.stop(kill=True)
+
+
+class Wire:
+    """The network between one operator and the API server; cut, it carries nothing and says nothing."""
+
+    def __init__(self, server: ApiServer, folder: Path) -> None:
+        self.whole = threading.Event()
+        self.whole.set()
+        self._target = urlsplit(server.url).port
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.kubeconfig = folder / "kubeconfig-by-wire"
+        port = self._door.getsockname()[1]
+        self.kubeconfig.write_text(server.kubeconfig.read_text().replace(f":{self._target}", f":{port}"))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._door.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._door.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError), source:
+            while data := source.recv(65536):
+                self.whole.wait()
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
 
 
 @pytest.fixture
@@ -196,6 +245,94 @@ def test_a_request_that_cannot_be_carried_out_is_taken_off(
 def version_settled(server: ApiServer, namespace: str) -> bool:
     [version] = get(server, namespace, "modelversions")["items"]
     return bool(condition(version, "Trained").get("reason") == "Running")
+
+
+class Changes:
+    """People who never stop applying models, one after another, and when each was first seen to be acted on."""
+
+    def __init__(self, server: ApiServer, namespace: str) -> None:
+        self.server, self.namespace = server, namespace
+        self.cluster, self.applied = Cluster(connect_to(server)), list[str]()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._apply, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _apply(self) -> None:
+        model = yaml.safe_load(MLMODEL)
+        while not self._end.wait(0.5):
+            name = f"model-{len(self.applied)}"
+            meta = {"name": name, "namespace": self.namespace}
+            assert self.cluster.create({**model, "metadata": meta})
+            self.applied.append(name)
+
+    def versions(self) -> list[str]:
+        """The models that have a version, once for each version."""
+        return [v["spec"]["model"] for v in get(self.server, self.namespace, "modelversions")["items"]]
+
+    def acted_on(self, seconds: float) -> None:
+        """Until what is applied from now on is acted on."""
+        start, before = time.monotonic(), len(self.applied)
+        while not {f"model-{n}" for n in range(before, len(self.applied))} & {*self.versions()}:
+            assert time.monotonic() < start + seconds, f"nobody has acted for {seconds} s"
+            time.sleep(0.2)  # what is waited for is the effect of another process
+
+
+FAILOVER = 15.0
+"""Seconds."""
+
+
+def test_two_operators_one_writes(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    """One story under changes: the one that writes is cut off, comes back, and is then all there is when the other dies."""
+    wire, lease = Wire(server, tmp_path), f"{namespace}/operator"
+    one = Program(server, tmp_path / "one.log", wire.kubeconfig, lease, "one")
+    two = Program(server, tmp_path / "two.log", None, lease, "two")
+    try:
+        one.start()
+        eventually(one.leads, one.log.read_text)
+        two.start()
+        assert two.healthy(), "one that waits is well"
+        assert (one.leads(), two.leads()) == (True, False)
+        with Changes(server, namespace) as changes:
+            changes.acted_on(FAILOVER)
+            wire.whole.clear()
+            cut, stopped = time.monotonic(), None
+            while not two.leads():
+                if not one.leads():
+                    stopped = stopped or time.monotonic()
+                assert time.monotonic() < cut + FAILOVER, two.log.read_text()[-3000:]
+            assert stopped is not None, "the one that is cut off stops before the other begins"
+            assert not one.leads()
+            changes.acted_on(FAILOVER - (time.monotonic() - cut))
+            wire.whole.set()
+            assert one.process
+            assert one.process.wait(timeout=20) == 1, "it sees that another one writes, and ends"
+            one.start()
+            assert (one.leads(), two.leads()) == (False, True)
+            two.stop(kill=True)
+            changes.acted_on(FAILOVER)
+        eventually(lambda: len(changes.versions()) == len(changes.applied))
+        assert one.stop() == 0
+        given = get(server, namespace, "lease/operator")["spec"].get("holderIdentity", "")
+        assert given == "", "one that ends gives it back: nobody need wait for its end"
+        assert sorted(changes.versions()) == sorted(changes.applied), "one version each"
+        said = [
+            (e["involvedObject"]["uid"], e["reason"], e["message"]) for e in get(server, namespace, "events")["items"]
+        ]
+        created = [entry for entry in said if entry[1] == "VersionCreated"]
+        assert len(created) == len({*created}), "nothing was done twice"
+    finally:
+        wire.whole.set()
+        wire.close()
+        for program in (one, two):
+            if program.process and program.process.poll() is None:
+                program.stop(kill=True)
 
 
 QUOTA = """

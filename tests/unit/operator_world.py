@@ -156,6 +156,9 @@ class Fake:
     def post(self, obj: Object, event: Event, _when: datetime) -> None:
         self.events.append((name_of(obj), event))
 
+    def may_write(self) -> bool:
+        return True
+
     def missing(self, kinds: dict[str, str]) -> frozenset[str]:
         return frozenset(kinds.keys() - self.served)
 

@@ -108,6 +108,25 @@ def test_a_drain_may_evict_the_operator() -> None:
     assert budget["spec"]["maxUnavailable"] == 1
 
 
+def test_two_operators_are_apart_and_share_a_lease() -> None:
+    """One of them writes: which one, a Lease decides that the operator may read and change, and no other."""
+    found = rendered("operator.replicas=2")
+    spec = objects("Deployment", found)["mlplatform-system/mlplatform-operator"]["spec"]
+    assert (spec["replicas"], spec["strategy"]["rollingUpdate"]) == (2, {"maxSurge": 0, "maxUnavailable": 1})
+    (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"] == spec["selector"]["matchLabels"]
+    (budget,) = objects("PodDisruptionBudget", found).values()
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert environment(found)["MLPLATFORM_LEASE"] == "mlplatform-system/mlplatform-operator"
+    role = objects("Role", found)["mlplatform-system/mlplatform-operator-lease"]
+    create, use = role["rules"]
+    assert create["verbs"] == ["create"]
+    assert (use["verbs"], use["resourceNames"]) == (["get", "update"], ["mlplatform-operator"])
+    alone = objects("Deployment", rendered())["mlplatform-system/mlplatform-operator"]["spec"]
+    assert (alone["replicas"], alone["strategy"]) == (1, {"type": "Recreate"})
+    assert objects("PodDisruptionBudget", rendered()) == {}
+
+
 def test_an_older_kubernetes_is_refused_by_name() -> None:
     """By Helm, before anything is changed."""
     done = helm("template", "mlplatform", str(CHART), "--kube-version", "1.27")
@@ -146,7 +165,7 @@ def environment(found: tuple[dict[str, Any], ...]) -> dict[str, str]:
     """The operator's environment."""
     deployment = objects("Deployment", found)["mlplatform-system/mlplatform-operator"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    return {entry["name"]: entry.get("value", "") for entry in container["env"]}
 
 
 def test_every_setting_of_the_operator_is_set() -> None:
@@ -217,7 +236,7 @@ def test_only_the_operator_gets_a_token() -> None:
 def rules(found: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
     """What the operator may do anywhere."""
     roles = {**objects("ClusterRole", found), **objects("Role", found)}
-    return [rule for name, role in roles.items() if name.endswith("-operator") for rule in role["rules"]]
+    return [rule for name, role in roles.items() if "-operator" in name for rule in role["rules"]]
 
 
 @pytest.mark.parametrize("values", [(), ("operator.watchNamespaces={team-a}",)], ids=["all namespaces", "one"])
@@ -234,7 +253,8 @@ def test_with_namespaces_the_rights_are_roles() -> None:
     found = rendered("operator.watchNamespaces={team-a,team-b}")
     (cluster_role,) = (r for name, r in objects("ClusterRole", found).items() if name.endswith("-operator"))
     assert {verb for rule in cluster_role["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
-    assert set(objects("Role", found)) == {"team-a/mlplatform-operator", "team-b/mlplatform-operator"}
+    own = {"mlplatform-system/mlplatform-operator-lease"}
+    assert set(objects("Role", found)) == {"team-a/mlplatform-operator", "team-b/mlplatform-operator"} | own
     assert set(objects("RoleBinding", found)) == set(objects("Role", found))
     assert environment(found)["MLPLATFORM_WATCH_NAMESPACES"] == "team-a,team-b"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any, cast
 
 import kopf
@@ -12,7 +13,7 @@ from unit.operator_world import NAMESPACE, mlmodel
 from mlplatform import contract, main
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import KINDS
-from mlplatform.settings import Settings
+from mlplatform.settings import Settings, SettingsError
 from mlplatform.snapshot import Object
 
 
@@ -139,3 +140,28 @@ def test_no_cluster_ends_the_program_with_where_it_was_looked_for(
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(SystemExit, match=r"neither a ServiceAccount .* nor a kubeconfig"):
         main.main()
+
+
+def test_whoever_shares_a_lease_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "connect", lambda *_: None)
+    assert main.candidate(Settings(lease="")) is None, "the only one"
+    found = main.candidate(Settings(lease="ns/operator", identity="pod-1"))
+    assert found
+    assert (found.namespace, found.name, found.me) == ("ns", "operator", "pod-1")
+    unnamed = main.candidate(Settings(lease="ns/operator"))
+    assert unnamed
+    assert unnamed.me.endswith(str(os.getpid()))
+    with pytest.raises(SettingsError, match="MLPLATFORM_LEASE='operator'"):
+        Settings.from_env({"MLPLATFORM_LEASE": "operator"})
+
+
+def test_liveness_answers_whether_it_works_or_waits() -> None:
+    async def ask() -> bytes:
+        async with await asyncio.start_server(main._alive, host="127.0.0.1") as server:  # noqa: SLF001  its handler
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: pod\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    assert asyncio.run(ask()).startswith(b"HTTP/1.1 200 OK\r\n")
