@@ -12,6 +12,9 @@ import yaml
 from apiserver_fixture import REPOSITORY, ApiServer
 from written import lost
 
+from mlplatform import contract
+from mlplatform.main import FINALIZER
+
 pytestmark = pytest.mark.apiserver
 
 DATA = {"uri": "s3://datasets/adult/", "label": "income"}
@@ -227,6 +230,27 @@ def test_two_managers_share_a_model(api_server: ApiServer, namespace: str) -> No
     )
     assert done.returncode != 0, "a field that gitops owns was taken without force"
     assert 'conflict with "gitops"' in done.stderr
+
+
+@pytest.mark.parametrize("tool", ["apply --server-side --force-conflicts --field-manager=gitops", "apply"])
+def test_a_tool_that_works_from_git_leaves_what_others_write_on_a_model(
+    api_server: ApiServer, namespace: str, tool: str
+) -> None:
+    """The plugin's orders, the operator's finalizer, its status."""
+    git = yaml.safe_dump(model(training={"epochs": 3}))
+    api_server.kubectl(*tool.split(), "-n", namespace, "-f", "-", given=git)
+    order = {"annotations": {contract.ANNOTATION_RETRAIN: "1"}, "finalizers": [FINALIZER]}
+    body = json.dumps({"metadata": order})
+    api_server.kubectl(
+        "patch", "mlmodel", "m", "-n", namespace, f"--field-manager={contract.MANAGER_CLI}", "--type=merge", "-p", body
+    )
+    patch_status(api_server, namespace, {"status": {"observedGeneration": 1, "stage": "Training"}})
+    before = fetch(api_server, namespace, "mlmodel", "m")
+
+    api_server.kubectl(*tool.split(), "-n", namespace, "-f", "-", given=git)
+    after = fetch(api_server, namespace, "mlmodel", "m")
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"], "nothing differs for it"
+    assert order["annotations"].items() <= after["metadata"]["annotations"].items()
 
 
 def fetch(server: ApiServer, namespace: str, kind: str, name: str) -> dict[str, Any]:
