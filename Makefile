@@ -135,6 +135,13 @@ test-kueue: fit $(DEV_READY) ## A training that waits for its queue, on the clus
 	@local/up
 	@$(PY) -m pytest -m kueue tests/e2e
 
+# The short form is part of test-e2e.
+.PHONY: chaos
+chaos: fit $(DEV_READY) ## The operator killed 200 times, each add-on and the API server down for a minute (an hour or more)
+	@CHAOS_SEEDS=250 $(PY) -m pytest -n auto tests/unit/operator/test_chaos.py
+	@local/up
+	@CHAOS=long $(PY) -m pytest tests/e2e/test_chaos.py
+
 # --- measurements ----------------------------------------------------------------------------------------------------
 
 .PHONY: bench-run bench-overhead bench-optimize bench-demo bench-serving bench-operator bench-memory bench-build

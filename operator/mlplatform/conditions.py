@@ -52,14 +52,14 @@ class Book:
                 observed_generation=old.get("observedGeneration", 0),
             )
 
-    def stall(self) -> None:
-        """`Stalled`, in the words of `Ready`: nothing goes on until a person acts.
+    def stall(self, kind: str = "Ready") -> None:
+        """`Stalled`, in the words of another condition: nothing goes on until a person acts.
 
         By it kstatus and the GitOps tools that use it tell what has failed from what is under way, both of which are
         not `Ready`. Where all is well it is absent, as they ask for.
         """
-        ready = self._next["Ready"]
-        self.set("Stalled", "True", ready.reason, ready.message)
+        cause = self._next[kind]
+        self.set("Stalled", "True", cause.reason, cause.message)
 
     def get(self, kind: str) -> api.Condition | None:
         """The condition as set so far."""

@@ -73,7 +73,7 @@ MODEL_NAME_LIMIT: Final = 36
 """Longest MLModel name whose children still fit 63 characters.
 
 The longest child is the pod and Service ``<name>-<hash8>-train-worker-NN``. In a namespace of more than 7 characters
-KServe's host name leaves less room: `mlplatform.plan` refuses what does not fit.
+KServe's host name leaves less room (`mlplatform.resources.names`): `mlplatform.plan` refuses what does not fit.
 """
 
 

@@ -276,7 +276,8 @@ class Reconciler:
             failing[ref.kind, ref.name] = (times + 1, words)
             # What a process before this one has told stays told.
             told = times >= error.patience or condition(me, "Ready").get("reason") == error.reason
-            found.append(Refusal(kind=ref.kind, reason=error.reason, message=words, told=told))
+            lasting = error.patience == 0
+            found.append(Refusal(kind=ref.kind, reason=error.reason, message=words, told=told, lasting=lasting))
         self._failing = failing
         return tuple(found)
 

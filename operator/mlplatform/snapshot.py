@@ -26,12 +26,14 @@ class Refusal:
         reason: A condition's, one CamelCase word.
         message: The request and the API server's own words.
         told: Whether it is to be told: it lasts, or it has failed before.
+        lasting: Whether a person must mend it.
     """
 
     kind: str
     reason: str
     message: str
     told: bool
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

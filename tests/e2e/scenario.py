@@ -38,6 +38,7 @@ KINDS: Final[dict[str, tuple[str, str]]] = {
     "modelversions": (contract.GROUP, "v1alpha1"),
     "pytorchjobs": ("kubeflow.org", "v1"),
     "inferenceservices": ("serving.kserve.io", "v1beta1"),
+    "servingruntimes": ("serving.kserve.io", "v1alpha1"),
     "virtualservices": ("networking.istio.io", "v1beta1"),
 }
 CHILDREN: Final = (
@@ -45,6 +46,7 @@ CHILDREN: Final = (
     "pytorchjobs",
     "jobs",
     "inferenceservices",
+    "servingruntimes",
     "virtualservices",
     "services",
     "deployments",
@@ -288,11 +290,11 @@ class Model:
         finally:
             connection.close()
 
-    def asks(self, path: str, body: Object | None = None) -> int:
-        """The HTTP status of one request through the gateway: a POST of this body, or a GET."""
+    def asks(self, path: str, body: Object | None = None, host: str = "") -> int:
+        """The HTTP status of one request through the gateway: a POST of this body, or a GET; the host is the model's."""
         target = self.target()
         connection = target.connect()
-        headers = {"Host": target.host, "Content-Type": "application/json"}
+        headers = {"Host": host or target.host, "Content-Type": "application/json"}
         try:
             connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
             return connection.getresponse().status

@@ -28,10 +28,10 @@ from e2e.scenario import (
 from written import lost
 
 from local.access import OPERATOR, SYSTEM, AccessError
+from local.demo import PEOPLE
 from mlplatform import api, contract
 from mlplatform.cluster import Cluster, Rejected
-from mlplatform.resources import inferenceservice, pytorchjob, service, virtualservice, workload
-from mlplatform.resources.metadata import HASH
+from mlplatform.resources import inferenceservice, pytorchjob, service, servingruntime, virtualservice, workload
 from mlplatform.resources.workload import Phase
 from mlplatform.settings import Settings
 
@@ -43,6 +43,7 @@ PATIENCE = 90.0
 """Seconds within which a controller does what it was asked, its images there."""
 KINDS = {
     "PyTorchJob": "pytorchjobs.kubeflow.org",
+    "ServingRuntime": "servingruntimes.serving.kserve.io",
     "InferenceService": "inferenceservices.serving.kserve.io",
     "VirtualService": "virtualservices.networking.istio.io",
     "Service": "services",
@@ -101,6 +102,8 @@ def rendered(platform: Platform, model: Model, kind: str) -> Object:
     if kind == "PyTorchJob":
         decoded = api.decode(api.ModelVersionSpec, version["spec"])
         return pytorchjob.render(version, decoded, settings, api.Scheduling())
+    if kind == "ServingRuntime":
+        return servingruntime.render(live, settings)
     if kind == "InferenceService":
         spec = api.decode(api.MLModelSpec, live["spec"])
         return inferenceservice.render(live, spec, name, version["status"]["storageUri"], settings)
@@ -113,7 +116,7 @@ def rendered(platform: Platform, model: Model, kind: str) -> Object:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "PyTorchJob"])
 def test_no_controller_and_no_webhook_changes_what_we_write(kind: str, model: Model, platform: Platform) -> None:
     # Given what the operator wrote, when the controllers have taken it up, then every field of it is as it was
-    # (but for quantities: KServe's webhook writes 1024Mi as 1Gi, so what changed is told by the digest)
+    # (but for quantities: KServe's webhook writes 1024Mi as 1Gi)
     wanted = rendered(platform, model, kind)
     assert is_whole(wanted, get(platform, KINDS[kind], wanted["metadata"]["name"]))
 
@@ -373,20 +376,22 @@ def test_the_apex_service_selects_the_pods(served: Served, model: Model, platfor
     assert addresses == {found["status"]["podIP"] for found in served.pods if is_ready(found)}
 
 
-def test_pods_are_what_we_ask_of_them(served: Served) -> None:
-    # Given the pods of a version, then they carry its labels and the digest that restarts them when it changes
+def test_pods_are_what_we_ask_of_them(served: Served, platform: Platform) -> None:
+    # Given the pods of a version, then they carry its labels and annotations, so these hold nothing that a release changes
     predictor, meta = served.isvc["spec"]["predictor"], served.isvc["metadata"]
+    assert meta["annotations"].keys() == {inferenceservice.MODE, "modelFormat"}
+    runtime = get(platform, KINDS["ServingRuntime"], inferenceservice.runtime(served.isvc))["spec"]
     for found in served.pods:
         assert meta["labels"].items() <= found["metadata"]["labels"].items()
-        assert found["metadata"]["annotations"][HASH] == meta["annotations"][HASH]
+        assert servingruntime.of_pod(found) == inferenceservice.runtime(served.isvc)
 
         # And run as we say
         for key in ("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext"):
             assert is_whole(predictor[key], found["spec"][key]), key
         (container,) = found["spec"]["containers"]
         assert container["name"] == "kserve-container"
-        for key in ("resources", "startupProbe", "readinessProbe", "livenessProbe"):
-            assert is_whole(predictor["model"][key], container[key]), key
+        assert is_whole(predictor["model"]["resources"], container["resources"])
+        assert is_whole({k: v for k, v in runtime["containers"][0].items() if k != "resources"}, container)
         assert environment(container).items() >= environment(predictor["model"]).items()
 
         # And get their archive from KServe's init container
@@ -403,19 +408,36 @@ def test_kserve_says_where_a_version_stands(served: Served) -> None:
     assert status["modelStatus"]["states"]["activeModelState"] == "Loaded"
 
 
-def test_kserve_leaves_the_routes_to_us_but_opens_a_way_of_its_own(served: Served, platform: Platform) -> None:
-    # Given a version that serves, then no VirtualService is KServe's
-    routes = platform.cluster.get(KINDS["VirtualService"], "-n", NAMESPACE)["items"]
-    owners = {owner["kind"] for route in routes for owner in route["metadata"].get("ownerReferences", ())}
-    assert "InferenceService" not in owners
+def test_kserve_leaves_the_routes_to_us(served: Served, platform: Platform) -> None:
+    # Given a version that serves, then no VirtualService is KServe's, and no Ingress leads to it past the model's weights
+    for kind in (KINDS["VirtualService"], "ingresses"):
+        routes = platform.cluster.get(kind, "-n", NAMESPACE)["items"]
+        owners = {owner["name"] for route in routes for owner in route["metadata"].get("ownerReferences", ())}
+        assert served.version not in owners, kind
 
-    # And KServe's Ingress leads to the version past the model's weights, under hosts that are no model's
+
+PATHS = {
+    "/predict": 200, "/health": 200, "/predictions/{model}": 200, "/v1/models/{model}:predict": 200,
+    "/v2/models/{model}/infer": 200, "/": 404, "/ping": 404, "/metrics": 404, "/models": 404, "/models/{model}": 404,
+    "/predictions/{model}/{version}": 404, "/v1/models/{model}": 404, "/v2/health/ready": 404, "/explanations/{model}": 404,
+    "/api-description": 404,
+}  # fmt: skip
+"""What the gateway lets in is what the contract says, and nothing else of the server."""
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_only_the_paths_of_the_contract_answer(path: str, served: Served, model: Model, platform: Platform) -> None:
+    # Given a cluster in which an Ingress of class istio would be served
+    assert platform.cluster.get("ingressclass", "istio")["spec"]["controller"] == "istio.io/ingress-controller"
+
+    # Then a path answers at the model's address or not at all, and none does where KServe would publish the version
+    body = {"features": PEOPLE[0]}
+    asked = path.format(model=model.name, version=served.version)
+    allowed = {True} if PATHS[path] == 200 else {False}
+    assert {model.asks(asked, given) != 404 for given in (None, body)} == allowed
     settings = json.loads(get(platform, "configmap", "inferenceservice-config", "kserve")["data"]["ingress"])
-    found = get(platform, "ingress", served.version)["spec"]
-    assert found["ingressClassName"] == settings["ingressClassName"]
-    hosts = [f"{name}-{NAMESPACE}.{settings['ingressDomain']}" for name in (served.version, served.predictor)]
-    assert [rule["host"] for rule in found["rules"]] == hosts
-    assert [path["path"] for rule in found["rules"] for path in rule["http"]["paths"]] == ["/", "/"]
+    for name in (served.version, served.predictor):
+        assert model.asks(asked, host=f"{name}-{NAMESPACE}.{settings['ingressDomain']}") == 404, name
 
 
 def test_bounds_reach_the_autoscaler_and_restart_nothing(served: Served, model: Model, platform: Platform) -> None:

@@ -20,7 +20,7 @@ from mlplatform.plan import children, traffic, wayback
 from mlplatform.plan.facts import Facts, gather
 from mlplatform.plan.model_status import OBSERVED, describe, observed
 from mlplatform.plan.plan import Plan, conditions_json
-from mlplatform.resources import inferenceservice
+from mlplatform.resources import names
 from mlplatform.settings import Settings
 from mlplatform.snapshot import ModelSnapshot, name_of, namespace_of, status_of
 
@@ -60,20 +60,19 @@ def plan_model(snapshot: ModelSnapshot, settings: Settings, now: datetime) -> Pl
 
 
 def _too_long(facts: Facts) -> list[str]:
-    """The name and the namespace, where KServe would make no pods for them: said before anything is trained.
+    """The name, where a controller would make nothing of it in this namespace: said before anything is trained.
 
-    Once a version has served, they evidently fit: all versions' names are equally long.
+    Once a version has served, it evidently fits: all versions' names are equally long.
     """
     name, namespace = name_of(facts.snapshot.model), namespace_of(facts.snapshot.model)
-    excess, together = inferenceservice.excess(facts.latest, namespace), len(name) + len(namespace)
-    if not excess or facts.stable:
+    left, limit, what = names.room(namespace, facts.settings.domain)
+    if len(name) <= left or facts.stable:
         return []
+    allowed = f"only {left} are left" if left > 0 else f"none fits: {-left} too many are taken without it"
+    action = f"Choose a name or a namespace that is shorter by {len(name) - left}"
+    reason = f"{what} may have {limit} in all"
     return [
-        (
-            f"metadata.name: {name!r} and its namespace {namespace!r} have {together} characters together, {excess} more "
-            f"than the {together - excess} that leave room for KServe's host name <name>-<hash>-predictor-<namespace> "
-            f"({inferenceservice.DNS_LABEL}). Choose a name or a namespace that is shorter by {excess}"
-        )
+        f"metadata.name: {name!r} has {len(name)} characters, and in namespace {namespace!r} {allowed}, because {reason}. {action}"
     ]
 
 

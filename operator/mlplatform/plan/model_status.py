@@ -186,12 +186,14 @@ def _ready_condition(facts: Facts, book: Book) -> None:
 
 
 def _stalled_condition(facts: Facts, book: Book) -> None:
-    """`Stalled`: what the spec asks for was tried and is not tried again by itself."""
+    """`Stalled`: what the spec asks for was tried and is not tried again by itself, or must not be written."""
     rollout_passed = book.get("RolloutPassed")
-    rolled_back = rollout_passed is not None and rollout_passed.reason == "RolledBack"
-    failed = condition(facts.snapshot.versions.get(facts.latest), "Stalled").get("status") == "True"
-    if rolled_back or failed:
+    if facts.told and facts.told.lasting:
         book.stall()
+    elif rollout_passed and rollout_passed.reason == "RolledBack":
+        book.stall("RolloutPassed")
+    elif condition(facts.snapshot.versions.get(facts.latest), "Stalled").get("status") == "True":
+        book.stall("VersionReady")
 
 
 def _stable_status(facts: Facts, history: Iterable[api.Decision]) -> api.StableStatus | None:

@@ -17,9 +17,6 @@ from mlplatform.snapshot import Object, annotations_of, condition, labels_of, na
 
 PORT: Final = 8080
 
-DNS_LABEL: Final = 63
-"""Characters between two dots of a host name."""
-
 CPU_PERCENT: Final = 80
 """Of the CPU that the model may use: busier than that, and another replica is added."""
 
@@ -179,14 +176,6 @@ def trouble(live: Object | None, *, pods: bool) -> str:
     conditions = () if pods else (condition(live, "PredictorReady"), condition(live, "Ready"))
     said = [failed, *(c for c in conditions if c.get("status") == "False")]
     return next((str(source["message"]) for source in said if source.get("message")), "")
-
-
-def excess(version: str, namespace: str) -> int:
-    """By how many characters the first part of KServe's host name is longer than DNS allows; it makes no pods then.
-
-    Its `domainTemplate` makes that ``<version>-predictor-<namespace>`` unless the cluster has one of its own.
-    """
-    return max(0, len(f"{version}-predictor-{namespace}") - DNS_LABEL)
 
 
 def wanted(live: Object) -> int:

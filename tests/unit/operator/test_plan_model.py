@@ -13,12 +13,13 @@ from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, failing,
 from mlplatform import api
 from mlplatform.actions import Apply, Create, Delete, Ref, Write
 from mlplatform.cluster import Rejected
-from mlplatform.contract import ANNOTATION_ROLLBACK, Failure, FailureClass, Stage
+from mlplatform.contract import ANNOTATION_ROLLBACK, MODEL_NAME_LIMIT, Failure, FailureClass, Stage
 from mlplatform.plan import plan_model
 from mlplatform.plan.facts import gather
-from mlplatform.resources import virtualservice
+from mlplatform.resources import inferenceservice, modelversion, names, service, servingruntime, virtualservice
 from mlplatform.settings import Settings
-from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, name_of, stamp
+from mlplatform.snapshot import ModelSnapshot, Object, annotations_of, condition, labels_of, name_of, stamp
+from mlplatform.stages import PIPELINE
 
 SECOND = {**SPEC, "gates": [{"metric": "roc_auc", "min": 0.9}]}
 THIRD = {**SPEC, "gates": [{"metric": "roc_auc", "min": 0.85}]}
@@ -983,31 +984,59 @@ def test_refused(reason: str, name: str, spec: Object, why: str, contains: str) 
     assert [event.reason for event in result.events] == [why], reason
 
 
-NAMES: list[tuple[str, str, str, str]] = [
-    ("the longest name in default", "a" * 36, "default", ""),
-    ("one more in the namespace", "a" * 36, "defaults", "44 characters together, 1 more than the 43"),
-    ("the same room split otherwise", "a" * 23, "n" * 20, ""),
-    ("a short name in a long namespace", "a" * 3, "n" * 63, "66 characters together, 23 more than the 43"),
-]
+LONG = "a.domain." * 20
+NAMES: list[tuple[str, str, str, str, str]] = [
+    ("the longest name in default", "a" * 36, "default", "models.local", ""),
+    ("one more in the namespace", "a" * 36, "defaults", "models.local", "has 36 characters, and in namespace 'defaults' only 35 are left"),
+    ("the same room split otherwise", "a" * 23, "n" * 20, "models.local", ""),
+    ("a namespace that leaves one", "a", "n" * 42, "models.local", ""),
+    ("a namespace that leaves none", "a", "n" * 43, "models.local", "none fits: 0 too many"),
+    ("the longest namespace", "a" * 3, "n" * 63, "models.local", "none fits: 20 too many are taken without it"),
+    ("the shortest namespace", "a" * 36, "n", "models.local", ""),
+    ("a long domain", "a" * 36, "n" * 7, LONG, ""),
+    ("a longer one", "a" * 36, "n" * 7, f"{LONG}{LONG[:40]}", "only 24 are left, because the model's address"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("reason", "name", "namespace", "told"), NAMES, ids=[row[0] for row in NAMES])
-def test_a_name_and_a_namespace_leave_room_for_kserves_host(reason: str, name: str, namespace: str, told: str) -> None:
+@pytest.mark.parametrize(("reason", "name", "namespace", "domain", "told"), NAMES, ids=[row[0] for row in NAMES])
+def test_a_name_leaves_room_for_all_that_is_made_of_it(
+    reason: str, name: str, namespace: str, domain: str, told: str
+) -> None:
     model = mlmodel(name)
     model["metadata"]["namespace"] = namespace
-    result = plan_model(ModelSnapshot(model=model), Settings(), START)
+    result = plan_model(ModelSnapshot(model=model), Settings(domain=domain), START)
     accepted = condition({"status": result.status}, "Accepted")
     [write] = result.writes or [None]
     if not told:
         assert accepted["status"] == "True", reason
         assert isinstance(write, Create), reason
-        version = name_of(write.manifest)
-        assert len(f"{version}-predictor-{namespace}") <= 63, "the first part of KServe's host name, a DNS label"
         return
     assert write is None, "nothing is trained"
     assert (accepted["status"], accepted["reason"]) == ("False", "InvalidName"), reason
-    for part in (f"metadata.name: {name!r}", f"namespace {namespace!r}", told, "shorter"):
+    for part in (f"metadata.name: {name!r}", f"namespace {namespace!r}", told, "shorter by"):
         assert part in accepted["message"], reason
+
+
+@pytest.mark.parametrize("namespace", ["n" * length for length in (1, 7, 8, 20, 42)])
+def test_the_longest_name_fits_everything_that_is_rendered(namespace: str) -> None:
+    """Names of objects, values of labels, parts of host names: as they are made, not as they were thought to be."""
+    longest = min(names.room(namespace, "models.local").characters, MODEL_NAME_LIMIT)
+    model = {**mlmodel("m" * longest), "metadata": {"name": "m" * longest, "namespace": namespace, "uid": "u"}}
+    spec = api.decode(api.MLModelSpec, {**SPEC, "training": {"workers": 100}})
+    version = modelversion.render(model, spec, api.version_name("m" * longest, spec), 1, "")
+    version["metadata"]["uid"] = "v"
+    decoded, name, settings = api.decode(api.ModelVersionSpec, version["spec"]), name_of(version), Settings()
+    served = inferenceservice.render(model, spec, name, "s3://x", settings)
+    route = virtualservice.render(model, {name: 100}, [name], "", settings)
+    made = [version, served, route, service.render(model, name), servingruntime.render(model, settings)]
+    made += [stage.render(version, decoded, settings, api.Scheduling()) for stage in PIPELINE]
+    for obj in made:
+        assert len(name_of(obj)) <= 63, obj["kind"]
+        assert all(len(value) <= 63 for value in labels_of(obj).values()), obj["kind"]
+    derived = [f"{name}-train-worker-98", f"{name}-predictor-{namespace}", inferenceservice.pod_label(name)]
+    hosts = [inferenceservice.host(name, namespace), *route["spec"]["hosts"]]
+    assert [text for text in derived if len(text) > 63] == []
+    assert [host for host in hosts if len(host) > 253 or any(len(part) > 63 for part in host.split("."))] == []
 
 
 def test_names_under_which_a_version_has_served_do_fit() -> None:

@@ -128,6 +128,8 @@ def test_an_error_is_told_in_ready_once_it_does_not_pass_by_itself(
         if attempt >= told_at:
             assert str(error) in ready["message"]
             assert str(error) in version["message"]
+        stalled = condition(model, "Stalled").get("status", "")
+        assert stalled == ("True" if told_at == 1 else ""), "what may pass by itself needs no person"
     assert len([entry for entry in fake.log if entry.startswith("status")]) == (1 if told_at == 1 else 2)
     with pytest.raises(type(error)):
         asyncio.run(passing(fake).once())
@@ -135,6 +137,7 @@ def test_an_error_is_told_in_ready_once_it_does_not_pass_by_itself(
     fake.error = None
     asyncio.run(subject.once())
     assert condition(fake.one("MLModel", "adult"), "Ready")["reason"] == "Creating"
+    assert not condition(fake.one("MLModel", "adult"), "Stalled"), "mended"
     assert [event.reason for _, event in fake.events] == [reason, "VersionCreated"], "each once"
 
 
