@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from e2e.scenario import NAMESPACE, PROMPT_SECONDS, SMALL, STAGE_SECONDS, Model, Platform, condition, find_condition
+from e2e.scenario import (
+    NAMESPACE,
+    PROMPT_SECONDS,
+    SMALL,
+    STAGE_SECONDS,
+    Model,
+    Platform,
+    condition,
+    find_condition,
+    told,
+)
 
 from local.demo import weights
 from mlplatform import contract
@@ -32,6 +42,22 @@ def aged(platform: Platform, small_data: str) -> Iterator[Model]:
     platform.kubectl("wait", f"inferenceservice/{first}", "-n", NAMESPACE, "--for=delete", "--timeout=60s")
     yield found
     found.is_deleted()
+
+
+def test_ready_names_what_is_wrong_with_new_pods_while_old_ones_answer(aged: Model) -> None:
+    # Given a model that serves, when a change gives its pods too little memory
+    aged.is_changed(serving={"resources": {"cpu": "1", "memory": "128Mi"}})
+
+    # Then Ready says so in the pod's own words, and the old pod goes on answering
+    seen = aged.fails("Ready")
+    assert find_condition(seen, "Ready")["reason"] in {"OOMKilled", "Crashed"}, told(seen)
+    assert (condition(seen, "Serving"), condition(seen, "RolloutPassed")) == ("True", "True")
+    assert seen["status"]["failure"]["pod"] in told(seen)
+    assert aged.answers().status == 200
+
+    # And when the change is taken back, nothing is left of it
+    aged.is_changed(serving={"resources": {"cpu": "1", "memory": "1Gi"}})
+    aged.becomes_ready(STAGE_SECONDS)
 
 
 def test_absence_is_no_wish_and_the_way_back_works_after_a_retrain(aged: Model, platform: Platform) -> None:
