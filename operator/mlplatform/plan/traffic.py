@@ -114,11 +114,7 @@ def _go_back(facts: Facts, asked: api.WayBack, plan: Plan) -> rollout.Verdict:
         _keep_route(facts, plan)
         message = f"going back to {target}: {rollout.waiting(target, pods, needs, facts.trouble(asked.to))}"
         return rollout.Verdict(Move.HOLD, 0, rollout.ROLLING_BACK, message)
-    now, message = (
-        precise(facts.now),
-        f"{facts.label(asked.from_)} was rolled back to {target}, as somebody had asked for",
-    )
-    began = facts.record if facts.record and facts.rolling else None
+    now, began = precise(facts.now), facts.record if facts.record and facts.rolling else None
     record = Record(
         version=asked.from_,
         previous=asked.to,
@@ -126,11 +122,11 @@ def _go_back(facts: Facts, asked: api.WayBack, plan: Plan) -> rollout.Verdict:
         step_started_at=now,
         outcome="RolledBack",
         reason=api.ROLLED_BACK_BY_USER,
-        message=message,
+        message=f"{facts.label(asked.from_)} was rolled back to {target}, as somebody had asked for",
     )
     _close(facts, record, plan)
     _point_apex(facts, asked.to, plan)
-    return rollout.Verdict(Move.ROLLBACK, 0, api.ROLLED_BACK_BY_USER, message)
+    return rollout.Verdict(Move.ROLLBACK, 0, record.reason, record.message)
 
 
 def protect(facts: Facts, plan: Plan) -> None:
