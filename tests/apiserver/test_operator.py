@@ -31,8 +31,9 @@ from kubernetes import client, config
 from mlplatform import contract
 from mlplatform.actions import Delete, Event, Patch, Ref
 from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected, path
-from mlplatform.resources import KINDS
+from mlplatform.resources import KINDS, virtualservice
 from mlplatform.resources.metadata import labels, taken_over
+from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, annotations_of, condition, moment, name_of, stamp
 
 pytestmark = pytest.mark.apiserver
@@ -494,6 +495,24 @@ def test_what_nobody_owns_and_has_our_labels_is_ours(cluster: Cluster, namespace
     applied = cluster.apply(ours)
     assert applied
     assert [r["uid"] for r in applied["metadata"]["ownerReferences"]] == ["uid-1"]
+
+
+def test_a_restored_routes_record_is_emptied_not_left_out(server: ApiServer, cluster: Cluster, namespace: str) -> None:
+    server.install_crds(*modules.crds())
+    model = {
+        "apiVersion": "mlplatform.dev/v1alpha1",
+        "kind": "MLModel",
+        "metadata": {"name": "adult", "namespace": namespace, "uid": "uid-1"},
+    }
+    before, after = (
+        virtualservice.render(model, {"adult-1": 100}, [], record, Settings()) for record in ('{"version": "v"}', "")
+    )
+    restored = {**before, "metadata": {k: v for k, v in before["metadata"].items() if k != "ownerReferences"}}
+    server.kubectl("create", "-f", "-", given=json.dumps(restored))
+    assert virtualservice.record(cluster.apply(before)) == '{"version": "v"}'
+    assert not virtualservice.record(cluster.apply(after)), (
+        "whoever restored it owns the annotation, too, and would keep it"
+    )
 
 
 def test_a_stray_is_adopted_as_it_was_seen_and_keeps_its_other_owners(cluster: Cluster, namespace: str) -> None:

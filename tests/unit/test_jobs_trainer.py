@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from jobs_kit import Torchrun, job_environment, people_spec, read_summary, two_pods, write_people
+from standalone_kit import people_model
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from mljobs import train
@@ -24,8 +25,11 @@ from mljobs.failure import JobFailure
 from mljobs.report import run
 from mljobs.store import Store
 from mljobs.trainer import Plan, less_is_better, watched_metric
+from mlplatform import api
 from mlplatform.api import EarlyStopping, Training
-from mlplatform.contract import TASK_METRICS, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import ENV_ARTIFACTS, TASK_METRICS, Artifacts, FailureClass, Stage, Summary
+from mlplatform.resources import modelversion, pod
+from mlplatform.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -237,11 +241,11 @@ class Alone:
         self.folder = folder
         self.people = people
 
-    def train(self, spec: dict[str, Any], every_steps: int = 1000) -> tuple[int, Summary]:
+    def train(self, spec: dict[str, Any], every_steps: int = 1000, artifacts: str = "artifacts") -> tuple[int, Summary]:
         """Without checkpoints unless asked for: most of them the runs over two processes try."""
         message = self.folder / "message"
         spec["training"]["checkpoint"] = {"everySteps": every_steps}
-        for name, value in job_environment(spec, self.folder / "artifacts", Stage.TRAIN, message).items():
+        for name, value in job_environment(spec, self.folder / artifacts, Stage.TRAIN, message).items():
             self._monkeypatch.setenv(name, value)
         threads = torch.get_num_threads()
         try:
@@ -304,6 +308,33 @@ def test_a_checkpoint_of_other_data_is_not_resumed(
     assert summary.failure.reason is FailureClass.DATA_INVALID
     assert "the data changed after the checkpoint of step 75" in summary.failure.message
     assert "mlplatform.dev/retrain" in summary.failure.next_action
+
+
+@pytest.mark.parametrize(("uid", "number"), [("1", 2), ("2", 1)], ids=["alone", "with its model"])
+def test_a_version_that_was_deleted_and_made_again_learns_from_the_rows_of_today(
+    alone: Alone, undisturbed: tuple[Path, Summary, str], tmp_path: Path, uid: str, number: int
+) -> None:
+    def place(uid: str, number: int) -> str:
+        """Where the operator tells the training of a version to put its artifacts."""
+        model = people_model("s3://rows/")
+        model["metadata"] |= {"uid": uid, "namespace": "default"}
+        spec = api.decode(api.MLModelSpec, model["spec"])
+        version = modelversion.render(model, spec, "people-0123abcd", number, "")
+        decoded = api.decode(api.ModelVersionSpec, version["spec"])
+        environment = pod.environment(version, decoded, Stage.TRAIN, Settings(artifact_root="store"))
+        return next(str(entry["value"]) for entry in environment if entry["name"] == ENV_ARTIFACTS)
+
+    shutil.copytree(undisturbed[0], alone.folder / place("1", 1))
+    before = (alone.folder / place("1", 1) / Artifacts.MODEL).read_bytes()
+    changed = write_people(tmp_path / "changed", rows=901).parent
+    code, summary = alone.train(people_spec(changed), artifacts=place(uid, number))
+    assert (code, summary.failure) == (0, None)
+    assert summary.details["resumedFromStep"] == 0, "from nobody else's checkpoint"
+    assert sum(summary.details["rows"].values()) == 901
+    assert (alone.folder / place("1", 1) / Artifacts.MODEL).read_bytes() == before, (
+        "what still serves is not written over"
+    )
+    assert alone.train(people_spec(changed), artifacts=place("1", 1))[0] == 1, "as it would be without the id"
 
 
 def test_only_early_stopping_names_a_best_epoch(alone: Alone, undisturbed: tuple[Path, Summary, str]) -> None:
