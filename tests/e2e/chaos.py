@@ -1,6 +1,6 @@
 """What is taken away while a model lives, and the books that are kept of it: for test_chaos.py.
 
-An operator is killed with SIGKILL where the node is ours, by a forced deletion elsewhere. An add-on is down while its
+An operator is killed with its pod, or where the node is ours with SIGKILL in it. An add-on is down while its
 Deployment has no replicas. The API server of the local cluster is down while the node's process 1 has it not on its
 list, so that whoever calls is refused, as by a machine that restarts.
 """
@@ -55,14 +55,32 @@ def can_stop(platform: Platform, what: str) -> bool:
     return what != API_SERVER or platform.cluster.kind == "local"
 
 
-def kill_operator(platform: Platform) -> None:
-    """Ends the operator's process at once, and waits until another one runs."""
-    if platform.cluster.kind == "local":
+def kill_operator(platform: Platform, *, in_place: bool) -> None:
+    """Ends the operator without notice and waits until one writes again.
+
+    Args:
+        platform: Where.
+        in_place: With SIGKILL: the container begins again in its pod, which still holds the Lease. Else its pod is taken
+            away, and the next one waits until the Lease has run out.
+    """
+    if in_place and platform.cluster.kind == "local":
         for pid in teardown.cgroup_processes():
             with suppress(FileNotFoundError, ProcessLookupError):
                 if b"mlplatform.main" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                     os.kill(pid, signal.SIGKILL)
-    platform.kill_operator()
+    else:
+        platform.kill_operator()
+    _until_leading(platform)
+
+
+def _until_leading(platform: Platform) -> None:
+    deadline = time.monotonic() + _BACK_SECONDS
+    while True:
+        with suppress(RuntimeError):  # its port may open a moment after its pod is ready
+            if platform.operator_metric("mlplatform_leader"):
+                return
+        assert time.monotonic() < deadline, "no operator leads"
+        time.sleep(_LOOK_SECONDS)  # a metric tells nobody that it has changed
 
 
 @contextmanager

@@ -28,19 +28,21 @@ class Dose:
 
     Attributes:
         kills: Of the operator, over as many versions' lives as that takes.
+        in_place: The share of them after which it begins again in its pod.
         pause: The longest time between one death and the next, in seconds.
         seconds: How long an outage lasts.
         outages: What is down, each in a version's life of its own; in the short form, in that of the deaths.
     """
 
     kills: int
+    in_place: float
     pause: float
     seconds: float
     outages: tuple[str, ...]
 
 
-SHORT = Dose(8, 6.0, 10.0, (sorted(ADD_ONS)[SEED % len(ADD_ONS)],))
-LONG = Dose(200, 15.0, 60.0, (*ADD_ONS, API_SERVER))
+SHORT = Dose(8, 0.5, 6.0, 10.0, (sorted(ADD_ONS)[SEED % len(ADD_ONS)],))
+LONG = Dose(200, 0.5, 15.0, 60.0, (*ADD_ONS, API_SERVER))
 DOSE = LONG if os.environ.get("CHAOS") == "long" else SHORT
 
 
@@ -124,7 +126,7 @@ def kill_through(platform: Platform, lives: Lives, load: Load, rng: random.Rando
                     during_this()
                     during_this = lambda: None  # noqa: E731  it has happened
                 time.sleep(rng.uniform(0, DOSE.pause))
-                kill_operator(platform)
+                kill_operator(platform, in_place=rng.random() < DOSE.in_place)
                 row.times += 1
             during_this()
             lives.end()
