@@ -22,7 +22,7 @@ from mlplatform.cluster import Cluster
 
 pytestmark = pytest.mark.apiserver
 
-KINDS = ("PyTorchJob", "InferenceService", "VirtualService")
+KINDS = ("PyTorchJob", "ServingRuntime", "InferenceService", "VirtualService")
 
 
 @pytest.fixture(scope="module")
