@@ -1,12 +1,11 @@
 """An upgrade of the platform while a model serves: no request fails, and no pod is replaced that need not be.
 
-The release of before is made of this one: its objects' shape, with the operator away. The model is the one that all
-scenarios share; at the end it is what it was.
+The release before is made of this one: its objects' shape. The model is the one that all scenarios share; at the end it is
+what it was.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -30,19 +29,10 @@ STILL_SECONDS = 20.0
 
 
 @pytest.fixture
-def operator(platform: Platform) -> Iterator[Callable[..., None]]:
-    """Restarts the operator with some of its settings changed; at the end it has those of the chart."""
-    variables = environment(platform)
-
-    def restart(**settings: str) -> None:
-        changed = [f"MLPLATFORM_{name.upper()}={value}" for name, value in settings.items()]
-        platform.kubectl("set", "env", f"deployment/{OPERATOR}", "-n", SYSTEM, *changed)
-        platform.kubectl("scale", f"deployment/{OPERATOR}", "-n", SYSTEM, "--replicas=1")
-        platform.kubectl("rollout", "status", f"deployment/{OPERATOR}", "-n", SYSTEM, "--timeout=120s")
-
-    yield restart
-    names = ("RENEWAL_SECONDS", "SERVING_RUNTIME")
-    restart(**{name: variables[f"MLPLATFORM_{name}"] for name in names})
+def upgrade(platform: Platform) -> Iterator[Callable[..., str]]:
+    """Upgrades the chart with some values changed; at the end it has its own again."""
+    yield lambda *values: platform.cluster.install(*(word for value in values for word in ("--set", value)))
+    platform.cluster.install()
 
 
 def environment(platform: Platform) -> dict[str, str]:
@@ -64,6 +54,11 @@ def wait_for(until: Callable[[], bool], seconds: float, what: str) -> None:
     while not until():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.5)
+
+
+def runtime_of(platform: Platform, version: str) -> str:
+    """The runtime that a version's InferenceService names."""
+    return inferenceservice.runtime(platform.cluster.get("inferenceservice", version, "-n", NAMESPACE))
 
 
 def replaced(platform: Platform, version: str, runtime: str) -> bool:
@@ -110,11 +105,11 @@ def answers_past_the_gateway(platform: Platform, model: Model, version: str) -> 
 
 
 def test_versions_of_the_release_before_are_renewed_once_and_no_longer_published(
-    model: Model, platform: Platform, operator: Callable[..., None]
+    model: Model, platform: Platform, upgrade: Callable[..., str]
 ) -> None:
     # Given a version as the release before has made it, which KServe publishes past the gateway
     version = model.becomes_ready()["status"]["stable"]["version"]
-    platform.kubectl("scale", f"deployment/{OPERATOR}", "-n", SYSTEM, "--replicas=0")
+    upgrade(f"servingRuntime.renewalSeconds={LATER}")
     apply(platform, shared_runtime(platform))
     apply(platform, as_the_release_before_made_it(platform, model, version))
     wait_for(lambda: replaced(platform, version, servingruntime.SHARED), STAGE_SECONDS, "pods of the release before")
@@ -126,15 +121,14 @@ def test_versions_of_the_release_before_are_renewed_once_and_no_longer_published
     before = pods(platform, version).keys()
 
     with model.under_load() as load:
-        # When this release comes, then nothing happens before it is the model's turn
-        operator(renewal_seconds=LATER)
+        # When it is not the model's turn, then nothing happens
         time.sleep(STILL_SECONDS)
         assert pods(platform, version).keys() == before
 
         # And in its turn the pods are replaced, once, and KServe's addresses are gone
-        operator(renewal_seconds="0")
-        present = inferenceservice.runtime(platform.cluster.get("inferenceservice", version, "-n", NAMESPACE))
-        assert present != servingruntime.SHARED
+        upgrade("servingRuntime.renewalSeconds=0")
+        wait_for(lambda: runtime_of(platform, version) != servingruntime.SHARED, 30, "it is the model's turn")
+        present = runtime_of(platform, version)
         wait_for(lambda: replaced(platform, version, present), STAGE_SECONDS, "pods of this release")
         wait_for(
             lambda: answers_past_the_gateway(platform, model, version) == [404] * 4, ROUTE_SECONDS, "no other way in"
@@ -152,16 +146,13 @@ def test_versions_of_the_release_before_are_renewed_once_and_no_longer_published
 
 
 def test_another_runtime_replaces_no_pod_unless_that_is_asked_for(
-    model: Model, platform: Platform, operator: Callable[..., None]
+    model: Model, platform: Platform, upgrade: Callable[..., str]
 ) -> None:
     # Given a version that serves, when a release with another runtime comes under load
     sound, version = model.spec, model.becomes_ready()["status"]["stable"]["version"]
-    old = inferenceservice.runtime(platform.cluster.get("inferenceservice", version, "-n", NAMESPACE))
-    before = pods(platform, version).keys()
-    spec = json.loads(environment(platform)["MLPLATFORM_SERVING_RUNTIME"])
-    changed = copy.deepcopy(spec) | {"annotations": {**spec["annotations"], "example.com/release": "next"}}
+    old, before = runtime_of(platform, version), pods(platform, version).keys()
     with model.under_load() as load:
-        operator(serving_runtime=json.dumps(changed), renewal_seconds="0")
+        upgrade("servingRuntime.renewalSeconds=0", "servingRuntime.spec.annotations.release=next")
 
         # Then no pod is replaced, also when its user changes something else
         model.is_changed(serving={"replicas": {"min": 1, "max": 2}})
