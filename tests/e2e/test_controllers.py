@@ -391,7 +391,8 @@ def test_pods_are_what_we_ask_of_them(served: Served, platform: Platform) -> Non
         (container,) = found["spec"]["containers"]
         assert container["name"] == "kserve-container"
         assert is_whole(predictor["model"]["resources"], container["resources"])
-        assert is_whole({k: v for k, v in runtime["containers"][0].items() if k != "resources"}, container)
+        for key in ("image", "securityContext", "startupProbe", "readinessProbe", "livenessProbe"):
+            assert is_whole(runtime["containers"][0][key], container[key]), key
         assert environment(container).items() >= environment(predictor["model"]).items()
 
         # And get their archive from KServe's init container
@@ -488,6 +489,8 @@ def test_kserve_says_which_runtime_is_missing(served: Served, platform: Platform
 def test_kserve_makes_no_pods_for_names_too_long_together(served: Served, platform: Platform, probes: str) -> None:
     # Given names of which `<version>-predictor-<namespace>` is longer than 63, then KServe says so, and makes nothing
     name = "v" * (64 - len(f"-predictor-{probes}"))
+    runtime = get(platform, KINDS["ServingRuntime"], inferenceservice.runtime(served.isvc))
+    platform.kubectl("create", "-f", "-", stdin=json.dumps(copied(runtime, runtime["metadata"]["name"])))
     seen = isvc_once(platform, copied(served.isvc, name), lambda item: condition(item, "PredictorReady") == "False")
     assert "must be no more than 63 characters" in find_condition(seen, "PredictorReady")["message"]
     assert platform.list("deployments", f"serving.kserve.io/inferenceservice={name}", probes) == []

@@ -24,7 +24,8 @@ REPLACED_SECONDS = 60.0
 HANG = """
 import os, pathlib, signal
 for process in pathlib.Path("/proc").iterdir():
-    if process.name.isdigit() and b"model_service_worker" in (process / "cmdline").read_bytes():
+    mine = process.name in ("self", "thread-self", str(os.getpid())) or not process.name.isdigit()
+    if not mine and b"model_service_worker.py" in (process / "cmdline").read_bytes():
         os.kill(int(process.name), signal.SIGSTOP)
         print(process.name)
 """
