@@ -184,7 +184,7 @@ def training(model: Model, platform: Platform, probes: str) -> Training:
 
 def probe(job: Object, name: str, command: list[str]) -> Object:
     """A job of the operator's under another name, with a command that needs no data and pods that are not the model's."""
-    spec = copy.deepcopy(job["spec"])
+    spec = json.loads(json.dumps(job["spec"]))  # as rendered, all replicas have one template
     for replica in spec["pytorchReplicaSpecs"].values():
         template = replica["template"]
         labels = template["metadata"]["labels"]
@@ -601,9 +601,11 @@ def test_a_webhook_refuses_a_mistake_in_its_own_words(
     mistake: Refused, served: Served, model: Model, platform: Platform, probes: str
 ) -> None:
     # Given what the operator writes, with a mistake
-    names = {"PyTorchJob": f"{served.version}-train", "VirtualService": model.name}
-    live = get(platform, KINDS[mistake.kind], names.get(mistake.kind, served.version))
-    manifest = changed(copied(live, "e2e-refused"), mistake.path, mistake.value)
+    if mistake.kind == "PyTorchJob":  # Its own has gone with the stage's end.
+        written = rendered(platform, model, mistake.kind)
+    else:
+        written = get(platform, KINDS[mistake.kind], {"VirtualService": model.name}.get(mistake.kind, served.version))
+    manifest = changed(copied(written, "e2e-refused"), mistake.path, mistake.value)
     assert manifest["metadata"]["namespace"] == probes
 
     # When the operator's own writer sends it, then it is told which webhook refused it, and why

@@ -146,7 +146,8 @@ def replacement(model: Model, platform: Platform) -> Replacement:
         seen.splits = list(splits)
     seen.outcome = load.outcome
     seen.ended = model.children()
-    events = platform.cluster.get("events", "-n", NAMESPACE, "--field-selector", f"involvedObject.name={seen.after}")
+    about = f"involvedObject.uid={seen.ended[f'modelversions/{seen.after}']}"
+    events = platform.cluster.get("events", "-n", NAMESPACE, "--field-selector", about)
     seen.started = [event["reason"] for event in events["items"]]
     seen.story = stages(model.version_reaches(seen.after, "is ready", lambda v: condition(v, "Ready") == "True", 10))
     return seen
