@@ -216,6 +216,20 @@ def test_a_store_that_cannot_be_read_is_asked_again_and_trains_nothing() -> None
     assert condition(fake.one("MLModel", "adult"), "Ready")["status"] == "True"
 
 
+def test_whoever_takes_the_mark_off_has_it_trained_anew() -> None:
+    fake = serving()
+    (version,) = fake.names("ModelVersion")
+    without_status(fake)
+    fake.store_away = True
+    pass_time(fake, 60)
+    marked = fake.one("ModelVersion", version)
+    fake.put({**marked, "metadata": {**marked["metadata"], "annotations": {}}})
+    pass_time(fake, 300)
+    assert f"{version}-train" in made(fake)
+    assert records(fake, version) == dict.fromkeys(Stage, "Succeeded")
+    assert f"{version}-adopt" not in fake.names("Job")
+
+
 def test_the_version_before_is_adopted_too_so_that_going_back_needs_no_training() -> None:
     first, second = mlmodel()["spec"], {**mlmodel()["spec"], "gates": [{"metric": "roc_auc", "min": 0.9}]}
     fake = play([(0, applied), (400, lambda f: f.apply(mlmodel(spec=second))), (900, nothing)])
