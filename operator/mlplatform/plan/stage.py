@@ -184,12 +184,13 @@ def observe(stage: Definition, recorded: api.StageStatus | None, look: Pass) -> 
     child = look.snapshot.children.get(stage.name)
     record = recorded or api.StageStatus(name=stage.name, outcome="Running")
     if child is None or workload.attempt(child) < record.attempt:
-        return replace(_absent(stage, child, look), record=recorded and work.timed(recorded, (), look.now))
+        return replace(_absent(stage, child, look), record=recorded and work.timed(recorded, (), 1, look.now))
     pods = [pod for pod in look.snapshot.pods.get(stage.name, ()) if controlled_by(pod, child)]
     found = stage.read(child)
-    record = work.timed(record, pods, _latest(child, found) or look.now)
+    gang = stage.gang(child)
+    record = work.timed(record, pods, gang, _latest(child, found) or look.now)
     if stage.restarts and found.started_at and not found.finished and not failures.succeeded(pods):
-        record = work.counted(record, pods, look.now)
+        record = work.counted(record, pods, gang, look.now)
     absent = failures.absent(look.snapshot.absent.get(stage.name, ""), child, stage.name)
     worst = failures.graver(failures.worst(pods, stage.name), absent)
     trouble = failures.steady(worst, status_of(look.snapshot.version).get("failure"))

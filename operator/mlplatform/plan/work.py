@@ -25,22 +25,26 @@ Run = tuple[datetime, datetime | None]
 
 
 def spent(record: api.StageStatus, now: datetime) -> timedelta:
-    """How long at least one of the stage's main containers has run."""
+    """How long the stage's main containers have run."""
     since = moment(record.working_since)
     return timedelta(seconds=record.worked_seconds) + (max(now - since, timedelta()) if since else timedelta())
 
 
-def timed(record: api.StageStatus, pods: Sequence[Object], latest: datetime) -> api.StageStatus:
+def timed(record: api.StageStatus, pods: Sequence[Object], gang: int, latest: datetime) -> api.StageStatus:
     """The record with what the containers of these pods have run since it was written.
+
+    Of a training of several pods that is the time in which all of them do: who waits for a pod without a node or an
+    image does no work.
 
     Args:
         record: The stage's.
         pods: Of its workload.
+        gang: How many pods there should be.
         latest: When a container has ended at the latest whose pod is gone.
     """
     since = moment(record.working_since)
     counted = since or moment(record.worked_until) or NEVER
-    runs = [run for pod in pods for run in _runs(pod) if run[1] is None or run[1] > counted]
+    runs = [run for run in _together(pods, gang) if run[1] is None or run[1] > counted]
     if since is not None and not any(begin <= since for begin, _ in runs):
         # What ran then is gone: it had ended when another took its place.
         later = [begin for begin, _ in runs] + [made for pod in pods if (made := _created(pod)) > since]
@@ -68,11 +72,12 @@ def closed(record: api.StageStatus, when: str) -> api.StageStatus:
     return replace(record, worked_seconds=_whole(spent(record, end)), working_since="", worked_until=until)
 
 
-def counted(record: api.StageStatus, pods: Sequence[Object], now: datetime) -> api.StageStatus:
+def counted(record: api.StageStatus, pods: Sequence[Object], gang: int, now: datetime) -> api.StageStatus:
     """The record with the restarts of a training that its own failures have caused.
 
     One pod's death restarts the training in every pod: it is one restart, and a pod's count is that of the whole since
-    it was created. A pod that was taken away uses up none, and the echo of that in another pod is taken off its count.
+    it was created. A pod that was taken away uses up none, and the echo of that in another pod is taken off its count;
+    nor does one that has waited in vain for a pod that does not run yet.
     """
     known = {taken.uid for taken in record.disruptions}
     gone = [pod for pod in pods if _is_taken(pod)]
@@ -85,9 +90,15 @@ def counted(record: api.StageStatus, pods: Sequence[Object], now: datetime) -> a
     restarts = record.restarts
     staying = [pod for pod in pods if not _is_taken(pod)]
     found = max((_restarts_at(pod, restarts, disruptions) for pod in staying), default=0) - len(restarts)
-    if found > 0:
-        restarts += (max((end for pod in staying for end in _failed_at(pod)), default=stamp(now)),) * found
-    return replace(record, restarts=restarts, disruptions=disruptions)
+    if found <= 0:
+        return replace(record, disruptions=disruptions)
+    when = max((end for pod in staying for end in _failed_at(pod)), default=stamp(now))
+    begun = [pod for pod in staying if any(_runs(pod))]
+    if len(begun) < gang:
+        missing = next((name_of(pod) for pod in pods if pod not in begun), "")
+        vain = (api.Disruption(pod=missing, uid="", time=when),) * found
+        return replace(record, disruptions=(*disruptions, *vain)[-DISRUPTIONS_KEPT:])
+    return replace(record, restarts=restarts + (when,) * found, disruptions=disruptions)
 
 
 def _restarts_at(pod: Object, restarts: Sequence[str], disruptions: Sequence[api.Disruption]) -> int:
@@ -128,6 +139,22 @@ def _taken_at(pod: Object, now: datetime) -> str:
     return str(told or (stamp(asked) if asked else ends) or stamp(now))
 
 
+def _together(pods: Sequence[Object], gang: int) -> Iterator[Run]:
+    """When that many of the pods ran at once; who has ended well is no longer waited for."""
+    runs = [run for pod in pods for run in _runs(pod)]
+    marks = [(begin, 1) for begin, _ in runs] + [(end, -1) for _, end in runs if end is not None]
+    running, since = 0, None
+    for when, change in sorted(marks):
+        running += change
+        if since is None and running >= gang:
+            since = when
+        elif since is not None and running < gang:
+            yield since, when
+            since = None
+    if since is not None:
+        yield since, None
+
+
 def _runs(pod: Object) -> Iterator[Run]:
     for container in failures.main_containers(pod):
         state, last = container.get("state") or {}, container.get("lastState") or {}
@@ -135,7 +162,7 @@ def _runs(pod: Object) -> Iterator[Run]:
             begin, end = moment((seen or {}).get("startedAt")), moment((seen or {}).get("finishedAt"))
             # What could not even start began in 1970.
             if begin is not None and begin >= _created(pod) - timedelta(hours=1):
-                yield begin, end
+                yield begin, None if (seen or {}).get("exitCode") == 0 else end
 
 
 def _created(pod: Object) -> datetime:

@@ -66,8 +66,11 @@ def suspended(job: Object) -> bool:
 
 def wanted(job: Object) -> int:
     """How many pods it should have now."""
-    if suspended(job) or read(job).finished:
-        return 0
+    return 0 if suspended(job) or read(job).finished else gang(job)
+
+
+def gang(job: Object) -> int:
+    """How many pods train together."""
     return sum(int(replica.get("replicas", 1)) for replica in job["spec"]["pytorchReplicaSpecs"].values())
 
 

@@ -40,6 +40,7 @@ class Definition:
         render: The workload.
         judge: Whether the version may go on, from the summary of a workload that succeeded.
         read: Where the workload stands.
+        gang: How many pods of the workload work together.
         halt: The merge patch that takes the workload's pods away, for a reason, and keeps its record.
         deadline: How long its containers may work; what waits (for a node, an image, a queue) does not.
         resume: The merge patch that undoes `halt`; None where a stage is too short to be halted midway.
@@ -54,6 +55,7 @@ class Definition:
     render: Render
     judge: Callable[[Summary, api.ModelVersionSpec], Verdict]
     read: Callable[[Object], Workload]
+    gang: Callable[[Object], int]
     halt: Callable[[str], Object]
     deadline: Callable[[api.ModelVersionSpec], timedelta]
     resume: Object | None = None
@@ -78,6 +80,7 @@ def _batch(  # noqa: PLR0913, PLR0917  the fields of one line of the pipeline
         render=render,
         judge=judge,
         read=job.read,
+        gang=lambda _job: 1,
         halt=job.stop,
         deadline=lambda _spec: BATCH_DEADLINE,
     )
@@ -93,6 +96,7 @@ PIPELINE: Final[tuple[Definition, ...]] = (
         render=train.render,
         judge=train.judge,
         read=pytorchjob.read,
+        gang=pytorchjob.gang,
         halt=pytorchjob.halt,
         deadline=train.deadline,
         resume=pytorchjob.resume(),

@@ -44,7 +44,7 @@ def workload(*conditions: str, reason: str = "", message: str = "", **spec: Any)
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {"name": JOB, "namespace": NAMESPACE, "uid": "uid-job", "creationTimestamp": stamp(START)},
-        "spec": {"runPolicy": {"suspend": False, **spec}},
+        "spec": {"runPolicy": {"suspend": False, **spec}, "pytorchReplicaSpecs": {"Master": {"replicas": 1}}},
         "status": {"startTime": stamp(START), "conditions": held},
     }
 

@@ -42,6 +42,15 @@ def evicted(when: float, *runs: tuple[float, float | None], **fields: Any) -> Ob
     return {**found, "status": {**found["status"], "conditions": [told]}}
 
 
+def ended_well(begin: float, end: float, **fields: Any) -> Object:
+    found = pod((begin, end), **fields)
+    found["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] = 0
+    return found
+
+
+WAITS = pod(name="worker-0")
+
+
 def record(**fields: Any) -> api.StageStatus:
     return api.StageStatus(name="train", outcome="Running", **fields)
 
@@ -54,6 +63,7 @@ class Time:
     passes: list[list[Object]]
     seconds: float
     open: bool = True
+    gang: int = 1
 
 
 TIMES = [
@@ -73,6 +83,31 @@ TIMES = [
     Time("its pod is gone: until another took its place", [[pod((100, None))], [pod(created=400)]], 300, open=False),
     Time("its pod is gone, and none has come", [[pod((100, None))], []], 900, open=False),
     Time("the other pod is gone", [[pod((100, None)), pod((100, None), name="worker-0")], [pod((100, None))]], 900),
+    Time(
+        "the other has no node yet: who waits for it does not work", [[pod((100, None)), WAITS]], 0, open=False, gang=2
+    ),
+    Time(
+        "the other has come at last",
+        [[pod((100, None)), WAITS], [pod((100, None)), pod((900, None), name="worker-0")]],
+        100,
+        gang=2,
+    ),
+    Time(
+        "the other was taken away and made anew: until then they worked",
+        [
+            [pod((100, None)), pod((100, None), name="worker-0")],
+            [pod((100, None)), pod(name="worker-0", created=500)],
+            [pod((100, None)), pod((900, None), name="worker-0", created=500)],
+        ],
+        500,
+        gang=2,
+    ),
+    Time(
+        "the other has done its part",
+        [[pod((100, None)), ended_well(100, 200, name="worker-0")]],
+        900,
+        gang=2,
+    ),
     Time("what could not start has not run", [[pod((-1.7e9, 500))]], 0, open=False),
 ]
 
@@ -81,15 +116,15 @@ TIMES = [
 def test_only_work_is_counted(case: Time) -> None:
     now, found = START + timedelta(seconds=NOW), record()
     for pods in case.passes:
-        found = work.timed(found, pods, now)
-        assert work.timed(found, pods, now) == found, f"{case.reason}: a second look adds nothing"
+        found = work.timed(found, pods, case.gang, now)
+        assert work.timed(found, pods, case.gang, now) == found, f"{case.reason}: a second look adds nothing"
     assert work.spent(found, now).total_seconds() == case.seconds, case.reason
     assert bool(found.working_since) == case.open, case.reason
 
 
 def test_a_pod_that_went_with_a_suspension_ran_no_longer_than_that() -> None:
-    running = work.timed(record(), [pod((100, None))], START + timedelta(seconds=200))
-    found = work.timed(running, [], START + timedelta(seconds=300))
+    running = work.timed(record(), [pod((100, None))], 1, START + timedelta(seconds=200))
+    found = work.timed(running, [], 1, START + timedelta(seconds=300))
     assert work.spent(found, START + timedelta(days=1)) == timedelta(seconds=200)
 
 
@@ -100,6 +135,7 @@ class Budget:
     reason: str
     passes: list[list[Object]]
     restarts: int
+    gang: int = 1
 
 
 CRASHED, RUNS = (10, 20), (30, None)
@@ -141,6 +177,18 @@ BUDGETS = [
         3,
     ),
     Budget(
+        "a pod that waits in vain for one without a node fails, and is none",
+        [[pod(CRASHED), WAITS], [pod(CRASHED, (30, 40), restarts=1), WAITS]],
+        0,
+        gang=2,
+    ),
+    Budget(
+        "what fails when the other has come is one",
+        [[pod(CRASHED), WAITS], [pod(CRASHED, (30, 40), restarts=1), pod((25, None), name="worker-0")]],
+        1,
+        gang=2,
+    ),
+    Budget(
         "a pod that somebody deletes is none",
         [
             [
@@ -158,12 +206,12 @@ BUDGETS = [
 def test_only_failures_of_its_own_are_counted(case: Budget) -> None:
     now, found = START + timedelta(seconds=NOW), record()
     for pods in case.passes:
-        found = work.counted(found, pods, now)
-        assert work.counted(found, pods, now) == found, f"{case.reason}: a second look adds nothing"
+        found = work.counted(found, pods, case.gang, now)
+        assert work.counted(found, pods, case.gang, now) == found, f"{case.reason}: a second look adds nothing"
     assert len(found.restarts) == case.restarts, case.reason
 
 
 def test_restarts_of_a_container_that_waits_for_the_master_are_none() -> None:
     waits = pod(created=0)
     waits["status"]["initContainerStatuses"] = [{"name": "init-pytorch", "restartCount": 9, "state": {}}]
-    assert work.counted(record(), [waits], START).restarts == ()
+    assert work.counted(record(), [waits], 1, START).restarts == ()
