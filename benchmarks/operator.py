@@ -20,6 +20,7 @@ from kubernetes import client, watch
 
 from benchmarks.audit import Write, writes_between
 from benchmarks.cluster import connect
+from benchmarks.follow import Object, followed
 from benchmarks.table import markdown, publish
 from local.layout import default_layout
 from mlplatform.api import MLModelSpec, MLModelStatus, decode
@@ -42,13 +43,14 @@ def covered(intervals: Iterable[Interval], within: Interval) -> float:
     return total
 
 
-def pod_interval(pod: client.V1Pod) -> Interval:
+def pod_interval(pod: Object) -> Interval:
     """From the pod's creation to its end, or to Ready where it serves."""
-    ends = [
-        status.state.terminated.finished_at for status in pod.status.container_statuses or [] if status.state.terminated
-    ]
-    ready = [c.last_transition_time for c in pod.status.conditions or [] if c.type == "Ready" and c.status == "True"]
-    return pod.metadata.creation_timestamp, max(ends or ready or [datetime.now(UTC)])
+    states = [status["state"] for status in pod["status"].get("containerStatuses", ())]
+    ends = [state["terminated"]["finishedAt"] for state in states if "terminated" in state]
+    conditions = pod["status"].get("conditions", ())
+    ready = [c["lastTransitionTime"] for c in conditions if (c["type"], c["status"]) == ("Ready", "True")]
+    seen = [datetime.fromisoformat(text) for text in ends or ready]
+    return datetime.fromisoformat(pod["metadata"]["creationTimestamp"]), max(seen or [datetime.now(UTC)])
 
 
 def wait_ready(
@@ -139,28 +141,30 @@ def main() -> int:
     log = audit_log(args.audit_log, connect())
     api, core = client.CustomObjectsApi(), client.CoreV1Api()
 
-    print("Asking for a new version …", flush=True)
-    started = datetime.now(UTC)
-    patch = {"metadata": {"annotations": {"mlplatform.dev/retrain": started.isoformat()}}}
-    try:
-        model = api.patch_namespaced_custom_object(GROUP, VERSION, args.namespace, PLURAL, args.model, patch)
-    except client.ApiException as error:
-        if error.status != HTTPStatus.NOT_FOUND:
-            raise
-        raise SystemExit(f"there is no MLModel {args.namespace}/{args.model}: run `make demo` first") from None
-    before = model.get("status", {}).get("latestVersion")
-    deadline = time.monotonic() + args.timeout
-    while model.get("status", {}).get("latestVersion") == before:
-        if time.monotonic() > deadline:
-            msg = f"MLModel {args.namespace}/{args.model} has no version after {before} after {args.timeout} s"
-            raise TimeoutError(msg)
-        model = wait_ready(api, args.model, args.namespace, 0, args.timeout)
-    version = model["status"]["latestVersion"]
-    model = wait_ready(api, args.model, args.namespace, model["metadata"]["generation"], args.timeout)
-    ended = datetime.now(UTC)
-    if not operator_writes(writes_between(log, started, ended)):
-        raise SystemExit(f"{log} tells of no write by the operator during the rollout: it is another cluster's")
-    pods = core.list_namespaced_pod(args.namespace, label_selector=f"mlplatform.dev/version={version}").items
+    mine = f"mlplatform.dev/model={args.model}"
+    with followed(core.list_namespaced_pod, args.namespace, selector=mine) as seen:
+        print("Asking for a new version …", flush=True)
+        started = datetime.now(UTC)
+        patch = {"metadata": {"annotations": {"mlplatform.dev/retrain": started.isoformat()}}}
+        try:
+            model = api.patch_namespaced_custom_object(GROUP, VERSION, args.namespace, PLURAL, args.model, patch)
+        except client.ApiException as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            raise SystemExit(f"there is no MLModel {args.namespace}/{args.model}: run `make demo` first") from None
+        before = model.get("status", {}).get("latestVersion")
+        deadline = time.monotonic() + args.timeout
+        while model.get("status", {}).get("latestVersion") == before:
+            if time.monotonic() > deadline:
+                msg = f"MLModel {args.namespace}/{args.model} has no version after {before} after {args.timeout} s"
+                raise TimeoutError(msg)
+            model = wait_ready(api, args.model, args.namespace, 0, args.timeout)
+        version = model["status"]["latestVersion"]
+        model = wait_ready(api, args.model, args.namespace, model["metadata"]["generation"], args.timeout)
+        ended = datetime.now(UTC)
+        if not operator_writes(writes_between(log, started, ended)):
+            raise SystemExit(f"{log} tells of no write by the operator during the rollout: it is another cluster's")
+    pods = [pod for pod in seen.values() if pod["metadata"]["labels"].get("mlplatform.dev/version") == version]
     busy = covered(map(pod_interval, pods), (started, ended))
     rollout = rollout_seconds(model, version)
     total = (ended - started).total_seconds()

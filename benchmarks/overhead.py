@@ -21,8 +21,10 @@ from statistics import mean, median
 from typing import Any
 
 import yaml
+from kubernetes import client, config
 from rich.console import Console
 
+from benchmarks.follow import followed
 from benchmarks.table import markdown, publish
 from local import demo
 from local.access import Cluster
@@ -77,18 +79,25 @@ def by_apply(cluster: Cluster, model: dict[str, Any], parts: Parts, added: Parts
         added: What comes between two containers is added by what it waits for.
     """
     selector = f"{contract.LABEL_MODEL}={MODEL}"
-    started = time.monotonic()
-    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(model))
-    cluster.kubectl("wait", "mlv", "-l", selector, "--for=create", "--timeout=60s")
-    cluster.kubectl("wait", "mlv", "-l", selector, "--for=condition=Ready", f"--timeout={WITHIN}", seconds=700)
-    took = time.monotonic() - started
+    api = config.new_client_from_config(cluster.env.get("KUBECONFIG"))
+    core, batch, custom = client.CoreV1Api(api), client.BatchV1Api(api), client.CustomObjectsApi(api)
+    trainings = ("kubeflow.org", "v1", demo.NAMESPACE, "pytorchjobs")
+    with (
+        followed(core.list_namespaced_pod, demo.NAMESPACE, selector=selector) as seen,
+        followed(batch.list_namespaced_job, demo.NAMESPACE, selector=selector) as jobs,
+        followed(custom.list_namespaced_custom_object, *trainings, selector=selector) as training,
+    ):
+        started = time.monotonic()
+        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(model))
+        cluster.kubectl("wait", "mlv", "-l", selector, "--for=create", "--timeout=60s")
+        cluster.kubectl("wait", "mlv", "-l", selector, "--for=condition=Ready", f"--timeout={WITHIN}", seconds=700)
+        took = time.monotonic() - started
+    workloads = [*jobs.values(), *training.values()]
     begin = cluster.get("mlmodel", MODEL)["metadata"]["creationTimestamp"]
-    pods = cluster.get("pods", "-l", selector)["items"]
     for stage in STAGES:
-        kind = "pytorchjob" if stage == "train" else "job"
-        workload = cluster.get(kind, "-l", f"{selector},{contract.LABEL_STAGE}={stage}")["items"][0]
+        workload = next(w for w in workloads if w["metadata"]["labels"].get(contract.LABEL_STAGE) == stage)
         pod = next(
-            p for p in pods
+            p for p in seen.values()
             if p["metadata"]["labels"].get(contract.LABEL_STAGE) == stage and not p["metadata"]["name"].endswith("worker-0")
         )  # fmt: skip
         state = pod["status"]["containerStatuses"][0]["state"]["terminated"]
