@@ -323,11 +323,15 @@ class FailureStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disruption:
-    """A pod that was taken away by no fault of its own."""
+    """A pod that was taken away by no fault of its own, or (without uid) that others waited for in vain.
+
+    `count` is how often other pods have failed for that.
+    """
 
     pod: str
     uid: str
     time: str
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,9 @@ from mlplatform.snapshot import Object, condition, moment, name_of, stamp, statu
 DISRUPTIONS_KEPT: Final = 50
 """The newest: what was before the oldest pod counts for nothing."""
 
+RESTARTS_COUNTED: Final = 101
+"""One more than spec.training.maxRestarts may allow."""
+
 NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 Run = tuple[datetime, datetime | None]
@@ -96,16 +99,17 @@ def counted(record: api.StageStatus, pods: Sequence[Object], gang: int, now: dat
     begun = [pod for pod in staying if any(_runs(pod))]
     if len(begun) < gang:
         missing = next((name_of(pod) for pod in pods if pod not in begun), "")
-        vain = (api.Disruption(pod=missing, uid="", time=when),) * found
-        return replace(record, disruptions=(*disruptions, *vain)[-DISRUPTIONS_KEPT:])
-    return replace(record, restarts=restarts + (when,) * found, disruptions=disruptions)
+        before = sum(taken.count for taken in disruptions if not taken.uid)
+        vain = api.Disruption(pod=missing, uid="", time=when, count=before + found)
+        return replace(record, disruptions=(*(taken for taken in disruptions if taken.uid), vain))
+    return replace(record, restarts=(restarts + (when,) * found)[:RESTARTS_COUNTED], disruptions=disruptions)
 
 
 def _restarts_at(pod: Object, restarts: Sequence[str], disruptions: Sequence[api.Disruption]) -> int:
     """How often the training was restarted, as far as this pod knows."""
     created = _created(pod)
     before = sum((moment(when) or created) < created for when in restarts)
-    echoes = sum((moment(taken.time) or created) > created for taken in disruptions)
+    echoes = sum(taken.count for taken in disruptions if (moment(taken.time) or created) > created)
     failed = max((_failures(container) for container in failures.main_containers(pod)), default=0)
     return before + max(failed - echoes, 0)
 

@@ -183,6 +183,13 @@ BUDGETS = [
         gang=2,
     ),
     Budget(
+        "however often that was",
+        [[pod(CRASHED, (30, 40), restarts=99), WAITS], [pod(CRASHED, (30, 40), restarts=200), WAITS]],
+        0,
+        gang=2,
+    ),
+    Budget("what is beyond all that may be allowed is not counted", [[pod(CRASHED, restarts=5000)]], 101),
+    Budget(
         "what fails when the other has come is one",
         [[pod(CRASHED), WAITS], [pod(CRASHED, (30, 40), restarts=1), pod((25, None), name="worker-0")]],
         1,
