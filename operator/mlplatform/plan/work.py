@@ -96,7 +96,7 @@ def counted(record: api.StageStatus, pods: Sequence[Object], gang: int, now: dat
     if found <= 0:
         return replace(record, disruptions=disruptions)
     when = max((end for pod in staying for end in _failed_at(pod)), default=stamp(now))
-    begun = [pod for pod in staying if any(_runs(pod))]
+    begun = [pod for pod in staying if _has_begun(pod)]
     if len(begun) < gang:
         missing = next((name_of(pod) for pod in pods if pod not in begun), "")
         before = sum(taken.count for taken in disruptions if not taken.uid)
@@ -112,6 +112,12 @@ def _restarts_at(pod: Object, restarts: Sequence[str], disruptions: Sequence[api
     echoes = sum(taken.count for taken in disruptions if (moment(taken.time) or created) > created)
     failed = max((_failures(container) for container in failures.main_containers(pod)), default=0)
     return before + max(failed - echoes, 0)
+
+
+def _has_begun(pod: Object) -> bool:
+    """Whether its container has been started, however that went."""
+    states = [c.get(key) or {} for c in failures.main_containers(pod) for key in ("state", "lastState")]
+    return any("running" in state or "terminated" in state for state in states)
 
 
 def _failures(container: Object) -> int:
