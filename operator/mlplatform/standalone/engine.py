@@ -134,10 +134,13 @@ class Run:
         """
         asked = self._asked
         spec = replace(asked.spec, data=replace(asked.spec.data, uri=located(self._request, asked.spec)))
+        # The version is the model's own by its content, so the model reads the same rows.
+        raw = asked.model["spec"]
+        model = {**asked.model, "spec": {**raw, "data": {**raw["data"], "uri": spec.data.uri}}}
         inputs = _inputs(self._request, spec)
         with self.folder.locked():
             record = self.folder.load()
-            version = self._version(record, spec)
+            version = self._version(record, model, spec)
             decoded = api.decode(api.ModelVersionSpec, version["spec"])
             for sentence in self.folder.settle(record, stage_keys(decoded, asked.version, inputs)):
                 self._note(sentence)
@@ -145,25 +148,23 @@ class Run:
             record.version = version
             self.folder.save(record)
             with self.folder.scratch() as self._scratch, self._ended():
-                return self._loop(record, version)
+                return self._loop(record, model, version)
 
-    def _version(self, record: Record, spec: api.MLModelSpec) -> Object:
+    def _version(self, record: Record, model: Object, spec: api.MLModelSpec) -> Object:
         """The ModelVersion, without a status: what has ended says again how."""
         sequence = (record.version.get("spec") or {}).get("sequence") or 1 + max(
             (r.version["spec"]["sequence"] for other in self.folder.siblings() if (r := other.load()).version),
             default=0,
         )
-        model = self._asked.model
         version = modelversion.render(model, spec, self._asked.version, sequence, self._asked.trigger)
         created = (record.version.get("metadata") or {}).get("creationTimestamp") or stamp(_now())
         return {**version, "metadata": {**version["metadata"], "generation": 1, "creationTimestamp": created}}
 
-    def _loop(self, record: Record, version: Object) -> Outcome:
+    def _loop(self, record: Record, model: Object, version: Object) -> Outcome:
         last = self._request.until
         wanted = PIPELINE[: next(i for i, stage in enumerate(PIPELINE, 1) if stage.name == last)] if last else PIPELINE
         until = "" if wanted[-1] is PIPELINE[-1] else last
         pipeline = lenient(wanted) if self._request.keep_going else wanted
-        model = self._asked.model
         while True:
             now = _now()
             for workload in self._workloads.values():
