@@ -161,13 +161,10 @@ UPSTREAMS: Final = (
 SOURCES: Final = (Upstream("prometheus-operator", "github.com/prometheus-operator/prometheus-operator"),)
 """Nothing of these runs; tests/contract holds objects of ours against their CRDs."""
 
-TESTS: Final = REPO / "tests"
-OLDEST: Final = _kubernetes("kubernetes-oldest", "kube-apiserver", above=TESTS / "apiserver")
-KUEUE: Final = Upstream(
-    "kueue", "sigs.k8s.io/kueue", {"manager": "./cmd/kueue"}, (), ("charts/kueue",), above=TESTS / "e2e"
-)
+OLDEST: Final = _kubernetes("kubernetes-oldest", "kube-apiserver", above=REPO / "tests/apiserver")
+_PROGRAM: Final = {"manager": "./cmd/kueue"}
+KUEUE: Final = Upstream("kueue", "sigs.k8s.io/kueue", _PROGRAM, files=("charts/kueue",), above=REPO / "tests/e2e")
 """The oldest supported Kubernetes, and a queue: only tests build them, on demand."""
-
 ALL: Final = (*UPSTREAMS, OLDEST, KUEUE, *SOURCES)
 
 

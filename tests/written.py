@@ -84,7 +84,23 @@ def _failures(fake: Fake) -> None:
     play([(0, lambda f: f.apply(mlmodel("broken"))), (400, _end)], fake)
 
 
-SCENARIOS = {"life": _life, "everything set": _everything_set, "deadline": _deadline, "failures": _failures}
+def _suspended(fake: Fake) -> None:
+    """A training is stopped and goes on."""
+    held = mlmodel("held", {**SPEC, "suspend": True})
+    play([(0, lambda f: f.apply(mlmodel("held"))), (20, lambda f: f.apply(held)), (60, _resume), (400, _end)], fake)
+
+
+def _resume(fake: Fake) -> None:
+    fake.apply(mlmodel("held"))
+
+
+SCENARIOS = {
+    "life": _life,
+    "everything set": _everything_set,
+    "deadline": _deadline,
+    "failures": _failures,
+    "suspended": _suspended,
+}
 
 
 @cache
@@ -132,7 +148,7 @@ def send(cluster: Cluster, what: Object | Write | Status, namespace: str) -> tup
         assert live is not None, f"a status was written to {Ref.to(what.obj)}, which is not there"
         return {"status": what.status}, cluster.write_status(live, what.status)
     if isinstance(what, Patch):
-        return what.body, cluster.patch(replace(what.ref, namespace=namespace), what.body)
+        return _kept(what.body), cluster.patch(replace(what.ref, namespace=namespace), what.body)
     manifest = what.manifest if isinstance(what, (Create, Apply)) else what
     assert isinstance(manifest, dict), f"{what} deletes, and stores nothing"
     manifest = {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
@@ -142,6 +158,12 @@ def send(cluster: Cluster, what: Object | Write | Status, namespace: str) -> tup
     if isinstance(what, dict) and cluster.get(Ref.to(manifest)):
         return manifest, cluster.patch(Ref.to(manifest), {"spec": manifest["spec"]})
     return manifest, cluster.create(manifest)
+
+
+def _kept(patch: Object) -> Object:
+    """What a merge patch leaves there: a null takes a field away (RFC 7396)."""
+    found = {key: _kept(value) if isinstance(value, dict) else value for key, value in patch.items()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _guarded(manifest: Object, expected: str, cluster: Cluster) -> Object:

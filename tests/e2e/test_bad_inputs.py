@@ -211,7 +211,7 @@ def _set_up(platform: Platform, namespace: str) -> list[Object]:
 
 def _copied(item: Object, namespace: str) -> Object:
     meta = {key: item["metadata"][key] for key in ("name", "annotations") if key in item["metadata"]}
-    kept: Object = {key: item[key] for key in ("apiVersion", "kind", "type", "data") if key in item}
+    kept: Object = {key: item[key] for key in ("apiVersion", "kind", "type", "data", "secrets") if key in item}
     return {**kept, "metadata": {**meta, "namespace": namespace}}
 
 
