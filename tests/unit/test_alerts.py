@@ -111,7 +111,7 @@ def commands() -> Iterator[str]:
     """Every `kubectl mlmodel …` that an alert or a runbook tells people to run, with names for the placeholders."""
     texts = [rule["annotations"]["description"] for rule in alerts().values()] + [p.read_text() for p in RUNBOOKS]
     for text in texts:
-        for command in re.findall(r"kubectl mlmodel ([^`\n]+)", text):
+        for command in re.findall(r"kubectl mlmodel ([^`;\n]+)", text):
             yield re.sub(r"<\w+>|\{\{ \$labels\.\w+ \}\}", "x", command)
 
 

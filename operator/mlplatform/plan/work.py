@@ -67,12 +67,18 @@ def timed(record: api.StageStatus, pods: Sequence[Object], gang: int, latest: da
 
 
 def closed(record: api.StageStatus, when: str) -> api.StageStatus:
-    """The record of a stage that has ended: what of it still runs then works no more."""
-    since, end = moment(record.working_since), moment(when)
-    if since is None or end is None:
+    """The record of a stage that ended then: what of it still ran, or runs, does no more of its work."""
+    end = moment(when)
+    since, until = moment(record.working_since), moment(record.worked_until)
+    if end is None or (since is None and (until is None or until <= end)):
         return record
-    until = stamp(max(since, end))
-    return replace(record, worked_seconds=_whole(spent(record, end)), working_since="", worked_until=until)
+    if since is not None:
+        return replace(
+            record, worked_seconds=_whole(spent(record, end)), working_since="", worked_until=stamp(max(since, end))
+        )
+    longer = (until or end) - end
+    worked = max(timedelta(seconds=record.worked_seconds) - longer, timedelta())
+    return replace(record, worked_seconds=_whole(worked), worked_until=stamp(end))
 
 
 def counted(record: api.StageStatus, pods: Sequence[Object], gang: int, now: datetime) -> api.StageStatus:

@@ -128,6 +128,15 @@ def test_a_pod_that_went_with_a_suspension_ran_no_longer_than_that() -> None:
     assert work.spent(found, START + timedelta(days=1)) == timedelta(seconds=200)
 
 
+@pytest.mark.parametrize("worker_ends", [None, 101, 110], ids=["runs on", "a second later", "after ten"])
+def test_a_stage_has_worked_until_it_had_done_its_work(worker_ends: int | None) -> None:
+    both = [pod((0, None)), pod((0, worker_ends))]
+    found = work.timed(record(), both, 2, START + timedelta(seconds=200))
+    found = work.closed(found, stamp(START + timedelta(seconds=100)))
+    assert (found.worked_seconds, found.working_since) == (100, ""), "whatever the others did after that"
+    assert found.worked_until == stamp(START + timedelta(seconds=100))
+
+
 @dataclass(frozen=True)
 class Budget:
     """What is seen in one pass after the other, and how many restarts that makes."""
