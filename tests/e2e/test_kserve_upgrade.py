@@ -14,7 +14,7 @@ import pytest
 import yaml
 from e2e.scenario import NAMESPACE, STAGE_SECONDS, Model, Object, Platform, is_ready
 
-from local.access import OPERATOR, SYSTEM
+from local.access import OPERATOR, RELEASE, SYSTEM
 from local.demo import ROUTE_SECONDS
 from local.layout import REPO
 from mlplatform import api
@@ -86,7 +86,9 @@ def shared_runtime(platform: Platform) -> Object:
     container["image"] = environment(platform)["MLPLATFORM_SERVING_IMAGE"]
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         del container[name]
-    return {**runtime, "kind": "ClusterServingRuntime", "metadata": {"name": servingruntime.SHARED}}
+    owner = {"meta.helm.sh/release-name": RELEASE, "meta.helm.sh/release-namespace": SYSTEM}
+    meta = {"labels": {"app.kubernetes.io/managed-by": "Helm"}, "annotations": owner}
+    return {**runtime, "kind": "ClusterServingRuntime", "metadata": {"name": servingruntime.SHARED, **meta}}
 
 
 def apply(platform: Platform, manifest: Object) -> None:
