@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from standalone_kit import PACKAGES
 
 pytest_plugins = ["apiserver_fixture"]
 
@@ -18,3 +21,11 @@ def _no_terminal_of_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.fixture(scope="module")
+def importable() -> Iterator[None]:
+    """In the processes that a test starts, the project can be imported, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PACKAGES)
+        yield

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from jobs_kit import job_environment, people_spec, read_summary, write_people
-from standalone_kit import PACKAGES, people_model
+from standalone_kit import people_model
 
 import mlplatform
 from mljobs import adopt, audit, data, export, optimize
@@ -29,6 +29,7 @@ from mlplatform.snapshot import Object
 from mlplatform.standalone.result import Result
 
 pytestmark = [
+    pytest.mark.usefixtures("importable"),
     # TorchServe, which tries the archive, loads TorchScript and leaves files open.
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*(version.txt|metrics.yaml):pytest.PytestUnraisableExceptionWarning"),
@@ -36,14 +37,6 @@ pytestmark = [
 
 SAMPLE = 700
 """Of the 900 rows; a fifth of them are the test split."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _import_the_project() -> Iterator[None]:
-    """In the processes that a run starts, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PACKAGES)
-        yield
 
 
 @pytest.fixture(scope="module")

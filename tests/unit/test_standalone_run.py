@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from jobs_kit import write_people
-from standalone_kit import PACKAGES, alive, eventually, people_model, written
+from standalone_kit import alive, eventually, people_model, written
 
 from mlplatform import api, contract
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
@@ -31,6 +30,8 @@ from mlplatform.standalone import engine
 from mlplatform.standalone.controllers import Workload, stage_of
 from mlplatform.standalone.engine import Moment, Outcome, Run, reports
 from mlplatform.standalone.request import Request
+
+pytestmark = pytest.mark.usefixtures("importable")
 
 TIMED = ("latency_p50_ms", "latency_p99_ms")
 """Metrics of a clock's making."""
@@ -115,14 +116,6 @@ class People:
 
     def versions(self) -> list[Path]:
         return sorted(self.store.glob("default/people/*"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _import_the_project() -> Iterator[None]:
-    """In the processes that a run starts, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PACKAGES)
-        yield
 
 
 @pytest.fixture(scope="module")
