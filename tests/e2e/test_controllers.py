@@ -109,7 +109,10 @@ def rendered(platform: Platform, model: Model, kind: str) -> Object:
         return inferenceservice.render(live, spec, name, version["status"]["storageUri"], settings)
     if kind == "VirtualService":
         record = virtualservice.record(get(platform, KINDS[kind], model.name))
-        return virtualservice.render(live, {name: 100}, [name], record, settings)
+        # Versions before it may still be warm, and can be asked for by name.
+        served = platform.list("inferenceservices", f"{contract.LABEL_MODEL}={model.name}")
+        warm = sorted(item["metadata"]["name"] for item in served)
+        return virtualservice.render(live, {name: 100}, warm, record, settings)
     return service.render(live, name)
 
 
