@@ -108,11 +108,15 @@ def rendered(platform: Platform, model: Model, kind: str) -> Object:
         spec = api.decode(api.MLModelSpec, live["spec"])
         return inferenceservice.render(live, spec, name, version["status"]["storageUri"], settings)
     if kind == "VirtualService":
-        record = virtualservice.record(get(platform, KINDS[kind], model.name))
-        # Versions before it may still be warm, and can be asked for by name.
-        served = platform.list("inferenceservices", f"{contract.LABEL_MODEL}={model.name}")
-        warm = sorted(item["metadata"]["name"] for item in served)
-        return virtualservice.render(live, {name: 100}, warm, record, settings)
+        # Until the version before it has gone, the header may ask for that, too.
+        alone = platform.wait(
+            "virtualservices",
+            lambda route: {r["name"].partition("@")[2] for r in route["spec"]["http"]} == {"", name},
+            f"no version but {name} is warm",
+            PATIENCE,
+            field_selector=f"metadata.name={model.name}",
+        )
+        return virtualservice.render(live, {name: 100}, [name], virtualservice.record(alone), settings)
     return service.render(live, name)
 
 
