@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 import yaml
 from contract.modules import program
-from unit.operator_world import SPEC, Fake, Operator, Scenario, failing, mlmodel, play, run, summary
+from unit.operator_world import SPEC, Fake, Operator, Scenario, mlmodel, play, retried, run, without_data
 
-from mlplatform import api, contract
+from mlplatform import api
 from mlplatform.cli.view import Outcome, model_view
-from mlplatform.contract import Failure, FailureClass, Stage
 from mlplatform.snapshot import Object
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gitops.md"
@@ -60,20 +59,6 @@ def pods_gone(fake: Fake) -> None:
 
 def pods_back(fake: Fake) -> None:
     fake.unready.clear()
-
-
-def without_data(fake: Fake) -> None:
-    """A model whose data are not there yet."""
-    fake.report = failing(Stage.TRAIN, Failure(FailureClass.DATA_MISSING, "nothing there", "upload it"))
-    applied()(fake)
-
-
-def retried(fake: Fake) -> None:
-    """`kubectl mlmodel retry`, once they are there."""
-    fake.report = summary
-    version = fake.one("ModelVersion", V1)
-    annotations = {contract.ANNOTATION_RETRY: "train/2"}
-    fake.put({**version, "metadata": {**version["metadata"], "annotations": annotations}})
 
 
 def deleted(fake: Fake) -> None:

@@ -530,6 +530,21 @@ def _place(template: Object) -> str:
     return next(str(entry["value"]) for entry in container["env"] if entry["name"] == contract.ENV_ARTIFACTS)
 
 
+def without_data(fake: Fake) -> None:
+    """Someone applies a model whose data is not there yet."""
+    fake.report = failing(Stage.TRAIN, Failure(FailureClass.DATA_MISSING, "nothing there", "Upload it"))
+    fake.apply(mlmodel())
+
+
+def retried(fake: Fake) -> None:
+    """It was uploaded, and `kubectl mlmodel retry` asks for another attempt."""
+    fake.report = summary
+    [name] = fake.names("ModelVersion")
+    version = fake.one("ModelVersion", name)
+    asked = {**version["metadata"], "annotations": {contract.ANNOTATION_RETRY: "train/2"}}
+    fake.put({**version, "metadata": asked})
+
+
 def _pod(owner: Object, name: str, labels: dict[str, str], status: Object) -> Object:
     return {
         "apiVersion": "v1",

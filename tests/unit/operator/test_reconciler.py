@@ -584,7 +584,9 @@ def test_a_deletion_that_the_watch_has_missed_is_found_in_time() -> None:
 
 
 @pytest.mark.parametrize("kind", ["MLModel", "ModelVersion"])
-def test_everything_that_decisions_rest_on_can_be_looked_for(caplog: pytest.LogCaptureFixture, kind: str) -> None:
+def test_everything_that_decisions_rest_on_can_be_looked_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """The sweep asks the writer's own paths: a kind that is watched and that the writer did not know ended it."""
     fake = play([(0, lambda f: f.apply(mlmodel())), (65 if kind == "ModelVersion" else 300, nothing)])
     [version] = fake.names("ModelVersion")
@@ -595,7 +597,7 @@ def test_everything_that_decisions_rest_on_can_be_looked_for(caplog: pytest.LogC
             looked.append((ref.kind, ref.name))
         return Fake.get(fake, ref)
 
-    fake.get = get  # type: ignore[method-assign]
+    monkeypatch.setattr(fake, "get", get)
     name = version if kind == "ModelVersion" else "adult"
     world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
     asyncio.run(Reconciler(world, kind, NAMESPACE, name, "adult").run(Loop(fake, 3).sleep))

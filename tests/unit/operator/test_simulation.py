@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from unit.operator_world import SPEC, Fake, Operator, Scenario, failing, mlmodel, outcome, play, summary
+from unit.operator_world import SPEC, Fake, Operator, Scenario, mlmodel, outcome, play, retried, without_data
 
 from mlplatform import api
-from mlplatform.contract import ANNOTATION_RETRY, ANNOTATION_ROLLBACK, Failure, FailureClass, Stage
+from mlplatform.contract import ANNOTATION_ROLLBACK
 from mlplatform.snapshot import annotations_of
 
 
@@ -60,20 +60,6 @@ def without_room(fake: Fake) -> None:
 def name_of(trigger: str = "", **sections: Any) -> str:
     """Name of the version that a spec makes."""
     return api.version_name("adult", api.decode(api.MLModelSpec, {**SPEC, **sections}), trigger)
-
-
-def without_data(fake: Fake) -> None:
-    """The model's data is not there."""
-    fake.report = failing(Stage.TRAIN, Failure(FailureClass.DATA_MISSING, "nothing there", "Upload it"))
-    changed()(fake)
-
-
-def with_data(fake: Fake) -> None:
-    """It was uploaded, and a retry is asked for."""
-    fake.report = summary
-    version = fake.one("ModelVersion", V1)
-    asked = {**version["metadata"], "annotations": {ANNOTATION_RETRY: "train/2"}}
-    fake.put({**version, "metadata": asked})
 
 
 def nothing(_fake: Fake) -> None:
@@ -257,7 +243,7 @@ LIVES = [
     ),
     Life(
         "a stage that failed for want of its data is tried again, once, and the version serves after all",
-        [(0, without_data), (200, with_data), (600, nothing)],
+        [(0, without_data), (200, retried), (600, nothing)],
         {V1: 100},
         FIRST,
     ),
