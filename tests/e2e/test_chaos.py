@@ -42,7 +42,7 @@ class Dose:
 
 
 SHORT = Dose(8, 0.5, 6.0, 10.0, (sorted(ADD_ONS)[SEED % len(ADD_ONS)],))
-LONG = Dose(200, 0.5, 15.0, 60.0, (*ADD_ONS, API_SERVER))
+LONG = Dose(200, 0.5, 8.0, 60.0, (*ADD_ONS, API_SERVER))
 DOSE = LONG if os.environ.get("CHAOS") == "long" else SHORT
 
 

@@ -1,6 +1,6 @@
 """The local cluster itself: after a crash the next `up` brings it back, by itself.
 
-The name sorts behind the other scenarios, which need the cluster as it was.
+Run after all other scenarios (conftest.py), which need the cluster as it was.
 """
 
 from __future__ import annotations
