@@ -8,6 +8,7 @@ API and the gateway.
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import subprocess
@@ -347,6 +348,30 @@ class Model:
                 timer.cancel()
                 follow.kill()
         raise MissedError(f"the log of {pod} says nothing like {pattern!r} within {seconds:.0f} s")
+
+
+def ask_until(target: Target, until: Callable[[Answer], bool], seconds: float) -> Answer:
+    """Predictions through the gateway, each on a connection of its own, until an answer is as wanted.
+
+    Nothing tells when a proxy has its new routes and endpoints: what the API says comes a moment before.
+
+    Raises:
+        MissedError: No such answer came within `seconds`.
+    """
+    deadline, last = time.monotonic() + seconds, "no answer"
+    while time.monotonic() < deadline:
+        connection = target.connect()
+        try:
+            answer = predict(connection, target, PEOPLE[0])
+            if until(answer):
+                return answer
+            last = f"{answer.status} {answer.body}"
+        except (OSError, http.client.HTTPException) as error:
+            last = repr(error)
+        finally:
+            connection.close()
+        time.sleep(0.2)
+    raise MissedError(f"{target.host}: not within {seconds:.0f} s. Last seen: {last}")
 
 
 def is_current(model: Object) -> bool:

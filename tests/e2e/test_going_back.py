@@ -15,6 +15,7 @@ from e2e.scenario import (
     STAGE_SECONDS,
     Model,
     Platform,
+    ask_until,
     condition,
     find_condition,
     told,
@@ -105,7 +106,7 @@ def test_a_stable_version_without_a_pod_hands_its_traffic_over_and_gets_it_back(
     said = aged.fails("Serving", PROMPT_SECONDS)
     assert find_condition(said, "Serving")["reason"] == "StableNotReady"
     assert said["status"]["stable"]["version"] == stable
-    assert aged.answers().body["model_version"] == third
+    ask_until(aged.target(), lambda a: a.status == 200 and a.body["model_version"] == third, PROMPT_SECONDS)
     route_is(aged, {stable: 75, third: 25}, STAGE_SECONDS)
 
     # And when somebody has had enough of it, one command ends it at the stable version

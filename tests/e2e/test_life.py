@@ -8,7 +8,6 @@ use the model, for it ends with its deletion.
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,12 +18,13 @@ from e2e.scenario import (
     Model,
     Object,
     Platform,
+    ask_until,
     condition,
     find_condition,
     stages,
 )
 
-from benchmarks.load import Outcome, predict
+from benchmarks.load import Outcome
 from local.access import AccessError
 from local.demo import PEOPLE, ROUTE_SECONDS, weights
 from mlplatform import contract
@@ -278,9 +278,4 @@ def test_a_deleted_model_leaves_nothing_behind(gated: Gated, model: Model) -> No
     assert model.children() == {}
 
     # And the gateway knows its host no longer, once the mesh has told it
-    connection = target.connect()
-    deadline = time.monotonic() + ROUTE_SECONDS
-    while (answer := predict(connection, target, PEOPLE[0])).status != 404:
-        assert time.monotonic() < deadline, answer
-        time.sleep(0.2)  # nothing tells when a proxy has its new routes
-    connection.close()
+    ask_until(target, lambda answer: answer.status == 404, ROUTE_SECONDS)
