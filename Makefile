@@ -109,7 +109,7 @@ manifests: $(DEV_READY) ## Writes what is derived: the dashboards, the chart's c
 # Of another making where KUBEBUILDER_ASSETS names their folder (envtest), so that any machine can run these tests.
 BINARIES := [ -n "$${KUBEBUILDER_ASSETS:-}" ] || python3 -m local binaries >/dev/null
 
-.PHONY: test test-unit test-apiserver test-oldest test-e2e test-kueue
+.PHONY: test test-unit test-apiserver test-oldest test-e2e test-nightly
 test: fit test-unit test-apiserver test-e2e ## All tests, fast ones first
 
 test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
@@ -128,12 +128,12 @@ test-oldest: $(DEV_READY) ## The tests against a kube-apiserver, on that of the 
 
 test-e2e: fit $(DEV_READY) ## Given/When/Then on the cluster
 	@local/up
-	@$(PY) -m pytest -m "not kueue" tests/e2e
+	@$(PY) -m pytest -m "not nightly" --durations=12 tests/e2e
 
-# Not part of `test`: the build takes some minutes, once.
-test-kueue: fit $(DEV_READY) ## A training that waits for its queue, on the cluster with the real Kueue
+# Not part of `test`: they overload, upgrade and wait for minutes, and build Kueue, once.
+test-nightly: fit $(DEV_READY) ## The longer scenarios: overload, upgrades under load, quotas, the real Kueue
 	@local/up
-	@$(PY) -m pytest -m kueue tests/e2e
+	@$(PY) -m pytest -m nightly --durations=12 tests/e2e
 
 # The short form is part of test-e2e.
 .PHONY: chaos

@@ -303,6 +303,7 @@ def test_the_stable_version_serves_all_the_while(trial: Trial) -> None:
     assert trial.outcome.total > 0
 
 
+@pytest.mark.nightly
 def test_a_quota_that_serving_pods_exceed_is_told_and_goes_by_itself(platform: Platform, namespaces: set[str]) -> None:
     assert NARROW in namespaces
     one = Model(platform, "e2e-narrow", NARROW)

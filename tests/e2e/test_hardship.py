@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from e2e.scenario import NAMESPACE, Model, Object, Platform, ask_until, condition, is_ready
 
 from local.demo import PEOPLE
 from mlplatform.resources import inferenceservice
+
+pytestmark = pytest.mark.nightly
 
 CLIENTS = 1400
 """Connections, each with a request at all times; the server's queue holds 1,024."""

@@ -21,6 +21,8 @@ from mlplatform import api
 from mlplatform.resources import inferenceservice, servingruntime
 from mlplatform.settings import Settings
 
+pytestmark = pytest.mark.nightly
+
 HASH = "mlplatform.dev/hash"
 LATER = "604800"
 """Seconds: nobody's turn comes while a test waits."""

@@ -1,6 +1,6 @@
 """A queue decides when a model trains: the real Kueue, from its Go module, in the place where people install it.
 
-Run by `make test-kueue`, not with the other scenarios: building Kueue takes some minutes, once.
+Building Kueue takes some minutes, once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from e2e.scenario import NAMESPACE, SMALL, STAGE_SECONDS, Model, Platform, find_
 from local import addons, cluster, images, layout, upstream
 from local.steps import Shell
 
-pytestmark = pytest.mark.kueue
+pytestmark = pytest.mark.nightly
 
 IMAGE = images.Image(
     "kueue",
