@@ -23,7 +23,7 @@ from mlplatform.conditions import Book
 from mlplatform.contract import Stage
 from mlplatform.inquiry import Inquiry
 from mlplatform.plan import Plan, plan_model, plan_version
-from mlplatform.plan.plan import conditions_json
+from mlplatform.plan.plan import LEFTOVERS, conditions_json, leftovers
 from mlplatform.refusals import gist
 from mlplatform.resources import KINDS, adoption, inferenceservice
 from mlplatform.resources.metadata import belongs
@@ -143,7 +143,7 @@ class Reconciler:
         self._world, self._kind, self._namespace, self._name, self._model = world, kind, namespace, name, model
         self._recent = Recent()
         self._inquiry = Inquiry(world.cluster)
-        self._failing: dict[tuple[str, str], tuple[int, str]] = {}
+        self._failing: dict[str, dict[tuple[str, str], tuple[int, str]]] = {}
         self._due: datetime | None = None
 
     def __str__(self) -> str:
@@ -227,7 +227,7 @@ class Reconciler:
         if self._kind == "MLModel":
             self._show(me, plan.status)  # What is seen is so, whatever becomes of the writes.
         done, refused = await self._carry_out(plan.traffic, *([write] for write in plan.writes))
-        refusals = self._refusals(me, refused)
+        refusals = self._refusals(me, refused, "Ready")
         if refusals:
             plan = self._plan(replace(snapshot, refusals=refusals), now)
         try:
@@ -238,6 +238,7 @@ class Reconciler:
         if not refused:
             done, refused = await self._carry_out(*([write] for write in plan.cleanup))
             await self._post(me, done)
+            await self._tell_leftovers({**me, "status": plan.status}, refused)
         if refused:
             raise refused[0][1]
         return look_again
@@ -265,20 +266,33 @@ class Reconciler:
             log.warning("%s: %s", self, quieter)
         return done, refused
 
-    def _refusals(self, me: Object, refused: Iterable[tuple[Write, ClusterError]]) -> tuple[Refusal, ...]:
-        """What was refused, as a plan may look at it: told once patience is over, in words that stay while their gist does."""
+    async def _tell_leftovers(self, me: Object, refused: Iterable[tuple[Write, ClusterError]]) -> None:
+        """What was not cleaned up goes into a status that has been written before: cleanup comes after that."""
+        refusals = self._refusals(me, refused, LEFTOVERS)
+        status, events = leftovers(me, refusals, self._world.clock())
+        await self._write_status(me, status)
+        await self._post(me, events)
+
+    def _refusals(self, me: Object, refused: Iterable[tuple[Write, ClusterError]], told_by: str) -> tuple[Refusal, ...]:
+        """What was refused, as a status may tell of it: once patience is over, in words that stay while their gist does.
+
+        Args:
+            me: With the status last written.
+            refused: What it was, and why.
+            told_by: The condition that tells of it.
+        """
         failing: dict[tuple[str, str], tuple[int, str]] = {}
-        found = []
+        before, found = self._failing.get(told_by, {}), []
         for write, error in refused:
             ref = _ref(write)
-            times, words = self._failing.get((ref.kind, ref.name), (0, ""))
+            times, words = before.get((ref.kind, ref.name), (0, ""))
             words = words if gist(words) == gist(str(error)) else str(error)
             failing[ref.kind, ref.name] = (times + 1, words)
             # What a process before this one has told stays told.
-            told = times >= error.patience or condition(me, "Ready").get("reason") == error.reason
+            told = times >= error.patience or condition(me, told_by).get("reason") == error.reason
             lasting = error.patience == 0
             found.append(Refusal(kind=ref.kind, reason=error.reason, message=words, told=told, lasting=lasting))
-        self._failing = failing
+        self._failing[told_by] = failing
         return tuple(found)
 
     def _show(self, me: Object, status: Object) -> None:

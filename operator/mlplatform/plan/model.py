@@ -19,7 +19,7 @@ from mlplatform.conditions import Book
 from mlplatform.plan import children, traffic, wayback
 from mlplatform.plan.facts import Facts, gather
 from mlplatform.plan.model_status import OBSERVED, describe, observed
-from mlplatform.plan.plan import Plan, conditions_json
+from mlplatform.plan.plan import LEFTOVERS, Plan, conditions_json
 from mlplatform.resources import names
 from mlplatform.settings import Settings
 from mlplatform.snapshot import ModelSnapshot, name_of, namespace_of, status_of
@@ -106,6 +106,7 @@ def _refuse(snapshot: ModelSnapshot, book: Book, reason: str, message: str, fact
     refused = f"; {facts.told.message}" if facts and facts.told else ""
     book.set("Ready", "False", reason, f"{message}{refused}")
     book.stall()
+    book.keep(LEFTOVERS)
     plan.status = {
         **{k: v for k, v in previous.items() if k not in {"failure", "conditions"}},
         "observedGeneration": snapshot.model["metadata"].get("generation", 0),

@@ -13,7 +13,7 @@ from mlplatform.actions import Event
 from mlplatform.conditions import Book, Status
 from mlplatform.failures import Gravity
 from mlplatform.plan.facts import Facts
-from mlplatform.plan.plan import Plan, status_json
+from mlplatform.plan.plan import LEFTOVERS, Plan, status_json
 from mlplatform.resources import KINDS, virtualservice
 from mlplatform.rollout import Move
 from mlplatform.snapshot import Object, condition, stamp, status_of
@@ -37,6 +37,7 @@ def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Pl
     _stand_still(facts, book)
     _ready_condition(facts, book)
     _stalled_condition(facts, book)
+    book.keep(LEFTOVERS)
     plan.events += _events(book)
     status = api.MLModelStatus(
         observed_generation=facts.snapshot.model["metadata"].get("generation", 0),

@@ -7,19 +7,25 @@ what `cleanup` destroys, `status` has recorded before.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from mlplatform import api
 from mlplatform.actions import Event, Write
-from mlplatform.snapshot import Object
+from mlplatform.conditions import Book
+from mlplatform.snapshot import Object, Refusal, status_of
 
 ADD_ON_RETRY: Final = timedelta(seconds=15)
 """How often a kind that the API server does not serve is looked for again."""
 
 PROXIES_LEARN: Final = timedelta(seconds=10)
 """How long a weight may take to reach every proxy of the mesh: no pod goes sooner than that after its last request."""
+
+
+LEFTOVERS: Final = "CleanupFailing"
+"""The condition that tells of a cleanup that is refused, in a status that has it then only: nothing that serves waits for it."""
 
 
 @dataclass(slots=True)
@@ -57,6 +63,18 @@ def status_json(status: api.ModelVersionStatus | api.MLModelStatus) -> Object:
 def conditions_json(conditions: tuple[api.Condition, ...]) -> list[Object]:
     """Conditions as a status holds them."""
     return [_compact(c) for c in conditions]
+
+
+def leftovers(obj: Object, refusals: Iterable[Refusal], now: datetime) -> tuple[Object, list[Event]]:
+    """The status with what its cleanup was refused, as a plan keeps it from then on; and the event of that, once."""
+    status, told = status_of(obj), next((refusal for refusal in refusals if refusal.told), None)
+    book = Book(status.get("conditions") or (), obj["metadata"].get("generation", 0), now)
+    for kind in (c["type"] for c in status.get("conditions") or () if c["type"] != LEFTOVERS):
+        book.keep(kind)
+    if told:
+        book.set(LEFTOVERS, "True", told.reason, f"what is to stop, go on or go away is as it was: {told.message}")
+    news = [Event("Warning", LEFTOVERS, c.message)] if (c := book.get(LEFTOVERS)) and book.changed(LEFTOVERS) else []
+    return {**status, "conditions": conditions_json(book.conditions())}, news
 
 
 def _compact(value: Any) -> Any:

@@ -13,7 +13,7 @@ from mlplatform.actions import Event
 from mlplatform.conditions import Book
 from mlplatform.plan import adoption
 from mlplatform.plan import stage as stages
-from mlplatform.plan.plan import Plan, conditions_json, status_json
+from mlplatform.plan.plan import LEFTOVERS, Plan, conditions_json, status_json
 from mlplatform.plan.stage import HELD, Pass, Progress
 from mlplatform.resources import modelversion
 from mlplatform.resources.metadata import is_stray_of, taken_over
@@ -50,6 +50,7 @@ def plan_version(
         book.set("Accepted", "False", "SpecInvalid", str(error))
         book.set("Ready", "False", "SpecInvalid", str(error))
         book.stall()
+        book.keep(LEFTOVERS)
         conditions = conditions_json(book.conditions())
         plan.status = {**previous, "observedGeneration": generation, "stage": "Failed", "conditions": conditions}
         plan.events = _events(book)
@@ -88,6 +89,7 @@ def plan_version(
         if progress.state != "Succeeded":
             current = (stage, progress)
     _summarise(book, current)
+    book.keep(LEFTOVERS)
     plan.status = status_json(_status(generation, book, records, current))
     plan.events = _events(book)
     return plan

@@ -375,10 +375,66 @@ def test_pods_that_could_not_be_stopped_are_not_said_to_be(monkeypatch: pytest.M
     subject = passing(fake)
     with pytest.raises(Forbidden):
         asyncio.run(subject.once())
-    assert fake.events == []
+    assert [event.reason for _, event in fake.events] == ["CleanupFailing"]
     fake.error = None
     asyncio.run(subject.once())
-    assert [event.reason for _, event in fake.events] == ["VersionRetired"]
+    assert [event.reason for _, event in fake.events] == ["CleanupFailing", "VersionRetired"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "told_at"),
+    [
+        (Forbidden("DELETE …: 403 no right to"), "Forbidden", 1),
+        (ClusterError("DELETE …: no answer"), "WriteFailing", 2),
+    ],
+    ids=["Forbidden", "ClusterError"],
+)
+def test_pods_that_are_not_needed_any_more_and_cannot_be_stopped_are_told_of_beside_ready(
+    error: ClusterError, reason: str, told_at: int
+) -> None:
+    fake = Refusing()
+    play([(0, lambda f: f.apply(mlmodel())), (300, lambda f: f.apply(mlmodel(**{RETRAIN: "1"}))), (480, nothing)], fake)
+    serving = condition(fake.one("MLModel", "adult"), "Ready")
+    assert serving["status"] == "True"
+    assert len(fake.names("InferenceService")) == 2, "the first version is still warm"
+    fake.events.clear()
+    fake.now += timedelta(minutes=2)
+    fake.error, fake.on = error, "Delete"
+    subject = passing(fake)
+    for attempt in range(1, 6):
+        with pytest.raises(type(error)):
+            asyncio.run(subject.once())
+        model = fake.one("MLModel", "adult")
+        left = condition(model, "CleanupFailing")
+        assert condition(model, "Ready") == serving, "everything serves"
+        assert left.get("reason") == (reason if attempt >= told_at else None), attempt
+    assert (left["status"], left["message"]) == ("True", f"what is to stop, go on or go away is as it was: {error}")
+    with pytest.raises(type(error)):
+        asyncio.run(passing(fake).once())
+    assert [event.reason for _, event in fake.events] == ["CleanupFailing"], "once; a new process takes nothing back"
+    fake.error, fake.on = ClusterError("no answer"), "VirtualService"
+    fake.put({**fake.one("VirtualService", "adult"), "spec": {}})
+    with pytest.raises(ClusterError):
+        asyncio.run(subject.once())
+    assert condition(fake.one("MLModel", "adult"), "CleanupFailing") == left, "not tried: nothing new is known"
+    fake.error = None
+    asyncio.run(subject.once())
+    assert not condition(fake.one("MLModel", "adult"), "CleanupFailing"), "mended"
+    assert len(fake.names("InferenceService")) == 1
+
+
+def test_a_workload_that_cannot_be_taken_away_is_told_of_by_its_version() -> None:
+    fake = Refusing()
+    fake.apply(mlmodel())
+    fake.error, fake.on = Forbidden("DELETE …: 403 no right to"), "Delete"
+    operator = Operator(fake)
+    for _ in range(12):
+        attempts(fake, operator)
+        fake.now += timedelta(seconds=20)
+    version = fake.one("ModelVersion", fake.names("ModelVersion")[0])
+    assert condition(version, "Ready")["status"] == "True"
+    assert condition(version, "CleanupFailing")["reason"] == "Forbidden"
+    assert [e.reason for who, e in fake.events if who == name_of(version)].count("CleanupFailing") == 1
 
 
 def test_a_stage_whose_record_could_not_be_written_is_counted_once() -> None:
