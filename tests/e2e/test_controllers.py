@@ -411,7 +411,7 @@ def test_kserve_says_where_a_version_stands(served: Served) -> None:
     status = served.isvc["status"]
     expected = {"PredictorReady": "True", "IngressReady": "True", "Ready": "True", "Stopped": "False"}
     assert expected.items() <= conditions(served.isvc).items()
-    assert status["address"]["url"] == f"http://{inferenceservice.host(served.version, NAMESPACE)}"
+    assert status["address"]["url"].startswith(f"http://{inferenceservice.service(served.version)}.{NAMESPACE}.svc.")
     assert status["modelStatus"]["transitionStatus"] == "UpToDate"
     assert status["modelStatus"]["states"]["activeModelState"] == "Loaded"
 

@@ -293,6 +293,11 @@ def test_the_values_for_eks_need_no_credentials() -> None:
     assert roles == [{"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/mlplatform-artifacts"}] * 2
 
 
+def test_any_cluster_domain_will_do() -> None:
+    """What is made of another one's name would answer nobody."""
+    assert "cluster.local" not in json.dumps(rendered(*EVERYTHING))
+
+
 def test_an_existing_secret_is_used_and_none_made() -> None:
     found = rendered("store.existingSecret=ours")
     assert objects("Secret", found) == {}

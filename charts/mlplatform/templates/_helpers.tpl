@@ -56,10 +56,10 @@ capabilities: {drop: [ALL]}
 {{- .Values.store.existingSecret | default (printf "%s-store" (include "mlplatform.fullname" .)) -}}
 {{- end -}}
 
-{{/* URL of the store's S3 API; empty for AWS S3. */}}
+{{/* URL of the store's S3 API; empty for AWS S3. A pod's resolver completes it by the cluster's domain, whichever that is. */}}
 {{- define "mlplatform.storeEndpoint" -}}
 {{- if .Values.store.embedded.enabled -}}
-http://{{ include "mlplatform.fullname" . }}-store.{{ .Release.Namespace }}.svc.cluster.local:8333
+http://{{ include "mlplatform.fullname" . }}-store.{{ .Release.Namespace }}.svc:8333
 {{- else -}}
 {{- .Values.store.endpoint -}}
 {{- end -}}

@@ -207,6 +207,6 @@ def model_of_ingress(metadata: Mapping[str, Any]) -> str:
     return name.rpartition("-")[0]
 
 
-def host(version: str, namespace: str) -> str:
-    """DNS name of the Service in front of the version's pods."""
-    return f"{version}-predictor.{namespace}.svc.cluster.local"
+def service(version: str) -> str:
+    """Name of the Service in front of the version's pods."""
+    return f"{version}-predictor"

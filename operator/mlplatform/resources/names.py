@@ -34,7 +34,6 @@ def room(namespace: str, domain: str) -> Room:
         (inferenceservice.pod_label(version), LABEL, "KServe's label app, isvc.<name>-<hash>-predictor"),
         # Unless KServe's domainTemplate is the cluster's own.
         (f"{version}-predictor-{namespace}", LABEL, "KServe's host name <name>-<hash>-predictor-<namespace>"),
-        (inferenceservice.host(version, namespace), HOST, "the address of KServe's Service"),
         (f".{namespace}.{domain}", HOST, "the model's address <name>.<namespace>.<domain>"),
     )
     return min(Room(limit - len(rest), limit, what) for rest, limit, what in derived)

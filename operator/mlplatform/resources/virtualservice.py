@@ -37,10 +37,8 @@ def render(model: Object, weights: Mapping[str, int], forced: Sequence[str], rec
     meta = metadata(model, name, "route")
     # Empty rather than absent: of an object that a restore made, only what is said is ours to take back.
     meta["annotations"] = {ROLLOUT: record}
-    routes = [_route(path, [_destination(version, namespace)], version) for version in forced for path in _paths(name)]
-    split = [
-        {**_destination(version, namespace), "weight": weight} for version, weight in sorted(weights.items()) if weight
-    ]
+    routes = [_route(path, [_destination(version)], version) for version in forced for path in _paths(name)]
+    split = [{**_destination(version), "weight": weight} for version, weight in sorted(weights.items()) if weight]
     routes += [_route(path, split) for path in _paths(name)]
     return hashed(
         {
@@ -48,7 +46,8 @@ def render(model: Object, weights: Mapping[str, int], forced: Sequence[str], rec
             "kind": "VirtualService",
             "metadata": meta,
             "spec": {
-                "hosts": [f"{name}.{namespace}.{settings.domain}", f"{name}.{namespace}.svc.cluster.local"],
+                # Istio completes a name without a dot by the route's namespace and by the cluster's domain, which it knows.
+                "hosts": [f"{name}.{namespace}.{settings.domain}", name],
                 "gateways": [settings.gateway, "mesh"],
                 "http": routes,
             },
@@ -107,8 +106,8 @@ def _route(path: tuple[str, tuple[Object, ...], str], destinations: list[Object]
     }
 
 
-def _destination(version: str, namespace: str) -> Object:
-    return {"destination": {"host": inferenceservice.host(version, namespace), "port": {"number": 80}}}
+def _destination(version: str) -> Object:
+    return {"destination": {"host": inferenceservice.service(version), "port": {"number": 80}}}
 
 
 def _version(destination: Object) -> str:

@@ -177,6 +177,15 @@ def test_weights_are_read_from_the_mesh(reason: str, live: Object | None, expect
     assert virtualservice.weights(live) == expected, reason
 
 
+def test_a_route_is_right_under_any_cluster_domain() -> None:
+    """Istio completes a short name by the domain that its own registry has; a full one it takes as it is."""
+    rendered = virtualservice.render(mlmodel(), {"adult-1": 75, "adult-2": 25}, ["adult-2"], "", Settings())
+    destinations = [d["destination"]["host"] for entry in rendered["spec"]["http"] for d in entry["route"]]
+    assert set(destinations) == {"adult-1-predictor", "adult-2-predictor"}
+    assert rendered["spec"]["hosts"] == ["adult.default.models.local", "adult"]
+    assert virtualservice.drifted(alone({}), rendered), "the routes of earlier releases named cluster.local"
+
+
 def test_a_route_has_drifted_when_somebody_changed_where_traffic_goes() -> None:
     wanted = route({"adult-1": 100})
     assert not virtualservice.drifted(wanted, wanted)

@@ -1034,7 +1034,7 @@ def test_the_longest_name_fits_everything_that_is_rendered(namespace: str) -> No
         assert len(name_of(obj)) <= 63, obj["kind"]
         assert all(len(value) <= 63 for value in labels_of(obj).values()), obj["kind"]
     derived = [f"{name}-train-worker-98", f"{name}-predictor-{namespace}", inferenceservice.pod_label(name)]
-    hosts = [inferenceservice.host(name, namespace), *route["spec"]["hosts"]]
+    hosts = [inferenceservice.service(name), *route["spec"]["hosts"]]
     assert [text for text in derived if len(text) > 63] == []
     assert [host for host in hosts if len(host) > 253 or any(len(part) > 63 for part in host.split("."))] == []
 
