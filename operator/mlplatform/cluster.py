@@ -33,6 +33,9 @@ _MERGE: Final = "application/merge-patch+json"
 _JSON_PATCH: Final = "application/json-patch+json"
 _APPLY: Final = "application/apply-patch+yaml"
 
+CONNECTIONS: Final = 18
+"""Kept to the API server: one for each thread that asks or writes (`mlplatform.main`, `mlplatform.inquiry`)."""
+
 KIND_SEEN_AGAIN: Final = 60.0
 KIND_MISSED_AGAIN: Final = 5.0
 """Seconds for which a look at what the API server serves counts."""
@@ -121,6 +124,7 @@ def connect(may: Callable[[], bool] | None = None) -> client.ApiClient:
             config.load_kube_config(client_configuration=settings)
         except config.ConfigException as error:
             raise ConnectError(f"neither a ServiceAccount (inside a cluster) nor a kubeconfig: {error}") from error
+    settings.connection_pool_maxsize = CONNECTIONS
     # Every request here can be sent twice without harm: names are given, patches are absolute.
     settings.retries = (
         urllib3.Retry(0)
@@ -258,7 +262,17 @@ class Cluster:
         Raises:
             ClusterError: It could not be asked.
         """
-        return frozenset(kind for kind, version in kinds.items() if kind not in self._kinds(version, kind))
+        for kind, version in kinds.items():
+            if self._seen(version, kind) is None:
+                self._look(version)
+        return frozenset(kind for kind, version in kinds.items() if kind not in self._served[version][1])
+
+    def seen_missing(self, kinds: dict[str, str]) -> frozenset[str] | None:
+        """Likewise, by what was seen lately: nobody is asked. None where that is not enough."""
+        seen = {kind: self._seen(version, kind) for kind, version in kinds.items()}
+        if None in seen.values():
+            return None
+        return frozenset(kind for kind, found in seen.items() if kind not in (found or ()))
 
     def get(self, ref: Ref) -> Object | None:
         """The object as it is; None when there is none."""
@@ -285,16 +299,18 @@ class Cluster:
             "it is left alone. Rename the MLModel, or delete that object"
         )
 
-    def _kinds(self, version: str, kind: str) -> frozenset[str]:
+    def _seen(self, version: str, kind: str) -> frozenset[str] | None:
+        """The kinds of that version; None where the look at them no longer counts for this kind."""
+        when, kinds = self._served.get(version, (float("-inf"), frozenset()))
+        lasts = KIND_SEEN_AGAIN if kind in kinds else KIND_MISSED_AGAIN
+        return kinds if time.monotonic() - when < lasts else None
+
+    def _look(self, version: str) -> None:
         now = time.monotonic()
-        seen, kinds = self._served.get(version, (-KIND_SEEN_AGAIN, frozenset()))
-        if now - seen < (KIND_SEEN_AGAIN if kind in kinds else KIND_MISSED_AGAIN):
-            return kinds
         root = f"/apis/{version}" if "/" in version else f"/api/{version}"
         listed = self._request("GET", root, absent_ok=True) or {}
         kinds = frozenset(resource["kind"] for resource in listed.get("resources") or ())
         self._served[version] = (now, kinds)
-        return kinds
 
     def _request(
         self,

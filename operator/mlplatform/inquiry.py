@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -32,6 +33,9 @@ ROLL: Final = timedelta(seconds=90)
 
 SKEW: Final = timedelta(seconds=5)
 """By which an event's time and a pod's may differ."""
+
+_THREADS: Final = ThreadPoolExecutor(2, "inquiry")
+"""Of their own: an operator that has just begun has a question about every object, and no write may queue behind them."""
 
 REASONS: Final = {"FailedCreatePod", "FailedCreate"}
 """Of the events: the Training Operator's, and the Job controller's."""
@@ -94,7 +98,7 @@ class Inquiry:
             return ""
         if asked is None or not asked <= now < asked + AGAIN:
             try:
-                answer = await asyncio.to_thread(question)
+                answer = await asyncio.get_running_loop().run_in_executor(_THREADS, question)
             except ClusterError as error:
                 log.warning("why pods of %s %s do not come cannot be asked: %s", obj["kind"], name_of(obj), error)
             self._answers[uid_of(obj)] = now, answer

@@ -86,6 +86,11 @@ def record_model(model: Object, stable: Object | None) -> None:
 
 def forget_model(namespace: str, model: str) -> None:
     """Drops a deleted model's series."""
-    _shown.pop((namespace, model), None)
-    for gauge in (VERSION_METRIC, CONDITION, PROMOTED, ROLLOUT_WEIGHT):
-        gauge.remove_by_labels({"namespace": namespace, "model": model})
+    # By their labels: an operator that ends forgets all its models, and each search would go through the series of all.
+    for metric in _shown.pop((namespace, model), set()):
+        VERSION_METRIC.remove(namespace, model, metric)
+    for kind in _CONDITIONS:
+        for value in _STATUSES:
+            CONDITION.remove(namespace, model, kind, value)
+    PROMOTED.remove(namespace, model)
+    ROLLOUT_WEIGHT.remove(namespace, model)

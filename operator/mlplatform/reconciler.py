@@ -382,7 +382,8 @@ class Reconciler:
         return self._recent.view(kind, self._world.store.objects(kind, self._namespace, self._model))
 
     async def _missing(self, kinds: dict[str, str]) -> frozenset[str]:
-        return await asyncio.to_thread(self._world.cluster.missing, kinds)
+        seen = self._world.cluster.seen_missing(kinds)  # No thread for what is known.
+        return await asyncio.to_thread(self._world.cluster.missing, kinds) if seen is None else seen
 
     async def _write(self, write: Write) -> None:
         metrics.WRITES.labels(_ref(write).kind, type(write).__name__.lower()).inc()

@@ -162,6 +162,9 @@ class Fake:
     def missing(self, kinds: dict[str, str]) -> frozenset[str]:
         return frozenset(kinds.keys() - self.served)
 
+    def seen_missing(self, kinds: dict[str, str]) -> frozenset[str] | None:
+        return self.missing(kinds)
+
     def get(self, ref: Ref) -> Object | None:
         path(ref)
         return self._objects.get((ref.kind, ref.name))

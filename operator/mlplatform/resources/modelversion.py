@@ -5,7 +5,10 @@ Called by `mlplatform.plan` and `mlplatform.standalone`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 
 from mlplatform import api, contract
@@ -36,26 +39,40 @@ def wanted(model: Object, spec: api.MLModelSpec, versions: Mapping[str, Object],
         taken: Names of versions that are gone, but not what they left: a new one must not be taken for them.
     """
     asked = api.content(spec)
-    alike = {name: found for name, obj in versions.items() if (found := _read(obj)) and api.content(found) == asked}
+    texts = {name: json.dumps(obj["spec"]) for name, obj in versions.items()}
+    alike = {name: found for name, text in texts.items() if (found := _read(text)) and found.content == asked}
     newest = max(alike.values(), key=lambda found: found.sequence, default=None)
     key = trigger(model) or (newest.trigger if newest else "")
     same = {name: found for name, found in alike.items() if found.trigger == key}
     if same:
-        return max(same, key=lambda name: (_as_written(same[name]) == _as_written(spec), same[name].sequence))
+        written = _as_written(spec) if len(same) > 1 else ""
+        return max(same, key=lambda name: (same[name].written == written, same[name].sequence))
     names = (api.version_name(name_of(model), spec, trigger(model), tries) for tries in count())
     return next(name for name in names if name not in versions and name not in taken)
 
 
-def _read(version: Object) -> api.ModelVersionSpec | None:
-    """Its spec; None where a newer release wrote something that this one cannot read."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a version is known by: its content, how that is written, its number and its trigger."""
+
+    content: str
+    written: str
+    sequence: int
+    trigger: str
+
+
+@lru_cache(maxsize=2048)
+def _read(spec: str) -> _Read | None:
+    """A version by the text of its spec, which never changes; None where a newer release wrote what this one cannot read."""
     try:
-        return api.decode(api.ModelVersionSpec, version["spec"])
+        found = api.decode(api.ModelVersionSpec, json.loads(spec))
     except api.SpecError:
         return None
+    return _Read(api.content(found), _as_written(found), found.sequence, found.trigger)
 
 
-def _as_written(spec: api.MLModelSpec | api.ModelVersionSpec) -> list[Object]:
-    return [api.encode(getattr(spec, section)) for section in api.VERSIONED]
+def _as_written(spec: api.MLModelSpec | api.ModelVersionSpec) -> str:
+    return json.dumps([api.encode(getattr(spec, section)) for section in api.VERSIONED], sort_keys=True)
 
 
 def render(model: Object, spec: api.MLModelSpec, name: str, sequence: int, trigger: str) -> Object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -147,6 +148,29 @@ def test_it_is_asked_only_while_pods_are_missing_or_have_been_changed() -> None:
     assert {ref.name for ref in cluster.seen} == {"v1-predictor"}
     cluster.error = Forbidden("cannot get resource deployments")
     assert ask(2000) == "", "an older role does not stop the model"
+
+
+def test_questions_do_not_hold_up_writes() -> None:
+    answered = threading.Event()
+
+    class Slow(Asked):
+        """A cluster that takes its time."""
+
+        def get(self, ref: Ref) -> Object:
+            answered.wait(10)
+            return super().get(ref)
+
+    async def scenario() -> list[str]:
+        slow = cast("Cluster", Slow(QUOTA))
+        asked = [asyncio.create_task(Inquiry(slow).predictor(SERVICE, (), START + PATIENCE)) for _ in range(100)]
+        await asyncio.sleep(0)  # every one of them is asked
+        try:
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "written"), 5) == "written"
+        finally:
+            answered.set()
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(scenario()) == [QUOTA] * 100
 
 
 def event(seconds: float, message: str = QUOTA, why: str = "FailedCreatePod", **times: Any) -> Object:

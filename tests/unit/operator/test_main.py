@@ -78,6 +78,9 @@ def test_kopf_is_set_up_to_write_nothing_of_its_own_and_to_let_go() -> None:
     main.tune(settings, kinds)
     assert not settings.posting.enabled
     assert settings.persistence.finalizer == "mlplatform.dev/operator"
+    body = kopf.Body(mlmodel())
+    assert settings.persistence.diffbase_storage.build(body=body) == {}, "no event of an object costs a copy of it"
+    assert settings.persistence.diffbase_storage.fetch(body=body) is None
     selectors = settings.watching.label_selectors
     unlabelled = {"MLModel", "ModelVersion", "Ingress"}
     assert {kind for kind, where in kinds.items() if where in selectors} == kinds.keys() - unlabelled

@@ -107,6 +107,16 @@ def test_of_several_of_one_content_it_is_the_one_written_so_else_the_newest() ->
     assert wanted(WRITTEN, version(), version(name="adult-22222222", sequence=3)) == "adult-22222222"
 
 
+def test_a_version_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = version(name="adult-33333333", sequence=33), version(name="adult-44444444", sequence=44)
+    asked = api.decode(api.MLModelSpec, stored(WRITTEN))
+    found, read, decode = {name_of(v): v for v in (one, other)}, list[str](), api.decode
+    monkeypatch.setattr(api, "decode", lambda cls, *rest: read.append(cls.__name__) or decode(cls, *rest))
+    for _ in range(3):
+        assert modelversion.wanted(mlmodel(), asked, found) == "adult-44444444"
+    assert len(read) == 2, "each pass of each version looks at all of its model's versions, and none of those changes"
+
+
 def test_a_version_of_a_newer_release_is_nobody_elses() -> None:
     newer = version()
     newer["spec"]["training"]["mixup"] = 0.2

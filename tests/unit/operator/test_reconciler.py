@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 from datetime import timedelta
 from typing import Any, cast
@@ -16,7 +17,7 @@ from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, mlmodel,
 
 from mlplatform import main, reconciler
 from mlplatform.actions import Delete, Event, Ref, Write
-from mlplatform.cluster import Cluster, ClusterError, Conflict, Forbidden, Rejected
+from mlplatform.cluster import KIND_MISSED_AGAIN, KIND_SEEN_AGAIN, Cluster, ClusterError, Conflict, Forbidden, Rejected
 from mlplatform.contract import ANNOTATION_RETRAIN as RETRAIN
 from mlplatform.plan.plan import Plan
 from mlplatform.reconciler import Recent, Reconciler, World
@@ -494,6 +495,75 @@ def test_events_of_what_was_recorded_are_posted_even_when_the_cleanup_fails(monk
     with pytest.raises(ClusterError):
         asyncio.run(subject.once())
     assert ("adult", "Promoted") in [(who, event.reason) for who, event in fake.events]
+
+
+class Asked(Fake):
+    """Keeps what it is asked."""
+
+    asked: list[str]
+
+    def get(self, ref: Ref) -> Object | None:
+        self.asked.append(f"{ref.kind}/{ref.name}")
+        return super().get(ref)
+
+    def warnings(self, obj: Object) -> list[Object]:
+        self.asked.append(f"events of {name_of(obj)}")
+        return super().warnings(obj)
+
+
+def test_what_is_settled_costs_a_process_that_begins_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Asked()
+    fake.asked = []
+    play([(0, lambda f: f.apply(mlmodel())), (300, nothing)], fake)
+    [version] = fake.names("ModelVersion")
+    before = len(fake.log)
+
+    async def thread(*_: object) -> None:
+        raise AssertionError("what is known goes through no thread: with hundreds of models, a new one's writes queue")
+
+    monkeypatch.setattr(asyncio, "to_thread", thread)
+    operator = Operator(fake)
+    fake.asked.clear()
+    asyncio.run(operator.attempt())
+    assert fake.asked == [f"Deployment/{version}-predictor"], (
+        "whether a change that it does not know of was refused pods"
+    )
+    asyncio.run(operator.attempt())
+    assert len(fake.asked) == 1, "and from then on none"
+    assert len(fake.log) == before
+
+
+class Kinds:
+    """An API client that is asked for one kind's group, and serves nothing of it at first."""
+
+    def __init__(self) -> None:
+        self.asked, self.kinds = 0, list[str]()
+
+    def call_api(self, *_: object, **__: object) -> object:
+        self.asked += 1
+        return self
+
+    @property
+    def data(self) -> bytes:
+        return json.dumps({"resources": [{"kind": kind} for kind in self.kinds]}).encode()
+
+
+def test_kinds_that_were_seen_lately_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, api = [0.0], Kinds()
+    monkeypatch.setattr("mlplatform.cluster.time.monotonic", lambda: clock[0])
+    cluster, wanted = Cluster(cast("Any", api)), {"PyTorchJob": "kubeflow.org/v1"}
+    assert cluster.seen_missing(wanted) is None, "nobody has looked yet"
+    assert cluster.missing(wanted) == cluster.seen_missing(wanted) == {"PyTorchJob"}
+    assert api.asked == 1
+    clock[0] += KIND_MISSED_AGAIN
+    assert cluster.seen_missing(wanted) is None, "it may have been installed"
+    api.kinds.append("PyTorchJob")
+    assert cluster.missing(wanted) == cluster.seen_missing(wanted) == set()
+    clock[0] += KIND_SEEN_AGAIN - 1
+    assert cluster.missing(wanted) == cluster.seen_missing(wanted) == set()
+    assert api.asked == 2
+    clock[0] += 1
+    assert cluster.seen_missing(wanted) is None, "it may have been taken away"
 
 
 class Answers:
