@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from e2e.scenario import Model, Object, Platform
+from e2e.scenario import OPERATOR_PODS, Model, Object, Platform, restarts
 from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
 from benchmarks.load import Load
 from benchmarks.table import markdown
 from local import node, processes, teardown
+from local.access import SYSTEM
 from local.demo import weights
 from local.layout import default_layout
 from mlplatform import contract
@@ -39,6 +40,8 @@ ADD_ONS: Final = {
 API_SERVER: Final = "API server"
 ONCE: Final = ("modelversions", "pytorchjobs", "jobs")
 """Kinds of which there is one object of a name, ever: a second one is a version or a training begun anew."""
+PATIENCE: Final = 2
+"""Deaths in one pod after which kubelet is not asked for another start: it waits 10 s then, 20 s, 40 s, up to 5 minutes."""
 _LOOK_SECONDS: Final = 0.5
 _BACK_SECONDS: Final = 120.0
 
@@ -60,10 +63,12 @@ def kill_operator(platform: Platform, *, in_place: bool) -> None:
 
     Args:
         platform: Where.
-        in_place: With SIGKILL: the container begins again in its pod, which still holds the Lease. Else its pod is taken
-            away, and the next one waits until the Lease has run out.
+        in_place: With SIGKILL: the container begins again in its pod, which still holds the Lease. Else, or where a pod
+            has died so often that kubelet lets it wait, its pod is taken away, and the next one waits until the Lease
+            has run out.
     """
-    if in_place and platform.cluster.kind == "local":
+    deaths = restarts(platform.list("pods", OPERATOR_PODS, SYSTEM))
+    if in_place and deaths < PATIENCE and platform.cluster.kind == "local":
         for pid in teardown.cgroup_processes():
             with suppress(FileNotFoundError, ProcessLookupError):
                 if b"mlplatform.main" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):

@@ -395,6 +395,11 @@ def is_ready(pod: Object) -> bool:
     return condition(pod, "Ready") == "True" and not pod["metadata"].get("deletionTimestamp")
 
 
+def restarts(pods: Sequence[Object]) -> int:
+    """Of all their containers."""
+    return sum(status["restartCount"] for pod in pods for status in pod["status"].get("containerStatuses", ()))
+
+
 def stages(version: Object) -> dict[str, Object]:
     """A ModelVersion's stages by name."""
     return {stage["name"]: stage for stage in version.get("status", {}).get("stages", ())}

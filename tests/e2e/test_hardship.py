@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from e2e.scenario import NAMESPACE, Model, Object, Platform, ask_until, condition, is_ready
+from e2e.scenario import NAMESPACE, Model, Object, Platform, ask_until, condition, is_ready, restarts
 
 from local.demo import PEOPLE
 from mlplatform.resources import inferenceservice
@@ -37,11 +37,6 @@ def serving_pods(platform: Platform, model: Model) -> list[Object]:
     """The pods of the stable version."""
     version = model.get()["status"]["stable"]["version"]
     return platform.list("pods", f"app={inferenceservice.pod_label(version)}")
-
-
-def restarts(pods: list[Object]) -> int:
-    """Of all their containers."""
-    return sum(status["restartCount"] for pod in pods for status in pod["status"]["containerStatuses"])
 
 
 def test_overload_restarts_nothing_and_takes_nothing_out(model: Model, platform: Platform) -> None:
