@@ -179,7 +179,7 @@ class Cluster:
     def _service(self, namespace: str, name: str, port: int) -> str:
         if self.kind == "local":
             address = self.get("service", name, "--namespace", namespace)["spec"]["clusterIP"]
-            return f"http://{address}:{port}"
+            return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
         return self._forward(namespace, name, port)
 
     def _file(self, text: str) -> str:

@@ -198,7 +198,7 @@ def _started(folder: Path) -> Iterator[ApiServer]:
     server: list[str | Path] = [
         binary("kube-apiserver"), f"--etcd-servers={etcd_url}", f"--secure-port={port}",
         "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--cert-dir={certificates}",
-        "--service-cluster-ip-range=10.96.0.0/16", "--allow-privileged=true", "--authorization-mode=RBAC",
+        "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112", "--allow-privileged=true", "--authorization-mode=RBAC",
         f"--token-auth-file={folder / 'tokens.csv'}", f"--service-account-key-file={key}",
         f"--service-account-signing-key-file={key}", "--service-account-issuer=https://kubernetes.default.svc",
         # No controller manager runs here, so no namespace would ever get the ServiceAccount that pods ask for.

@@ -281,7 +281,10 @@ def health_server(port: int, readiness: Readiness) -> http.server.ThreadingHTTPS
         def log_message(self, *_: object) -> None:
             """The kubelet's questions are no news."""
 
-    return http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler)  # noqa: S104  the kubelet asks from outside the pod
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    return Server(("", port), Handler)  # The kubelet asks from outside the pod, by its IPv4 or IPv6 address.
 
 
 def wait_until_quiet(metrics_url: str, drain: Drain, server: subprocess.Popen[bytes]) -> None:

@@ -283,6 +283,11 @@ def candidate(settings: Settings) -> Lease | None:
     return Lease(connect(), namespace, name, settings.identity or f"{socket.gethostname()}-{os.getpid()}")
 
 
+def _any_address() -> str:
+    """What to listen on, so that a pod's IPv4 and IPv6 address both reach it."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  Prometheus asks from outside the pod
+
+
 def main() -> None:
     """Runs until a signal."""
     try:
@@ -297,7 +302,7 @@ def main() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     registry = kopf.OperatorRegistry()
     wire(registry, settings, cluster)
-    prometheus_client.start_http_server(settings.metrics_port)
+    prometheus_client.start_http_server(settings.metrics_port, _any_address())
     log.info("mlplatform operator %s watches %s", __version__, ", ".join(settings.namespaces) or "all namespaces")
     metrics.LEADER.set_function(lambda: float(may()))
     gc.freeze()  # What is there by now stays.

@@ -15,10 +15,12 @@ import yaml
 from apiserver_fixture import COMMAND_TIMEOUT, REPOSITORY, ApiServer, binary, started
 from contract import modules
 from kubernetes import config
+from unit.operator_world import mlmodel
 from written import SCENARIOS, scenario, send
 
 from mlplatform.actions import Delete
 from mlplatform.cluster import Cluster
+from mlplatform.resources import service
 
 pytestmark = pytest.mark.apiserver
 
@@ -51,6 +53,15 @@ def secret(server: ApiServer, namespace: str) -> dict[str, str]:
         server.kubectl("get", "secret", "mlplatform-store", "-n", namespace, "-o", "json")
     )["data"]
     return data
+
+
+def test_services_have_the_families_of_the_cluster(installed: ApiServer) -> None:
+    """Of a cluster with two, both: who has IPv6 alone reaches them, too."""
+    apex = {**service.render(mlmodel(), "adult-1"), "metadata": {"name": "adult", "namespace": "default"}}
+    installed.kubectl("create", "-f", "-", given=yaml.safe_dump(apex))
+    for namespace, name in ((SYSTEM, "mlplatform-operator"), (SYSTEM, "mlplatform-store"), ("default", "adult")):
+        found = json.loads(installed.kubectl("get", "service", name, "-n", namespace, "-o", "json"))
+        assert found["spec"]["ipFamilies"] == ["IPv4", "IPv6"], name
 
 
 def test_an_upgrade_keeps_generated_credentials(installed: ApiServer) -> None:

@@ -117,6 +117,13 @@ def operator(server: ApiServer, tmp_path: Path) -> Iterator[Program]:
         program.stop(kill=True)
 
 
+def test_it_is_asked_by_ipv6_too(operator: Program) -> None:
+    """A pod may have no other address."""
+    for port, path in ((operator.health, "healthz"), (operator.metrics, "metrics")):
+        with urllib.request.urlopen(f"http://[::1]:{port}/{path}") as answer:
+            assert answer.status == 200, path
+
+
 class Wire:
     """The network between one operator and the API server; cut, it carries nothing and says nothing."""
 

@@ -52,9 +52,11 @@ class Running:
     health: int
     log: Path
 
-    def ask(self, method: str, path: str, body: Any = None, *, port: int = 0, timeout: float = 10) -> tuple[int, Any]:
+    def ask(
+        self, method: str, path: str, body: Any = None, *, host: str = "127.0.0.1", port: int = 0, timeout: float = 10
+    ) -> tuple[int, Any]:
         """Status and body of one request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.inference, timeout=timeout)
+        connection = http.client.HTTPConnection(host, port or self.inference, timeout=timeout)
         try:
             headers = {"Content-Type": "application/json"} if body is not None else {}
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
@@ -125,7 +127,7 @@ def running(model_dir: Path, tmp_path: Path) -> Iterator[Running]:
     config = (server.SERVING / "config.properties").read_text()
     for address, port in zip(("0.0.0.0:8080", "127.0.0.1:8081", "0.0.0.0:8082"), ports[:3], strict=True):
         assert f"http://{address}" in config
-        config = config.replace(f"http://{address}", f"http://127.0.0.1:{port}")
+        config = config.replace(f"http://{address}", f"http://{address.partition(':')[0]}:{port}")
     config += f"\ngrpc_inference_port={ports[3]}\ngrpc_management_port={ports[4]}\n"
     (tmp_path / "config.properties").write_text(config)
     log = tmp_path / "log"
@@ -170,6 +172,11 @@ def test_it_answers_each_protocol_and_its_end_drops_no_request(running: Running)
     assert bucket in metrics, "p99 needs a histogram"
     assert server.requests_seen(f"http://127.0.0.1:{running.metrics}/metrics") >= 7
     assert not (running.log.parent / "logs").exists(), "logs go to standard output: the root is read-only"
+
+    for port, path in ((running.inference, "/ping"), (running.metrics, "/metrics"), (running.health, server.READY)):
+        assert running.ask("GET", path, host="::1", port=port)[0] == 200, f"a pod without IPv4 is asked for {path}, too"
+    with pytest.raises(ConnectionRefusedError):
+        running.ask("GET", "/models", host="::1", port=running.management)
 
     drains_under_load(running)
 

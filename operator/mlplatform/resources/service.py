@@ -20,6 +20,7 @@ def render(model: Object, version: str) -> Object:
             "metadata": metadata(model, name_of(model), "apex"),
             "spec": {
                 "selector": {"app": inferenceservice.pod_label(version)},
+                "ipFamilyPolicy": "PreferDualStack",
                 "ports": [{"name": "http", "port": 80, "targetPort": inferenceservice.PORT, "protocol": "TCP"}],
             },
         }
