@@ -119,9 +119,9 @@ def operator(server: ApiServer, tmp_path: Path) -> Iterator[Program]:
 
 def test_it_is_asked_by_ipv6_too(operator: Program) -> None:
     """A pod may have no other address."""
-    for port, path in ((operator.health, "healthz"), (operator.metrics, "metrics")):
-        with urllib.request.urlopen(f"http://[::1]:{port}/{path}") as answer:
-            assert answer.status == 200, path
+    for port, page in ((operator.health, "healthz"), (operator.metrics, "metrics")):
+        with urllib.request.urlopen(f"http://[::1]:{port}/{page}") as answer:
+            assert answer.status == 200, page
 
 
 class Wire:

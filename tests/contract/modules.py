@@ -70,9 +70,14 @@ def crds() -> list[Path]:
     return [source(name) / path for name, paths in CRDS.items() for path in paths]
 
 
-@cache
 def webhooks(name: str) -> tuple[dict[str, Any], ...]:
-    """The webhook configurations that an installation of a module applies, with the values that it ships."""
+    """The webhook configurations among what is applied."""
+    return applied(name, r"\w+WebhookConfiguration")
+
+
+@cache
+def applied(name: str, kinds: str) -> tuple[dict[str, Any], ...]:
+    """What an installation of a module applies, with the values that it ships, of the kinds that the pattern matches."""
     folder = source(name)
     commands: list[list[str | Path]] = [
         [binary("helm"), "template", release, folder / chart, "--namespace", "any"]
@@ -83,7 +88,7 @@ def webhooks(name: str) -> tuple[dict[str, Any], ...]:
     texts = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for command in commands]
     documents = (document for text in texts for document in re.split(r"^---$", text, flags=re.MULTILINE))
     # Of a megabyte of CRDs beside them, parsing takes ten seconds.
-    return tuple(yaml.safe_load(d) for d in documents if re.search(r"^kind: \w+WebhookConfiguration$", d, re.MULTILINE))
+    return tuple(yaml.safe_load(d) for d in documents if re.search(rf"^kind: {kinds}$", d, re.MULTILINE))
 
 
 @cache

@@ -18,9 +18,11 @@ import crds
 import pytest
 import yaml
 from apiserver_fixture import binary
-from unit.operator_world import mlmodel
+from unit.operator_world import PLATFORM, mlmodel
+from written import SCENARIOS, scenario
 
 from local import upstream
+from mlplatform.actions import Apply, Create
 from mlplatform.resources import KINDS, servingruntime
 from mlplatform.settings import Settings
 
@@ -70,9 +72,9 @@ def serving(found: tuple[dict[str, Any], ...]) -> dict[str, Any]:
 
 
 @cache
-def generator() -> ModuleType:
-    """charts/generate.py, which lies in no package."""
-    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "charts/generate.py")
+def script(name: str) -> ModuleType:
+    """A program of charts/, which lies in no package."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"charts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -83,7 +85,7 @@ def generator() -> ModuleType:
 def test_derived_files_are_up_to_date() -> None:
     stale = [
         str(path.relative_to(REPOSITORY))
-        for path, text in generator().derived(str(binary("helm"))).items()
+        for path, text in script("generate").derived(str(binary("helm"))).items()
         if not path.exists() or path.read_text() != text
     ]
     assert stale == [], "run `make manifests` and commit"
@@ -188,6 +190,50 @@ def test_images_default_to_the_app_version_and_can_each_be_replaced() -> None:
         replaced = json.dumps(rendered(f"images.{name}={reference}"))
         assert f'"{reference}"' in replaced
         assert f"docker.io/mlplatform/{name}:" not in replaced
+
+
+def test_whoever_runs_a_pod_may_pull_its_image() -> None:
+    found = rendered(*EVERYTHING)
+    accounts = objects("ServiceAccount", found)
+    assert {namespace for namespace, _, _ in (name.partition("/") for name in accounts)} == {
+        "mlplatform-system",
+        "team-a",
+        "team-b",
+    }
+    without_account = [pod for _, pod in pods(found) if "serviceAccountName" not in pod]
+    for holder in (*accounts.values(), *without_account):
+        assert holder["imagePullSecrets"] == [{"name": "registry"}], holder
+
+
+def named(value: Any) -> Iterator[str]:
+    """Every image that a manifest has."""
+    if isinstance(value, dict) and isinstance(value.get("image"), str):
+        yield value["image"]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for item in items:
+        yield from named(item)
+
+
+def test_the_list_for_a_mirror_is_whole() -> None:
+    """What the chart's pods name, and what the operator with that chart's settings puts into those of models."""
+    init = "servingRuntime.spec.initContainers[0].image=registry.example.com/warm:1"
+    found = rendered(*EVERYTHING, "images.jobs=registry.example.com/jobs@sha256:0123", init)
+    pulled = {
+        *named([spec for _, spec in pods(found)]),
+        *named(serving(found)),
+        "registry.example.com/jobs@sha256:0123",
+    }
+    assert Settings.from_env(environment(found)).jobs_image in pulled
+    listed = script("images")
+    assert set(listed.images(found)) == pulled | set(listed.ADDONS)
+
+
+def test_no_pod_of_a_model_has_another_image() -> None:
+    """All that the operator writes: an image that it knew by itself would be missing on the mirror."""
+    sent = [w.manifest for name in SCENARIOS for w in scenario(name) if isinstance(w, (Create, Apply))]
+    workloads = [m for m in sent if m["kind"] != "ModelVersion"]
+    own = yaml.safe_load((REPOSITORY / "manifests/samples/complete.yaml").read_text())["spec"]["training"]["image"]
+    assert set(named(workloads)) == {PLATFORM.jobs_image, PLATFORM.serving_image, own}
 
 
 def test_pods_are_restricted() -> None:
@@ -439,7 +485,7 @@ def identity(obj: dict[str, Any]) -> tuple[str, str, str]:
 
 def content(obj: dict[str, Any]) -> dict[str, Any]:
     """The object less Helm's own labels, the identity, and the values of a Secret."""
-    kept: dict[str, Any] = generator().without_helm(json.loads(json.dumps(obj)))
+    kept: dict[str, Any] = script("generate").without_helm(json.loads(json.dumps(obj)))
     data = {**kept.pop("data", {}), **kept.pop("stringData", {})}
     labels = {k: v for k, v in kept["metadata"].get("labels", {}).items() if not k.startswith("app.kubernetes.io/")}
     if kept["kind"] == "Deployment":
