@@ -109,7 +109,7 @@ manifests: $(DEV_READY) ## Writes what is derived: the dashboards, the chart's c
 .PHONY: images-list
 images-list: $(DEV_READY) ## Every image that an installation pulls, for a mirror; VALUES="-f mine.yaml" as helm takes them
 	@helm=$$(command -v helm) || helm=$$(python3 -m local binaries)/helm; \
-	  "$$helm" template mlplatform charts/mlplatform --kube-version 1.28 $(VALUES) | $(PY) charts/images.py
+	  "$$helm" template mlplatform charts/mlplatform --kube-version 1.28 --set store.existingSecret=any $(VALUES) | $(PY) charts/images.py
 
 # Of another making where KUBEBUILDER_ASSETS names their folder (envtest), so that any machine can run these tests.
 BINARIES := [ -n "$${KUBEBUILDER_ASSETS:-}" ] || python3 -m local binaries >/dev/null

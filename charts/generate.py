@@ -37,12 +37,10 @@ HEADER = "# Rendered from the chart by charts/generate.py; change the chart and 
 
 def template(helm: str, *arguments: str) -> list[dict[str, Any]]:
     """The objects of ``helm template`` for the release and namespace that the kustomize files are written for."""
-    done = subprocess.run(
-        [helm, "template", "mlplatform", CHART, "--namespace", NAMESPACE, "--kube-version", "1.28", *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    command = [helm, "template", "mlplatform", CHART, "--namespace", NAMESPACE, "--kube-version", "1.28"]
+    # The credentials of the store are the user's.
+    command += ["--set", "store.existingSecret=mlplatform-store", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
@@ -63,8 +61,7 @@ def derived(helm: str) -> dict[Path, str]:
     texts = {REPOSITORY / target: (REPOSITORY / source).read_text() for source, target in COPIES.items()}
     for target, templates in RENDERED.items():
         shown = [flag for name in templates for flag in ("--show-only", name)]
-        # The Secret is left to a generator: its credentials are the user's.
-        objects = [without_helm(o) for o in template(helm, *shown) if o["kind"] != "Secret"]
+        objects = [without_helm(o) for o in template(helm, *shown)]
         texts[REPOSITORY / target] = HEADER + yaml.safe_dump_all(objects, sort_keys=False, width=120)
     return texts
 

@@ -30,13 +30,18 @@ OPERATOR = f"system:serviceaccount:{SYSTEM}:mlplatform-operator"
 
 
 def helm(server: ApiServer, *arguments: str) -> str:
+    done = tried(server, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def tried(server: ApiServer, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``helm <arguments>`` and returns whatever came of it."""
     environment = {**os.environ, "HELM_CACHE_HOME": str(server.folder / "helm"), "HELM_CONFIG_HOME": str(server.folder)}
-    done = subprocess.run(
+    return subprocess.run(
         [binary("helm"), *arguments, "--namespace", SYSTEM, "--kubeconfig", server.kubeconfig],
         capture_output=True, text=True, check=False, env=environment, timeout=COMMAND_TIMEOUT,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,50 @@ def test_uninstalling_leaves_models_and_installing_again_takes_them_over(install
     assert "minimal" in installed.kubectl("get", "mlmodels", "-o", "name")
     helm(installed, "install", "mlplatform", str(CHART))
     installed.kubectl("delete", "mlmodel", "minimal")
+
+
+def test_another_release_takes_over_what_the_first_has_left(installed: ApiServer) -> None:
+    """The CRDs, which stay with every model, belong to a release that is no more; Helm asks to be told so."""
+    installed.kubectl("apply", "-f", str(REPOSITORY / "manifests/samples/minimal.yaml"))
+    helm(installed, "uninstall", "mlplatform")
+    refused = tried(installed, "install", "another", str(CHART))
+    assert "cannot be imported into the current release: invalid ownership metadata" in refused.stderr
+    helm(installed, "install", "another", str(CHART), "--take-ownership")
+    crd = json.loads(installed.kubectl("get", "crd", "mlmodels.mlplatform.dev", "-o", "json"))
+    assert crd["metadata"]["annotations"]["meta.helm.sh/release-name"] == "another"
+    assert "minimal" in installed.kubectl("get", "mlmodels", "-o", "name")
+    helm(installed, "upgrade", "another", str(CHART))
+    helm(installed, "uninstall", "another")
+    helm(installed, "install", "mlplatform", str(CHART), "--take-ownership")
+    installed.kubectl("delete", "mlmodel", "minimal")
+
+
+def test_an_installation_that_is_rolled_back_can_be_tried_again(installed: ApiServer) -> None:
+    """No node runs its pods here, so it never becomes ready."""
+    installed.kubectl("apply", "-f", str(REPOSITORY / "manifests/samples/minimal.yaml"))
+    helm(installed, "uninstall", "mlplatform")
+    failed = tried(installed, "install", "mlplatform", str(CHART), "--rollback-on-failure", "--timeout", "5s")
+    assert failed.returncode != 0
+    assert installed.kubectl("get", "deployments", "-n", SYSTEM, "-o", "name") == ""
+    assert "minimal" in installed.kubectl("get", "mlmodels", "-o", "name"), "nothing of a user's goes with it"
+    helm(installed, "install", "mlplatform", str(CHART))
+    installed.kubectl("delete", "mlmodel", "minimal")
+
+
+def test_what_is_rendered_can_be_applied_again(tmp_path: Path) -> None:
+    """As Argo CD and `helm template | kubectl apply` do: the same again restarts nothing, the next release goes over it."""
+    values = ["--set", "store.accessKeyId=the-id,store.secretAccessKey=the-secret"]
+    with started(tmp_path) as server:
+        server.install_crds(*modules.crds())
+        server.kubectl("create", "namespace", SYSTEM)
+        for tag, generation in (("1.0.0", "1"), ("1.0.0", "1"), ("1.0.1", "2")):
+            render = [binary("helm"), "template", "mlplatform", str(CHART), "--namespace", SYSTEM, "--skip-tests"]
+            done = subprocess.run(
+                [*render, *values, "--set", f"images.tag={tag}"], capture_output=True, text=True, check=True
+            )
+            server.kubectl("apply", "-f", "-", given=done.stdout)
+            found = server.kubectl("get", "deployments", "-n", SYSTEM, "-o", "jsonpath={.items[*].metadata.generation}")
+            assert set(found.split()) == {generation}, tag
 
 
 @pytest.mark.parametrize("overlay", ["kind", "eks"])

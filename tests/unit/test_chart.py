@@ -36,6 +36,8 @@ EVERYTHING = (
     "gateway.tlsSecret=certificate", "images.pullSecrets={registry}", "modelNamespaces={team-a,team-b}",
 )  # fmt: skip
 """--set arguments that switch on what is off by default."""
+CREDENTIALS = ("store.accessKeyId=the-id", "store.secretAccessKey=the-secret")
+"""--set arguments without which the embedded store is rendered on a cluster only."""
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +47,9 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 @cache
 def rendered(*values: str, version: str = VERSIONS[0], apis: tuple[str, ...] = ()) -> tuple[dict[str, Any], ...]:
     """The objects of a release `mlplatform` in `mlplatform-system` with these ``--set`` values."""
-    flags = [flag for value in values for flag in ("--set", value)] + [f"--api-versions={api}" for api in apis]
+    flags = [flag for value in (*CREDENTIALS, *values) for flag in ("--set", value)] + [
+        f"--api-versions={api}" for api in apis
+    ]
     done = helm("template", "mlplatform", str(CHART), "-n", "mlplatform-system", "--kube-version", version, *flags)
     assert done.returncode == 0, done.stderr
     return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
@@ -306,20 +310,24 @@ def test_with_namespaces_the_rights_are_roles() -> None:
 
 
 def test_credentials_are_in_secrets_alone() -> None:
-    found = rendered("store.accessKeyId=the-id", "store.secretAccessKey=the-secret", "modelNamespaces={team-a,team-b}")
+    found = rendered("modelNamespaces={team-a,team-b}")
     holders = [f"{o['kind']} {o['metadata']['namespace']}" for o in found if "the-secret" in json.dumps(o)]
     assert holders == ["Secret team-a", "Secret team-b", "Secret mlplatform-system"]
 
 
-def test_a_generated_key_is_the_same_everywhere() -> None:
-    secrets = objects("Secret", rendered("modelNamespaces={team-a,team-b}")).values()
-    keys = {(s["stringData"]["AWS_ACCESS_KEY_ID"], s["stringData"]["AWS_SECRET_ACCESS_KEY"]) for s in secrets}
-    ((key_id, key),) = keys
-    assert (len(key_id), len(key), len(secrets)) == (20, 40, 3)
+def test_what_renders_without_a_cluster_makes_no_credentials() -> None:
+    """They would be other ones each time, and the store's pod would know the first alone."""
+    done = helm("template", "mlplatform", str(CHART))
+    assert (
+        "Give store.accessKeyId and store.secretAccessKey, or name a Secret of yours in store.existingSecret"
+        in done.stderr
+    )
+    assert helm("template", "mlplatform", str(CHART), "--set", "store.existingSecret=ours").returncode == 0
 
 
 def test_a_bucket_elsewhere_needs_no_store_here() -> None:
-    found = rendered("store.embedded.enabled=false", "store.endpoint=https://minio.example.com")
+    keyless = ("store.accessKeyId=", "store.secretAccessKey=")
+    found = rendered("store.embedded.enabled=false", "store.endpoint=https://minio.example.com", *keyless)
     assert set(objects("Deployment", found)) == {"mlplatform-system/mlplatform-operator"}
     (secret,) = objects("Secret", found).values()
     assert secret["stringData"] == {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": "https://minio.example.com"}
@@ -393,12 +401,60 @@ def test_alerts_know_the_operators_job() -> None:
     text = (REPOSITORY / "alerts/mlplatform.rules.yaml").read_text()
     (pattern,) = set(re.findall(r'up\{job=~"([^"]+)"\}', text))
     for release in ("mlplatform", "prod"):
-        done = helm("template", release, str(CHART), "--show-only", "templates/operator.yaml")
-        services = objects("Service", tuple(yaml.safe_load_all(done.stdout)))
+        flags = ("--set", "store.existingSecret=ours", "--show-only", "templates/operator.yaml")
+        services = objects("Service", tuple(yaml.safe_load_all(helm("template", release, str(CHART), *flags).stdout)))
         assert [re.fullmatch(pattern, s["metadata"]["name"]) is not None for s in services.values()] == [True]
 
 
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    """A chart that has ours as a dependency, on a condition and under an alias."""
+    ours = {"name": "mlplatform", "version": "0.1.0", "alias": "ml", "condition": "ml.enabled"}
+    chart = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [ours]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    shutil.copytree(CHART, tmp_path / "charts/mlplatform")
+    values = {
+        "global": {"imageRegistry": "mirror.example.com:5000", "imagePullSecrets": [{"name": "mirror"}], "team": "a"},
+        "ml": {"enabled": True, "store": {"existingSecret": "ours"}},
+    }
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path
+
+
+def test_it_is_a_dependency_of_another_chart(parent: Path) -> None:
+    """With the parent's condition and globals, and with names that alerts know under any alias."""
+    done = helm("template", "prod", str(parent), "-n", "system", "-f", str(parent / "values.yaml"))
+    assert done.returncode == 0, done.stderr
+    found = tuple(document for document in yaml.safe_load_all(done.stdout) if document)
+    assert set(objects("Deployment", found)) == {"system/prod-mlplatform-operator", "system/prod-mlplatform-store"}
+    own = {image for image in script("images").images(found) if "/mlplatform/" in image}
+    assert {image.rpartition("/")[0] for image in own} == {"mirror.example.com:5000/mlplatform"}
+    assert len(own) == 4
+    accounts = objects("ServiceAccount", found).values()
+    assert [account["imagePullSecrets"] for account in accounts] == [[{"name": "mirror"}]] * 3
+
+
+def test_as_a_dependency_it_can_be_left_out(parent: Path) -> None:
+    done = helm("template", "prod", str(parent), "--set", "ml.enabled=false")
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("registry", "mirrored"),
+    [
+        ("docker.io/mlplatform", "m.example/mlplatform/jobs"),
+        ("localhost:5000", "m.example/jobs"),
+        ("team/mlplatform", "m.example/team/mlplatform/jobs"),
+    ],
+)
+def test_a_registry_for_all_charts_takes_the_place_of_the_host(registry: str, mirrored: str) -> None:
+    found = rendered(f"images.registry={registry}", "global.imageRegistry=m.example", "images.tag=v1")
+    assert Settings.from_env(environment(found)).jobs_image == f"{mirrored}:v1"
+
+
 REJECTED = [
+    ("global.imageRegistry=m example", "/global/imageRegistry"),
+    ("enabled=perhaps", "/enabled"),
     ("foo=1", "additional properties 'foo' not allowed"),
     ("images.operater=x", "additional properties 'operater' not allowed"),
     ("images.pullPolicy=Sometimes", "/images/pullPolicy"),
@@ -446,7 +502,7 @@ def test_every_value_is_in_the_schema() -> None:
     for path in leaves(values):
         node = schema
         for part in path.split("."):
-            assert node["additionalProperties"] is False, path
+            assert node is schema["properties"]["global"] or node["additionalProperties"] is False, path
             node = node["properties"][part]
             if "$ref" in node:
                 node = schema["definitions"][node["$ref"].removeprefix("#/definitions/")]
@@ -461,7 +517,7 @@ HELM_ALONE = {("Pod", "mlplatform-system", "mlplatform-test")}
     [
         ("kind", ("kserve.deploymentMode=RawDeployment",)),
         ("eks", ("store.embedded.enabled=false", "store.region=eu-central-1", "store.artifactRoot=s3://example-mlplatform-artifacts",
-                 "images.registry=123456789012.dkr.ecr.eu-central-1.amazonaws.com/mlplatform",
+                 "store.accessKeyId=", "store.secretAccessKey=", "images.registry=123456789012.dkr.ecr.eu-central-1.amazonaws.com/mlplatform",
                  r"serviceAccounts.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::123456789012:role/mlplatform-artifacts")),
     ],
     ids=["kind", "eks"],
@@ -474,6 +530,8 @@ def test_kustomize_offers_the_same(overlay: str, values: tuple[str, ...], tmp_pa
     built = subprocess.run(command, capture_output=True, text=True, check=True)
     by_kustomize = {identity(o): o for o in yaml.safe_load_all(built.stdout)}
     by_helm = {identity(o): o for o in rendered(*values)}
+    if overlay == "kind":  # Where no credentials are given, no checksum of them is on the store's pod.
+        by_helm |= {identity(o): o for o in rendered(*values, "store.existingSecret=mlplatform-store")}
     assert by_kustomize.keys() - KUSTOMIZE_ALONE == by_helm.keys() - HELM_ALONE
     for key in by_kustomize.keys() & by_helm.keys():
         assert content(by_kustomize[key]) == content(by_helm[key]), key

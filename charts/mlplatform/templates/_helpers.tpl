@@ -1,9 +1,10 @@
-{{/* Name stem of all objects: the release's name, with the chart's unless it is in it already. */}}
+{{/* Name stem of all objects: the release's name, with ours unless it is in it already. As a dependency the chart may have an
+alias, which the alerts would not know. */}}
 {{- define "mlplatform.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- if contains "mlplatform" .Release.Name -}}
 {{- .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- printf "%s-mlplatform" .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
@@ -23,14 +24,24 @@ app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Reference of one of our images; call with (list $ "operator"). */}}
+{{/* Reference of one of our images; call with (list $ "operator"). A registry for all charts of a parent takes the place of the
+host and leaves the path. */}}
 {{- define "mlplatform.image" -}}
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $images := $root.Values.images -}}
-{{- index $images $name | default (printf "%s/%s:%s" $images.registry $name ($images.tag | default $root.Chart.AppVersion)) -}}
+{{- $registry := $images.registry -}}
+{{- with $root.Values.global.imageRegistry -}}
+{{- $registry = printf "%s/%s" . (regexReplaceAll "^[^/]*([.:][^/]*|localhost)(/|$)" $images.registry "") | trimSuffix "/" -}}
+{{- end -}}
+{{- index $images $name | default (printf "%s/%s:%s" $registry $name ($images.tag | default $root.Chart.AppVersion)) -}}
 {{- end -}}
 
+{{/* Secrets by name; a parent may give its own as objects with a name. */}}
 {{- define "mlplatform.pullSecrets" -}}
-{{- with .Values.images.pullSecrets }}
+{{- $names := .Values.images.pullSecrets -}}
+{{- range .Values.global.imagePullSecrets -}}
+{{- if kindIs "map" . }}{{ $names = append $names .name }}{{ else }}{{ $names = append $names . }}{{ end -}}
+{{- end -}}
+{{- with uniq $names }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
