@@ -34,7 +34,7 @@ class Move(StrEnum):
     ADVANCE = "Advance"
     HOLD = "Hold"
     DIVERT = "Divert"
-    """The candidate stands in for a stable version without pods."""
+    """Another version stands in for a stable one without pods: the candidate, or where that has none either, a third."""
     RETURN = "Return"
     """The stable version is back: the rollout goes on where it was."""
     PROMOTE = "Promote"
@@ -62,7 +62,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detour:
-    """The candidate stands in for the stable version, which has no ready pod.
+    """Another version stands in for the stable one, which has no ready pod.
 
     The only weight that is remembered rather than read from the mesh: what the mesh has now is not what the rollout
     had come to, and nothing else tells where it goes on.
@@ -96,7 +96,8 @@ class View:
         started_at: When the rollout began.
         step_started_at: When the weight last moved.
         unready_since: When the last of its pods that are not Ready stopped being so; None when none is known.
-        detour: Set while it stands in for the stable version.
+        stands_in: A third version that answers while neither of the two does; empty when there is none.
+        detour: Set while another version stands in for the stable one.
         now: The clock.
     """
 
@@ -116,6 +117,7 @@ class View:
     now: datetime
     setbacks: int = 0
     unready_since: datetime | None = None
+    stands_in: str = ""
     detour: Detour | None = None
 
     @property
@@ -241,9 +243,15 @@ def eta(view: View) -> datetime | None:
 
 
 def _nobody_answers(view: View) -> Verdict | None:
-    """Where neither version has a pod, no weight is better than another, and nobody is to blame."""
+    """Where neither version has a pod, nobody is to blame; a third one that has some stands in, else no weight is better."""
     if view.pods or view.stable_pods:
         return None
+    if view.stands_in:
+        message = (
+            f"neither {view.stable} nor {view.candidate} has a ready pod; {view.stands_in} takes all the traffic until "
+            f"one has, and is not promoted by that{_cause(view.stable_trouble or view.trouble)}"
+        )
+        return Verdict(Move.DIVERT, 0, "StableNotReady", message)
     message = (
         f"neither {view.stable} nor {view.candidate} has a ready pod, so the traffic stays as it is{_because(view)}"
     )

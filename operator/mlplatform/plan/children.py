@@ -159,7 +159,7 @@ def retire(facts: Facts, plan: Plan) -> None:
     if not facts.recorded:
         return
     rolling = facts.record.version if facts.record and facts.rolling else ""
-    wanted = {facts.stable, facts.candidate, rolling, wayback.target(facts)}
+    wanted = {facts.stable, facts.home, facts.candidate, rolling, wayback.target(facts)}
     for version, served in facts.snapshot.services.items():
         if version in wanted or facts.weights.get(version) or "deletionTimestamp" in served["metadata"]:
             continue

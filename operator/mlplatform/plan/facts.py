@@ -128,9 +128,22 @@ class Facts:
         """Who has the traffic that no rollout gives away: the stable version, or who stands in while that has no pod."""
         if self.ready_pods(self.stable):
             return self.stable
-        others = {*self.weights, self.record.version if self.record and self.rolling else self.stable}
-        answering = [version for version in sorted(others) if self.ready_pods(version)]
-        return max(answering, key=lambda version: self.weights.get(version, 0), default=self.stable)
+        rolling = self.record.version if self.record and self.rolling else ""
+        answering = [version for version in {*self.weights, rolling, *self._warm} if self.ready_pods(version)]
+
+        def rank(version: str) -> tuple[int, bool, int, str]:
+            return self.weights.get(version, 0), version == rolling, self.sequence(version), version
+
+        return max(answering, key=rank, default=self.stable)
+
+    @property
+    def _warm(self) -> set[str]:
+        """Versions that once had traffic and are still served, but for those that somebody, or their rollout, decided against."""
+        decided = {d["version"]: d["decision"] for d in reversed(self.previous.get("history") or ())}
+        if self.record and self.record.outcome:
+            decided[self.record.version] = self.record.outcome
+        served = {name for name, s in self.snapshot.services.items() if "deletionTimestamp" not in s["metadata"]}
+        return {version for version in served if decided.get(version) in {"Promoted", "Superseded"}}
 
     def sighting(self, version: str) -> failures.Sighting | None:
         """The gravest thing wrong with a version's serving pods that take no traffic, or that cannot be made."""
@@ -181,6 +194,7 @@ class Facts:
             step_started_at=moment(record.step_started_at) or self.now,
             now=self.now,
             setbacks=record.setbacks,
+            stands_in=self.label(self.home) if self.home not in {self.stable, version} else "",
             unready_since=self.unready_since(version),
             detour=record.detour,
         )

@@ -132,7 +132,8 @@ def _rollout_condition(facts: Facts, verdict: rollout.Verdict | None, book: Book
     elif verdict is not None and verdict.move is Move.ROLLBACK:
         book.set("RolloutPassed", "False", "RolledBack", verdict.message)
     elif facts.latest == facts.stable:
-        book.set("RolloutPassed", "True", "Promoted", f"{facts.label(facts.stable)} takes all the traffic")
+        has = "takes all the traffic" if facts.home == facts.stable else "was promoted"
+        book.set("RolloutPassed", "True", "Promoted", f"{facts.label(facts.stable)} {has}")
     elif verdict is not None:
         book.set("RolloutPassed", "Unknown", verdict.reason, verdict.message)
     elif facts.spec.suspend:

@@ -56,7 +56,8 @@ def move(  # noqa: PLR0911  one link of the chain each, in order
         return _first(facts, candidate, plan)
     if candidate and not facts.rolling:
         now = precise(facts.now)
-        record = Record(version=candidate, previous=facts.stable, started_at=now, step_started_at=now)
+        detour = Detour(weight=0, since=now) if facts.home == candidate else None
+        record = Record(version=candidate, previous=facts.stable, started_at=now, step_started_at=now, detour=detour)
         _apply_route(facts, {facts.home: FULL}, record, plan)
         return rollout.Verdict(Move.HOLD, 0, "Starting", f"the rollout of {facts.label(candidate)} begins")
     if candidate and record:
@@ -207,8 +208,20 @@ def _keep_route(facts: Facts, plan: Plan, *, forget: bool = True) -> None:
     if record and facts.weights.get(facts.home) != FULL:
         record = replace(record, step_started_at=precise(facts.now))
     if facts.ready_pods(facts.stable) or facts.snapshot.route is not None:
-        _apply_route(facts, {facts.home: FULL}, record, plan)
+        _apply_route(facts, {facts.home: FULL}, record, plan, _moved(facts))
     _point_apex(facts, facts.stable, plan)
+
+
+def _moved(facts: Facts) -> Event | None:
+    """What there is to say where, between rollouts, the traffic goes elsewhere than before; None where it stays."""
+    if not facts.weights or facts.weights.get(facts.home) == FULL:
+        return None
+    stable, home = facts.label(facts.stable), facts.label(facts.home)
+    if facts.home == facts.stable:
+        return Event("Normal", "TrafficMoved", f"{stable} takes all the traffic again")
+    trouble = facts.trouble(facts.stable)
+    message = f"{stable} has no ready pod; {home} takes all the traffic until it has{f': {trouble}' if trouble else ''}"
+    return Event("Warning", "StableNotReady", message)
 
 
 def _settled(facts: Facts, record: Record, plan: Plan) -> bool:

@@ -175,6 +175,14 @@ CASES = [
         "NoReadyPods",
     ),
     Case(
+        "neither has a pod, a third version has: that one stands in, and nobody is given up",
+        {**NOT_READY, **STABLE_GONE, **LONG_AGO, "setbacks": 2, "stands_in": "m-0 (v0)"},
+        Move.DIVERT,
+        0,
+        "StableNotReady",
+        "m-0 (v0) takes all the traffic until one has, and is not promoted by that: no node has room",
+    ),
+    Case(
         "no pod at all: its traffic goes back meanwhile",
         NOT_READY,
         Move.HOLD,

@@ -51,6 +51,16 @@ def mended(version: str) -> Callable[[Fake], None]:
     return lambda fake: fake.unready.discard(version)
 
 
+def both_unready(fake: Fake) -> None:
+    """The second and the third version's pods break."""
+    fake.unready |= {V2, V3}
+
+
+def both_mended(fake: Fake) -> None:
+    """They work again."""
+    fake.unready -= {V2, V3}
+
+
 def without_room(fake: Fake) -> None:
     """More replicas are asked for than the cluster has room for."""
     changed(**SECOND, **MORE)(fake)
@@ -70,6 +80,7 @@ SECOND = {"gates": [{"metric": "roc_auc", "min": 0.9}]}
 THIRD = {"gates": [{"metric": "roc_auc", "min": 0.85}]}
 FAILS = {"gates": [{"metric": "roc_auc", "min": 0.95}]}
 MORE = {"serving": {"replicas": {"min": 3, "max": 3}}}
+WARM = {"rollout": {**SPEC["rollout"], "keepWarm": "10m"}}
 MEMORY = {"serving": {"resources": {"memory": "4Gi"}}}
 V1, V2, V3 = name_of(), name_of(**SECOND), name_of(**THIRD)
 RETRAINED = name_of("monday")
@@ -179,6 +190,78 @@ LIVES = [
         [(0, changed()), (400, changed(**SECOND)), (545, unready(V1)), (700, mended(V1)), (800, nothing)],
         {V2: 100},
         [(V2, "Promoted"), *FIRST],
+    ),
+    Life(
+        "the stable version dies after its rollout, while the one before is warm: that one stands in",
+        [(0, changed()), (400, changed(**SECOND)), (590, unready(V2)), (900, nothing)],
+        {V1: 100},
+        [(V2, "Promoted"), *FIRST],
+        {"Serving": "False", "Ready": "False"},
+        "Degraded",
+    ),
+    Life(
+        "it comes back, and has its traffic again; the other one's pods go when they need not be kept warm",
+        [(0, changed()), (400, changed(**SECOND)), (590, unready(V2)), (900, mended(V2)), (1000, nothing)],
+        {V2: 100},
+        [(V2, "Promoted"), *FIRST],
+    ),
+    Life(
+        "it dies when nobody else has pods: the traffic stays",
+        [(0, changed()), (400, changed(**SECOND)), (800, unready(V2)), (900, nothing)],
+        {V2: 100},
+        [(V2, "Promoted"), *FIRST],
+        {"Serving": "False", "Ready": "False"},
+        "Degraded",
+    ),
+    Life(
+        "a version that was rolled back does not stand in: somebody has decided against it",
+        [(0, changed()), (400, changed(**SECOND)), (545, asked_back(V2, V1)), (565, unready(V1)), (600, nothing)],
+        {V1: 100},
+        [(V2, "RolledBack"), *FIRST],
+        {**BACK, "Serving": "False"},
+        "RolledBack",
+    ),
+    Life(
+        "neither of the two in a rollout has a pod: a third one that is warm stands in, and the rollout goes on after that",
+        [
+            (0, changed()),
+            (400, changed(**SECOND)),
+            (590, changed(**THIRD, **WARM)),
+            (750, both_unready),
+            (800, nothing),
+        ],
+        {V1: 100},
+        [(V2, "Promoted"), *FIRST],
+        {"Serving": "False", "RolloutPassed": "Unknown", "Ready": "False"},
+        "RollingOut",
+    ),
+    Life(
+        "when both are back the rollout ends as it would have",
+        [
+            (0, changed()),
+            (400, changed(**SECOND)),
+            (590, changed(**THIRD, **WARM)),
+            (750, both_unready),
+            (800, both_mended),
+            (900, nothing),
+        ],
+        {V3: 100},
+        [(V3, "Promoted"), (V2, "Promoted"), *FIRST],
+    ),
+    Life(
+        "who stands in is asked for: it takes over step by step, once the stable version is back",
+        [
+            (0, changed()),
+            (400, changed(**SECOND)),
+            (590, unready(V2)),
+            (700, changed()),
+            (760, mended(V2)),
+            (765, nothing),
+        ],
+        {V2: 95, V1: 5},
+        [(V2, "Promoted"), *FIRST],
+        {"RolloutPassed": "Unknown", "Ready": "Unknown"},
+        "RollingOut",
     ),
     Life(
         "more replicas than there is room for, asked for in the middle of a rollout, roll nothing back",
