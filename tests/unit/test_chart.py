@@ -270,6 +270,12 @@ def test_serving_containers_are_restricted() -> None:
         )
 
 
+def test_without_a_look_at_the_cluster_no_shared_runtime_is_rendered() -> None:
+    """One that is rendered blindly would differ from the live one, and KServe would replace all pods that name it."""
+    found = rendered(apis=("serving.kserve.io/v1alpha1/ClusterServingRuntime",))
+    assert objects("ClusterServingRuntime", found) == {}
+
+
 def test_serving_pods_can_be_given_more() -> None:
     spec = serving(rendered("servingRuntime.spec.nodeSelector.pool=serving", "images.serving=registry.example.com/s:1"))
     assert spec["nodeSelector"] == {"pool": "serving"}
