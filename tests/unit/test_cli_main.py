@@ -598,6 +598,21 @@ def test_watch_waits_for_what_is_held_up(api: FakeApi, capsys: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("kubeconfig")
+def test_watch_does_not_end_before_the_version_tells_what_the_model_does(
+    api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.hold("blocked")
+    api.events["mlmodels"].put({"type": "MODIFIED", "object": _stored(objects.LIFE["serving"][0])})
+    later = threading.Timer(0.5, api.reach, ["serving"])
+    later.start()
+    assert main(["watch", "adult-income", "--timeout", "30s"]) == 0
+    later.join()
+    lines = [line[10:] for line in capsys.readouterr().out.splitlines()]
+    assert "v1 train succeeded after 48s: val_roc_auc 0.9152, 9 epochs, 34,189 rows, 2 processes" in lines
+    assert lines[-1] == f"ready: {objects.URL}"
+
+
+@pytest.mark.usefixtures("kubeconfig")
 def test_watch_ends_when_the_operator_is_refused(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     api.hold("applied")
     player = follow(api, ["refused"])

@@ -228,6 +228,13 @@ MOMENTS = [
         "v1 has no ready pod",
     ),
     Moment(
+        "a model that is ready before its version is heard of again: the two are watched apart",
+        objects.LIFE["serving"][0],
+        objects.LIFE["blocked"][1],
+        Outcome.PROGRESSING,
+        "v1 serves all traffic",
+    ),
+    Moment(
         "a suspended model says so instead of seeming stuck",
         objects.model(objects.TRAINING_V1, suspend=True),
         [objects.version()],

@@ -333,10 +333,18 @@ def _outcome(model: Object, status: api.MLModelStatus, blamed: api.Condition | N
         return Outcome.FAILED
     if model.get("spec", {}).get("suspend"):
         return Outcome.SUSPENDED
-    promoted = latest is not None and status.stable is not None and status.stable.version == status.latest_version
-    if promoted and status.rollout is None and _is_true(status.conditions, "Ready"):
+    promoted = status.stable is not None and status.stable.version == status.latest_version
+    if promoted and status.rollout is None and _is_true(status.conditions, "Ready") and _passed(latest):
         return Outcome.READY
     return Outcome.PROGRESSING
+
+
+def _passed(latest: Object | None) -> bool:
+    """Whether the latest version says itself that it is ready: it is watched apart from its model, and may be heard of later."""
+    if latest is None:
+        return False
+    status = api.decode(api.ModelVersionStatus, latest.get("status") or {}, "status", unknown="show")
+    return _is_true(status.conditions, "Ready") is True
 
 
 def _message(status: api.MLModelStatus, outcome: Outcome, failure: FailureView | None) -> str:
