@@ -353,6 +353,62 @@ REFUSED = api.MLModelStatus(
 )
 ALL_STAGES = (TRAIN, AUDIT, OPTIMIZE, PACKAGE)
 
+QUEUED_V2 = replace(
+    SERVING_V1,
+    observed_generation=2,
+    stage="Queued",
+    latest_version=V2,
+    latest_sequence=2,
+    conditions=(
+        ACCEPTED,
+        condition("VersionReady", "Unknown", "Queued", "v2: waits until Kueue's queue team-a lets it run"),
+        condition("Serving", "True", "PodsReady", "v1 serves"),
+        condition(
+            "Ready", "Unknown", "Queued", "v2: waits until Kueue's queue team-a lets it run. v1 goes on serving."
+        ),
+    ),
+)
+STOOD_IN_FOR = (
+    "v2 has no ready pod; v1 answers for it through the gateway meanwhile: container kserve-container crashed"
+)
+STOOD_IN_FOR_V2 = replace(
+    SERVING_V1,
+    observed_generation=2,
+    stage="Degraded",
+    latest_version=V2,
+    latest_sequence=2,
+    stable=api.StableStatus(version=V2, sequence=2),
+    conditions=(
+        ACCEPTED,
+        condition("VersionReady", "True", "PipelinePassed"),
+        condition("RolloutPassed", "True", "Promoted", "v2 was promoted"),
+        condition("Serving", "False", "StableNotReady", STOOD_IN_FOR),
+        condition("Ready", "False", "StableNotReady", STOOD_IN_FOR),
+    ),
+    failure=api.FailureStatus(
+        class_="Crashed",
+        message="container kserve-container crashed",
+        next_action="Read the container's log.",
+        stage="serving",
+        pod="adult-income-5e6f7a8b-predictor-0",
+        exit_code=1,
+    ),
+)
+GOING_BACK = "going back to v1: waiting for the pods of v1 (0 of 2 pods ready). v2 goes on serving."
+GOING_BACK_TO_V1 = replace(
+    SERVING_V1,
+    observed_generation=2,
+    stage="RollingBack",
+    latest_version=V2,
+    latest_sequence=2,
+    stable=api.StableStatus(version=V2, sequence=2),
+    conditions=(
+        ACCEPTED,
+        condition("Serving", "True", "PodsReady", "v2 serves"),
+        condition("Ready", "Unknown", "RollingBack", GOING_BACK),
+    ),
+)
+
 LIFE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "applied": (model(), []),
     "training": (model(TRAINING_V1), [version(stages=(running(TRAIN),))]),
@@ -374,6 +430,18 @@ LIFE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "failed": (
         model(FAILED_V2, generation=2),
         [version(stages=ALL_STAGES), version(V2, 2, (failed(TRAIN),), failure=OUT_OF_MEMORY)],
+    ),
+    "queued": (
+        model(QUEUED_V2, generation=2),
+        [version(stages=ALL_STAGES), version(V2, 2, (running(TRAIN),), stage="Queued")],
+    ),
+    "going-back": (
+        model(GOING_BACK_TO_V1, generation=2),
+        [version(stages=ALL_STAGES), version(V2, 2, ALL_STAGES)],
+    ),
+    "stood-in-for": (
+        model(STOOD_IN_FOR_V2, generation=2),
+        [version(stages=ALL_STAGES), version(V2, 2, ALL_STAGES)],
     ),
     "rejected": (model(REJECTED), []),
     "blocked": (model(BLOCKED_V1), [version(stages=(running(TRAIN),), stage="Training", failure=NO_IMAGE)]),

@@ -54,6 +54,9 @@ FRAMES = [
     Frame("what waits to be mended stands in a yellow box, beside the stage that waits", "blocked", 100),
     Frame("an add-on that is missing is named, and is no failure", "without-add-on", 100),
     Frame("what the operator may not do is a failure with the API server's words", "refused", 100),
+    Frame("what waits in a queue does not run, and who serves stays in sight", "queued", 80),
+    Frame("on the way back: what is waited for, and who serves meanwhile", "going-back", 80),
+    Frame("a stable version without pods is not said to serve; who stands in is named", "stood-in-for", 80),
     Frame("on 60 columns sentences wrap and no number is cut", "rolling", 60),
     Frame("where the terminal has no Unicode the same stands in ASCII", "failed", 100, render.PLAIN),
 ]

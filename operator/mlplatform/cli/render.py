@@ -98,7 +98,7 @@ def frame(view: ModelView, signs: Signs = UNICODE) -> RenderableType:
     if view.failure is not None:
         parts += [Text(), _failure(view, view.failure, signs)]
     elif view.outcome is not Outcome.READY and view.message:
-        parts += [Text(), Text(view.message, style="dim")]
+        parts += [Text(), Text(view.message)]
     return Group(*parts)
 
 
@@ -216,8 +216,10 @@ def _candidates(rows: Sequence[CandidateView], signs: Signs) -> RenderableType:
 
 
 def _traffic(traffic: TrafficView, signs: Signs) -> Text:
+    down = f"{traffic.stable} has no ready pod" if traffic.trouble else ""
     if not traffic.candidate:
-        return Text.assemble((signs.full * _BAR_WIDTH, "green"), f"  {traffic.stable} 100 %")
+        whole = (signs.light * _BAR_WIDTH, "bold red") if down else (signs.full * _BAR_WIDTH, "green")
+        return Text.assemble(whole, f"  {down or f'{traffic.stable} 100 %'}")
     share = round(traffic.weight * _BAR_WIDTH / 100)
     if 0 < traffic.weight < 100:  # noqa: PLR2004  percent
         share = min(max(share, 1), _BAR_WIDTH - 1)
@@ -225,12 +227,13 @@ def _traffic(traffic: TrafficView, signs: Signs) -> Text:
         bar = Text.assemble((signs.light * _BAR_WIDTH, "dim"), f"  {traffic.candidate} is the first version")
     else:
         bar = Text.assemble(
-            (signs.full * (_BAR_WIDTH - share), "green"),
+            (signs.full * (_BAR_WIDTH - share), "bold red" if down else "green"),
             (signs.light * share, "bold magenta"),
             f"  {traffic.stable} {100 - traffic.weight} % {signs.arrow} ",
             (f"{traffic.candidate} {traffic.weight} %", "bold magenta"),
         )
     notes = [f"step {traffic.step} of {traffic.steps}"] if traffic.steps and traffic.stable else []
+    notes += [down] if down else []
     notes += [f"done in about {duration(traffic.remaining_seconds)}"] if traffic.remaining_seconds else []
     return bar.append(f"  ({', '.join(notes)})" if notes else "", style="dim")
 
@@ -249,7 +252,8 @@ def _failure(view: ModelView, failure: FailureView, signs: Signs) -> RenderableT
     if failure.last_log:
         grid.add_row(Text("Log", style="bold"), Text(failure.last_log.strip(), style="dim"))
     if serving := still_serving(view):
-        grid.add_row(Text("Serving", style="bold"), Text(serving, style="green"))
+        down = view.traffic is not None and view.traffic.trouble
+        grid.add_row(Text("Serving", style="bold"), Text(serving, style="bold red" if down else "green"))
     title = Text(f"{'' if final else 'held up: '}{failure.reason}{_where(failure)}", style=f"bold {color}")
     return Panel(grid, title=title, title_align="left", border_style=color, box=ROUNDED if signs is UNICODE else ASCII)
 
@@ -259,10 +263,12 @@ def _where(failure: FailureView) -> str:
 
 
 def still_serving(view: ModelView) -> str:
-    """Says that the stable version goes on, where a failure would make a reader worry."""
+    """Says whether the stable version goes on, where a failure would make a reader worry."""
     traffic = view.traffic
     if traffic is None or not traffic.stable:
         return ""
+    if traffic.trouble:
+        return traffic.trouble
     return f"{traffic.stable} keeps serving all traffic" if not traffic.weight else f"{traffic.stable} keeps serving"
 
 
@@ -280,7 +286,7 @@ def facts(view: ModelView) -> dict[str, str]:
 
 def _version_facts(version: VersionView) -> dict[str, str]:
     tag, key = f"v{version.sequence}", version.name
-    stages = (stage for stage in version.stages if stage.state != "pending" and stage.name != "rollout")
+    stages = (s for s in version.stages if (s.state != "pending" or s.summary) and s.name != "rollout")
     return {
         f"{key}/version": f"{tag} is {version.name}",
         **{f"{key}/{stage.name}": _stage_fact(tag, stage) for stage in stages},
@@ -293,7 +299,7 @@ def _traffic_facts(traffic: TrafficView) -> dict[str, str]:
     if not traffic.stable:
         return {}
     if not traffic.candidate:
-        return {"traffic": f"traffic: {traffic.stable} 100 %"}
+        return {"traffic": f"traffic: {traffic.stable} {'has no ready pod' if traffic.trouble else '100 %'}"}
     shares = f"{traffic.stable} {100 - traffic.weight} %, {traffic.candidate} {traffic.weight} %"
     return {"traffic": f"traffic: {shares} (step {traffic.step} of {traffic.steps})"}
 
@@ -315,7 +321,7 @@ def _outcome_facts(view: ModelView) -> dict[str, str]:
 def _stage_fact(tag: str, stage: StageView) -> str:
     if stage.state == "running":
         return f"{tag} {stage.name} runs{f': {stage.summary}' if stage.summary else ''}"
-    if stage.state == "unknown":
+    if stage.state in {"unknown", "pending"}:
         return f"{tag} {stage.name}: {stage.summary}"
     took = f" after {duration(stage.seconds)}" if stage.seconds is not None else ""
     summary = f": {stage.summary}" if stage.summary else ""

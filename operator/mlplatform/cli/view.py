@@ -104,6 +104,7 @@ class TrafficView:
     """Who answers: `weight` percent goes to `candidate`, the rest to `stable`.
 
     Attributes:
+        trouble: Why `stable` does not answer, and who does instead; empty while it has ready pods.
         remaining_seconds: Until the whole rollout ends, if nothing holds it up; None when nobody can say.
     """
 
@@ -113,6 +114,7 @@ class TrafficView:
     step: int = 0
     steps: int = 0
     message: str = ""
+    trouble: str = ""
     remaining_seconds: float | None = None
 
 
@@ -375,7 +377,7 @@ def _version(raw: Object, model: api.MLModelStatus, now: datetime) -> VersionVie
     return VersionView(
         name=name,
         sequence=spec.sequence,
-        stages=(*(_stage(s, ran.get(s), now) for s in _names(ran)), _rollout_stage(name, model, now)),
+        stages=(*(_stage(s, ran.get(s), status.stage, now) for s in _names(ran)), _rollout_stage(name, model, now)),
         metrics=metrics,
         gates=tuple(_gate(gate, metrics) for gate in spec.gates),
         fairness=_fairness(audit, spec.fairness.metrics),
@@ -389,12 +391,17 @@ def _names(ran: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*ran, *map(str, contract.Stage)]))
 
 
+_HELD: Final = {"Queued", "Suspended", "Superseded"}
+"""Words of a version of which no stage runs, though one has begun."""
+
 _STATES: Final[dict[str, State]] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
 
 
-def _stage(name: str, ran: api.StageStatus | None, now: datetime) -> StageView:
+def _stage(name: str, ran: api.StageStatus | None, word: str, now: datetime) -> StageView:
     if ran is None:
         return StageView(name=name, state="pending")
+    if ran.outcome == "Running" and word in _HELD:
+        return StageView(name=name, state="pending", summary=word.lower())
     end, state = _time(ran.finished_at) or now, _STATES.get(ran.outcome, "unknown")
     words = [ran.outcome if state == "unknown" else "", _headline(name, ran)]
     return StageView(
@@ -441,7 +448,8 @@ def _rollout_stage(name: str, model: api.MLModelStatus, now: datetime) -> StageV
     if decision is not None and decision.decision == "RolledBack":
         return StageView(name="rollout", state="failed", summary=decision.message)
     if model.stable is not None and model.stable.version == name:
-        return StageView(name="rollout", state="succeeded", summary="serves all traffic")
+        serves = "was promoted, and has no ready pod" if _trouble(model) else "serves all traffic"
+        return StageView(name="rollout", state="succeeded", summary=serves)
     return StageView(name="rollout", state="pending")
 
 
@@ -490,8 +498,9 @@ def _candidates(optimize: api.StageStatus | None) -> tuple[CandidateView, ...]:
 def _traffic(status: api.MLModelStatus, sequences: dict[str, int], now: datetime) -> TrafficView | None:
     stable, rollout = status.stable, status.rollout
     serving = label(stable.version, stable.sequence or sequences.get(stable.version, 0)) if stable else ""
+    trouble = _trouble(status)
     if rollout is None:
-        return TrafficView(stable=serving) if serving else None
+        return TrafficView(stable=serving, trouble=trouble) if serving else None
     eta = _time(rollout.eta)
     return TrafficView(
         stable=serving,
@@ -500,8 +509,14 @@ def _traffic(status: api.MLModelStatus, sequences: dict[str, int], now: datetime
         step=rollout.step,
         steps=rollout.steps,
         message=rollout.message,
+        trouble=trouble,
         remaining_seconds=max(0.0, (eta - now).total_seconds()) if eta else None,
     )
+
+
+def _trouble(status: api.MLModelStatus) -> str:
+    said = find_condition(status.conditions, "Serving")
+    return said.message if status.stable and said is not None and said.status == "False" else ""
 
 
 def label(version: str, sequence: int) -> str:
