@@ -154,6 +154,16 @@ class Store:
                 except FileNotFoundError:
                     continue
 
+    def remove(self) -> None:
+        """Deletes the empty folders that files leave behind in a file system; an object store has none.
+
+        Raises:
+            JobFailure: The store refuses.
+        """
+        if _is_local(self.root) and self._fs.isdir(self._path):
+            with translated("delete", self.root):
+                self._fs.rm(self._path, recursive=True)
+
 
 @contextmanager
 def translated(action: str, uri: str) -> Iterator[None]:

@@ -242,6 +242,7 @@ class MLModelSpec:
     rollout: Rollout = Rollout()
     scheduling: Scheduling = Scheduling()
     revision_history_limit: int = 5
+    artifact_retention: Literal["Keep", "Delete"] = "Keep"
     suspend: bool = False
 
 

@@ -32,6 +32,9 @@ ANNOTATION_ROLLBACK: Final = f"{GROUP}/rollback"
 ANNOTATION_RETRY: Final = f"{GROUP}/retry"
 """On a ModelVersion: ``<stage>/<attempt>`` asks for that attempt at a stage that has failed at a lower one."""
 
+ANNOTATION_FORGET: Final = f"{GROUP}/forget"
+"""On a ModelVersion: its artifacts are deleted, and then it. Nobody takes it off: what is there may be half of it."""
+
 ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
 """On a stage's workload: which attempt it is, from the second on."""
 

@@ -25,13 +25,13 @@ from mlplatform.inquiry import Inquiry
 from mlplatform.plan import Plan, plan_model, plan_version
 from mlplatform.plan.plan import LEFTOVERS, conditions_json, leftovers
 from mlplatform.refusals import gist
-from mlplatform.resources import KINDS, adoption, inferenceservice
+from mlplatform.resources import KINDS, adoption, forgetting, inferenceservice, modelversion
 from mlplatform.resources.metadata import belongs
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
+    Errand,
     ModelSnapshot,
     Object,
-    Reading,
     Refusal,
     VersionSnapshot,
     condition,
@@ -56,6 +56,9 @@ BACKOFF: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 FOLLOW: Final = 1.0
 """Seconds between two looks whether this operator may write."""
+
+ERRANDS: Final = (adoption.NAME, forgetting.NAME)
+"""Jobs of a version beside those of its stages."""
 
 
 def _utc() -> datetime:
@@ -316,10 +319,11 @@ class Reconciler:
                 )
                 for stage, child in seen.children.items()
             }
-            reading = seen.reading and replace(
-                seen.reading, absent=await self._inquiry.workload(seen.reading.job, seen.reading.pods, now)
-            )
-            return replace(seen, reading=reading, absent={stage: words for stage, words in stages.items() if words})
+            errands = {
+                name: replace(errand, absent=await self._inquiry.workload(errand.job, errand.pods, now))
+                for name, errand in seen.errands.items()
+            }
+            return replace(seen, errands=errands, absent={stage: words for stage, words in stages.items() if words})
         kinds = {
             "InferenceService": KINDS["InferenceService"].api_version,
             "VirtualService": self._world.settings.istio_api_version,
@@ -335,12 +339,12 @@ class Reconciler:
     def _version_snapshot(self, me: Object, missing: frozenset[str]) -> VersionSnapshot:
         jobs = {**self._own("Job", me), **self._own("PyTorchJob", me)}
         children = {stage: jobs[f"{self._name}-{stage}"] for stage in Stage if f"{self._name}-{stage}" in jobs}
-        pods: dict[str, list[Object]] = {name: [] for name in (*Stage, adoption.NAME)}
+        pods: dict[str, list[Object]] = {name: [] for name in (*Stage, *ERRANDS)}
         for pod in self._all("Pod").values():
             labels = labels_of(pod)
             if labels.get(contract.LABEL_VERSION) == self._name and labels.get(contract.LABEL_STAGE) in pods:
                 pods[labels[contract.LABEL_STAGE]].append(pod)
-        reader = jobs.get(f"{self._name}-{adoption.NAME}")
+        errands = {name: jobs[f"{self._name}-{name}"] for name in ERRANDS if f"{self._name}-{name}" in jobs}
         model = self._all("MLModel").get(self._model)
         return VersionSnapshot(
             version=me,
@@ -348,9 +352,10 @@ class Reconciler:
             siblings=self._own("ModelVersion", model) if model else {},
             children=children,
             pods={stage: tuple(sorted(pods[stage], key=name_of)) for stage in Stage},
-            reading=Reading(job=reader, pods=tuple(pod for pod in pods[adoption.NAME] if controlled_by(pod, reader)))
-            if reader
-            else None,
+            errands={
+                name: Errand(job=job, pods=tuple(pod for pod in pods[name] if controlled_by(pod, job)))
+                for name, job in errands.items()
+            },
             missing=missing,
         )
 
@@ -454,7 +459,8 @@ class Reconciler:
             return
         if self._kind == "ModelVersion":
             outcomes = [stage["outcome"] for stage in status_of(me).get("stages") or ()]
-            if condition(me, "Ready").get("status") == "True" or "Failed" in outcomes:
+            ended = condition(me, "Ready").get("status") == "True" or "Failed" in outcomes
+            if ended and not modelversion.forgotten(me):
                 return
         for kind in (kind for kind, entry in KINDS.items() if self._kind in entry.read_by):
             yield from (obj for obj in self._all(kind).values() if self._rests_on(obj))

@@ -37,8 +37,8 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """The Job that reads the reports of a version which was restored without its status.
+class Errand:
+    """A Job of a version that is none of its stages: it does something in the artifact store.
 
     Attributes:
         job: It.
@@ -61,7 +61,7 @@ class VersionSnapshot:
         siblings: That model's ModelVersions by name.
         children: The workload of each stage, where it exists: a PyTorchJob for train, else a Job.
         pods: Pods of each stage, also of earlier workloads of the same name.
-        reading: What reads the version's reports after a restore; None when nothing does.
+        errands: What else is done for the version in the artifact store, by its name.
         absent: Why a stage's workload has fewer pods than it should, in the words of whoever cannot make them.
         missing: Kinds that the API server does not serve, e.g. ``PyTorchJob`` before the add-on is installed.
         refusals: What became of the plan for the rest of this snapshot, the one to tell of first.
@@ -72,7 +72,7 @@ class VersionSnapshot:
     siblings: Mapping[str, Object] = field(default_factory=dict)
     children: Mapping[Stage, Object] = field(default_factory=dict)
     pods: Mapping[Stage, tuple[Object, ...]] = field(default_factory=dict)
-    reading: Reading | None = None
+    errands: Mapping[str, Errand] = field(default_factory=dict)
     absent: Mapping[Stage, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     refusals: tuple[Refusal, ...] = ()

@@ -24,7 +24,7 @@ from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref, Write
 from mlplatform.cluster import Cluster, ClusterError, Conflict, NameTaken, path
 from mlplatform.contract import Failure, FailureClass, Stage, Summary
 from mlplatform.reconciler import Reconciler, World
-from mlplatform.resources import adoption, inferenceservice, virtualservice
+from mlplatform.resources import adoption, forgetting, inferenceservice, virtualservice
 from mlplatform.resources.metadata import stray
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, annotations_of, labels_of, name_of, stamp, uid_of
@@ -92,7 +92,7 @@ class Fake:
         podless: Versions that KServe makes no pods for, and what it says of them.
         refused: Kinds whose pods the API server refuses, and its words: who makes them says so as the real ones do.
         store: The artifact store: reports of finished stages by the version's folder.
-        store_away: Whether it refuses to be read.
+        store_away: Whether it refuses to be read, and to delete.
         forks: When set, takes a copy of the cluster before each write: where a crash at that point would leave it.
         played: How many entries of a scenario have been played.
         log: Every write that took effect, as ``verb kind/name``.
@@ -283,8 +283,9 @@ class Fake:
             status = {"startTime": stamp(self.now)}
             job = self.put({**job, "status": status})
         names = [f"{name_of(job)}-abcde"]
-        if labels_of(job)[contract.LABEL_STAGE] == adoption.NAME:
-            yield from self._read(job, names[0])
+        errand = {adoption.NAME: self._read, forgetting.NAME: self._forget}.get(labels_of(job)[contract.LABEL_STAGE])
+        if errand:
+            yield from errand(job, names[0])
             return
         stage = Stage(labels_of(job)[contract.LABEL_STAGE])
         yield from self._run(job, job["spec"]["template"], names, stage, self.stage_seconds, "Complete")
@@ -337,8 +338,32 @@ class Fake:
             {"name": stage, "state": {"terminated": {"exitCode": int(self.store_away), "message": summary.to_json()}}}
             for stage, summary in said.items()
         ]
-        status = {"phase": "Failed" if self.store_away else "Succeeded", "initContainerStatuses": ended[:3]}
-        self.put({**self._objects["Pod", name], "status": {**status, "containerStatuses": ended[3:]}})
+        self._end(job, name, {"initContainerStatuses": ended[:3], "containerStatuses": ended[3:]})
+
+    def _forget(self, job: Object, name: str) -> Iterator[datetime]:
+        """mljobs.forget: some of the folder has gone when it has only begun."""
+        pod, place = job["spec"]["template"], _place(job["spec"]["template"])
+        if ("Pod", name) not in self._objects:
+            self.put(_pod(job, name, pod["metadata"]["labels"], {"phase": "Running"}))
+            if place in self.store and not self.store_away:
+                self.store[place] = dict(list(self.store[place].items())[1:])
+        ends = datetime.fromisoformat(job["status"]["startTime"]) + timedelta(seconds=self.stage_seconds)
+        if self.now < ends:
+            yield ends
+            return
+        refused = Failure(FailureClass.STORE_ACCESS, "the store refused to delete it", "Check the keys")
+        said = Summary(Stage.PACKAGE, labels_of(job)[contract.LABEL_VERSION])
+        if self.store_away:
+            said = replace(said, failure=refused)
+        else:
+            self.store.pop(place, None)
+        ended = {"exitCode": int(self.store_away), "message": said.to_json()}
+        self._end(job, name, {"containerStatuses": [{"name": forgetting.NAME, "state": {"terminated": ended}}]})
+
+    def _end(self, job: Object, pod: str, containers: Object) -> None:
+        """A Job that works in the store comes to its end."""
+        status = {"phase": "Failed" if self.store_away else "Succeeded", **containers}
+        self.put({**self._objects["Pod", pod], "status": status})
         condition = {
             "type": "Failed" if self.store_away else "Complete",
             "status": "True",

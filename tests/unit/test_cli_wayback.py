@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from unit import cli_objects as objects
 
-from mlplatform import api
+from mlplatform import api, contract
 from mlplatform.cli import wayback
 from mlplatform.errors import CliError
 
 V1, V2, V3 = objects.V1, objects.V2, "adult-income-9c0d1e2f"
 BUILT = [objects.version(V1, 1, objects.ALL_STAGES), objects.version(V2, 2, objects.ALL_STAGES)]
 TRAINS = objects.version(V3, 3)
+FORGOTTEN = copy.deepcopy(objects.version(V3, 3, objects.ALL_STAGES))
+FORGOTTEN["metadata"]["annotations"] = {contract.ANNOTATION_FORGET: "true"}
 THIRD = objects.version(V3, 3, objects.ALL_STAGES)
 UNBUILT = replace(objects.REPLACED_V1, latest_version=V3, latest_sequence=3)
 ROLLING_V3 = replace(objects.ROLLING_V2, latest_version=V3, stable=api.StableStatus(version=V2, sequence=2))
@@ -88,6 +91,14 @@ DEAD_ENDS: list[tuple[str, Any, list[Any], str, str, str]] = [
         [*BUILT, TRAINS],
         "v3",
         "v3 has not passed its pipeline",
+        CAN,
+    ),
+    (
+        "on its way out",
+        objects.model(objects.REPLACED_V1, generation=2),
+        [*BUILT, FORGOTTEN],
+        "v3",
+        "v3 cannot serve any more: its artifacts are being deleted (spec.artifactRetention)",
         CAN,
     ),
     (

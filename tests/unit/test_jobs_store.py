@@ -62,6 +62,7 @@ def test_a_missing_file_is_missing_data() -> None:
 READ: Callable[[Store], object] = lambda store: store.read("x")  # noqa: E731  a row of a table
 WRITE: Callable[[Store], object] = lambda store: store.write("x", b"1")  # noqa: E731  a row of a table
 LIST: Callable[[Store], object] = lambda store: store.names()  # noqa: E731  a row of a table
+DELETE: Callable[[Store], object] = lambda store: store.delete(["x"])  # noqa: E731  a row of a table
 GOOD = f"s3://{s3_server.BUCKET}/files"
 
 REFUSALS = [
@@ -70,6 +71,7 @@ REFUSALS = [
     (GOOD, {"AWS_SECRET_ACCESS_KEY": "a-wrong-secret"}, READ, "refused to read", "a wrong secret, reading"),
     (GOOD, {"AWS_SECRET_ACCESS_KEY": "a-wrong-secret"}, WRITE, "SignatureDoesNotMatch", "a wrong secret, writing"),
     (GOOD, {"AWS_SECRET_ACCESS_KEY": "a-wrong-secret"}, LIST, "SignatureDoesNotMatch", "a wrong secret, listing"),
+    (GOOD, {"AWS_SECRET_ACCESS_KEY": "a-wrong-secret"}, DELETE, "refused to delete", "a wrong secret, deleting"),
     (GOOD, {"AWS_ACCESS_KEY_ID": "an-unknown-key"}, LIST, "InvalidAccessKeyId", "an unknown key"),
     (GOOD, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, READ, "no credentials", "no keys at all"),
 ]

@@ -71,6 +71,7 @@ CHANGES = [
     Change("how it is served", lambda spec: spec.update(serving={"replicas": {"max": 3}}), None),
     Change("how traffic moves", lambda spec: spec.update(rollout={"steps": [50]}), None),
     Change("how many versions are kept", lambda spec: spec.update(revisionHistoryLimit=2), None),
+    Change("what becomes of their artifacts", lambda spec: spec.update(artifactRetention="Delete"), None),
 ]
 
 

@@ -123,11 +123,11 @@ def _why_not(wish: str, status: api.MLModelStatus, everyone: dict[str, Object]) 
     meant = next((version for version, obj in everyone.items() if _is(wish, obj)), wish)
     if meant == status.latest_version:
         return f"{wish} is the version that is wanted now"
-    return (
-        f"{wish} has not passed its pipeline, so it cannot serve"
-        if meant in everyone
-        else f"there is no version {wish}"
-    )
+    if meant not in everyone:
+        return f"there is no version {wish}"
+    if _forgotten(everyone[meant]):
+        return f"{wish} cannot serve any more: its artifacts are being deleted (spec.artifactRetention)"
+    return f"{wish} has not passed its pipeline, so it cannot serve"
 
 
 def _is(wish: str, version: Object) -> bool:
@@ -140,7 +140,11 @@ def _status(model: Object) -> api.MLModelStatus:
 
 def _built(version: Object) -> bool:
     conditions = (version.get("status") or {}).get("conditions") or ()
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions) and not _forgotten(version)
+
+
+def _forgotten(version: Object) -> bool:
+    return contract.ANNOTATION_FORGET in (version["metadata"].get("annotations") or {})
 
 
 def _sequence(version: Object) -> int:

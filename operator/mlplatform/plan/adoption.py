@@ -11,18 +11,23 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from mlplatform import api, failures
+from mlplatform import api
 from mlplatform.actions import Create, Delete, Event, Patch, Ref
 from mlplatform.conditions import Status
 from mlplatform.contract import Stage, Summary
-from mlplatform.failures import Gravity
+from mlplatform.plan import errand
 from mlplatform.plan.plan import Plan
-from mlplatform.resources import adoption, job
+from mlplatform.resources import adoption
 from mlplatform.settings import Settings
-from mlplatform.snapshot import Reading, VersionSnapshot, moment, name_of, status_of
+from mlplatform.snapshot import VersionSnapshot, name_of, status_of
 
-AGAIN: Final = timedelta(minutes=1)
-"""After which reports that could not be read are asked for again, with new pods."""
+READING: Final = errand.Purpose(
+    name=adoption.NAME,
+    reason="LookingForReport",
+    doing="looks for the reports in the artifact store",
+    cannot="the reports cannot be looked for",  # To train anew would be no answer to that.
+    again=timedelta(minutes=1),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +47,7 @@ def reports(
     snapshot: VersionSnapshot, spec: api.ModelVersionSpec, settings: Settings, now: datetime, plan: Plan
 ) -> Reports:
     """Asks for a restored version's reports, and takes the answer; the plan gets what that takes."""
-    version, reading = snapshot.version, snapshot.reading
+    version, reading = snapshot.version, snapshot.errands.get(adoption.NAME)
     if not adoption.restored(version):
         if reading:
             plan.cleanup.append(Delete(Ref.to(reading.job)))
@@ -59,25 +64,8 @@ def reports(
         return Reports(waiting=("Unknown", "LookingForReport", looking.message))
     answers = adoption.answers(reading.pods) if reading else None
     if following and reading and answers is None:
-        return Reports(waiting=_asked(reading, now, plan))
+        return Reports(waiting=errand.standing(READING, reading, now, plan))
     # Once what they say is on record, nobody needs to ask again.
     plan.cleanup.append(Patch(Ref.to(version), adoption.done()))
     plan.cleanup += [Delete(Ref.to(reading.job))] if reading else []
     return Reports(found={stage: said for stage, said in (answers or {}).items() if said.failure is None})
-
-
-def _asked(reading: Reading, now: datetime, plan: Plan) -> tuple[Status, str, str]:
-    """The Job runs, or has failed: the store did not answer, or no pod could run. To train anew would be no answer."""
-    found = job.read(reading.job)
-    if found.finished:
-        until = (moment(found.finished_at) or now) + AGAIN
-        if now >= until:
-            plan.cleanup.append(Delete(Ref.to(reading.job)))
-        plan.look(until)
-    trouble = failures.worst(reading.pods, adoption.NAME)
-    if reading.absent:
-        return "False", "NoPods", f"the reports cannot be looked for: {reading.absent}"
-    if trouble is None:
-        return "Unknown", "LookingForReport", f"Job {name_of(reading.job)} looks for the reports in the artifact store"
-    status: Status = "False" if trouble.gravity > Gravity.PENDING else "Unknown"
-    return status, trouble.failure.class_, f"the reports cannot be looked for: {failures.sentence(trouble.failure)}"

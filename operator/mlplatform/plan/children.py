@@ -11,7 +11,7 @@ from typing import Final
 
 from mlplatform import api, contract, rollout
 from mlplatform.actions import Apply, Create, Delete, Event, Patch, Ref
-from mlplatform.plan import wayback
+from mlplatform.plan import forgetting, wayback
 from mlplatform.plan.facts import Facts
 from mlplatform.plan.plan import ADD_ON_RETRY, PROXIES_LEARN, Plan
 from mlplatform.resources import adoption, inferenceservice, modelversion, servingruntime
@@ -184,7 +184,10 @@ def _warm_until(facts: Facts, version: str) -> datetime:
 
 
 def prune(facts: Facts, plan: Plan) -> None:
-    """Deletes the oldest versions beyond `revisionHistoryLimit`; never one that serves, rolls out or is asked for."""
+    """Deletes the oldest versions beyond `revisionHistoryLimit`; never one that serves, rolls out or is asked for.
+
+    With `artifactRetention: Delete` never one that a record names either, and not before its artifacts are gone.
+    """
     if not facts.recorded or facts.latest not in facts.snapshot.versions:
         return
     used = {
@@ -194,8 +197,39 @@ def prune(facts: Facts, plan: Plan) -> None:
         *facts.snapshot.services,
         *(v for v, weight in facts.weights.items() if weight),
     }
-    old = sorted((v for v in facts.snapshot.versions if v not in used), key=facts.sequence, reverse=True)
+    marked = {v for v in facts.snapshot.versions if facts.forgotten(v)}
+    old = sorted((v for v in facts.snapshot.versions if v not in used | marked), key=facts.sequence, reverse=True)
     for version in old[facts.spec.revision_history_limit :]:
-        manifest = facts.snapshot.versions[version]
-        if "deletionTimestamp" not in manifest["metadata"]:
-            plan.cleanup.append(Delete(Ref.to(manifest)))
+        _expire(facts, plan, version)
+    for version in marked:
+        if forgetting.forgotten(facts.snapshot.versions[version]):
+            _delete(facts, plan, version, f"was deleted, and with it what lay in {_artifacts(facts, version)}")
+
+
+def _expire(facts: Facts, plan: Plan, version: str) -> None:
+    """A version beyond the limit goes, or is marked for that."""
+    limit, where = f"is beyond revisionHistoryLimit {facts.spec.revision_history_limit}", _artifacts(facts, version)
+    if facts.spec.artifact_retention == "Keep":
+        _delete(
+            facts, plan, version, f"{limit} and was deleted; its artifacts stay in {where} (artifactRetention: Keep)"
+        )
+        return
+    record = facts.record
+    if version in forgetting.named(facts.snapshot.model) | ({record.version, record.previous} if record else set()):
+        return
+    manifest = facts.snapshot.versions[version]
+    message = f"{facts.label(version)} {limit} and no record names it: its artifacts in {where} are deleted first"
+    # If it is still as it was seen.
+    mark = {"resourceVersion": manifest["metadata"]["resourceVersion"], **modelversion.forget()}
+    plan.cleanup.append(Patch(Ref.to(manifest), {"metadata": mark}, Event("Normal", "VersionExpired", message)))
+
+
+def _delete(facts: Facts, plan: Plan, version: str, why: str) -> None:
+    manifest = facts.snapshot.versions[version]
+    if "deletionTimestamp" not in manifest["metadata"]:
+        told = Event("Normal", "VersionForgotten", f"{facts.label(version)} {why}")
+        plan.cleanup.append(Delete(Ref.to(manifest), told))
+
+
+def _artifacts(facts: Facts, version: str) -> str:
+    return modelversion.artifacts(facts.snapshot.versions[version], facts.settings.artifact_root)

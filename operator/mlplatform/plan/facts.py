@@ -69,7 +69,12 @@ class Facts:
 
     def built(self, version: str) -> bool:
         """Whether the version passed its pipeline, and can be served."""
-        return condition(self.snapshot.versions.get(version), "Ready").get("status") == "True"
+        ready = condition(self.snapshot.versions.get(version), "Ready").get("status") == "True"
+        return ready and not self.forgotten(version)
+
+    def forgotten(self, version: str) -> bool:
+        """Whether the version is on its way out, artifacts and all."""
+        return version in self.snapshot.versions and modelversion.forgotten(self.snapshot.versions[version])
 
     @property
     def recorded(self) -> bool:

@@ -11,10 +11,11 @@ from datetime import datetime
 from mlplatform import api
 from mlplatform.actions import Event
 from mlplatform.conditions import Book
-from mlplatform.plan import adoption
+from mlplatform.plan import adoption, forgetting
 from mlplatform.plan import stage as stages
 from mlplatform.plan.plan import LEFTOVERS, Plan, conditions_json, status_json
 from mlplatform.plan.stage import HELD, Pass, Progress
+from mlplatform.resources import forgetting as forget
 from mlplatform.resources import modelversion
 from mlplatform.resources.metadata import is_stray_of, taken_over
 from mlplatform.settings import Settings
@@ -57,12 +58,22 @@ def plan_version(
         return plan
     book.set("Accepted", "True", "SpecValid", "the spec is sound")
 
+    if modelversion.forgotten(version):
+        for stage in PIPELINE:
+            book.keep(stage.condition)
+        deletion = forget.render(version, spec, settings)
+        forgetting.tell(version, forgetting.step(snapshot, deletion, _resting(snapshot), now, plan), book, plan)
+        book.keep(LEFTOVERS)
+        conditions = conditions_json(book.conditions())
+        plan.status = {**previous, "observedGeneration": generation, "stage": "Forgetting", "conditions": conditions}
+        return plan
+
     plan.writes += [taken_over(child, version) for child in snapshot.children.values() if is_stray_of(child, version)]
     look = Pass(
         snapshot=snapshot,
         spec=spec,
         settings=settings,
-        held=_held(snapshot),
+        held=_resting(snapshot) or _superseded(snapshot),
         reports=adoption.reports(snapshot, spec, settings, now, plan),
         scheduling=_scheduling(snapshot.model),
         again=again or f"kubectl mlmodel retry {spec.model} -n {namespace_of(version)}",
@@ -95,8 +106,8 @@ def plan_version(
     return plan
 
 
-def _held(snapshot: VersionSnapshot) -> tuple[str, str] | None:
-    """Why no stage of this version may run now: a condition's reason and message; None when they may."""
+def _resting(snapshot: VersionSnapshot) -> tuple[str, str] | None:
+    """Why nothing may be begun for this version now: a condition's reason and message; None when it may."""
     model = snapshot.model
     here = model is not None and "deletionTimestamp" not in model["metadata"]
     # Not before it is adopted does a restored version say that it was: what it has finished must not be begun anew.
@@ -106,6 +117,14 @@ def _held(snapshot: VersionSnapshot) -> tuple[str, str] | None:
         return "ModelMissing", f"{wanted} has not adopted this version yet" if here else missing
     if model["spec"].get("suspend"):
         return "Suspended", "spec.suspend of the MLModel is true"
+    return None
+
+
+def _superseded(snapshot: VersionSnapshot) -> tuple[str, str] | None:
+    """Whether another version is asked for, so that no stage of this one may run, likewise."""
+    model = snapshot.model
+    if model is None:
+        return None
     try:
         spec = api.decode(api.MLModelSpec, model["spec"])
     except api.SpecError:

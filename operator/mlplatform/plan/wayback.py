@@ -38,7 +38,8 @@ def refusal(facts: Facts) -> str:
         known = (
             f"there {'are' if len(there) > 1 else 'is'} {', '.join(sorted(there))}" if there else "there is no other"
         )
-        return f"{asked.to} is not a version that could serve instead of {latest}; {known}"
+        leaving = ", whose artifacts are being deleted," if facts.forgotten(asked.to) else ""
+        return f"{asked.to}{leaving} is not a version that could serve instead of {latest}; {known}"
     if not facts.stable:
         return f"no version serves yet, so there is nothing to go back from; {latest} is the first"
     if facts.rolling and asked.to != facts.stable:

@@ -12,9 +12,9 @@ from functools import lru_cache
 from itertools import count
 
 from mlplatform import api, contract
-from mlplatform.contract import ANNOTATION_RETRAIN
+from mlplatform.contract import ANNOTATION_FORGET, ANNOTATION_RETRAIN
 from mlplatform.resources.metadata import metadata
-from mlplatform.snapshot import Object, annotations_of, name_of, uid_of
+from mlplatform.snapshot import Object, annotations_of, name_of, namespace_of, uid_of
 
 
 def trigger(model: Object) -> str:
@@ -29,6 +29,8 @@ def wanted(model: Object, spec: api.MLModelSpec, versions: Mapping[str, Object],
     names, and none of that is a wish of the user's. (Defaults are no trouble: the API server writes them into both objects
     when they are made.) Of several versions of one content it is the one that is written as the spec is, else the newest.
 
+    One whose artifacts are being deleted is none of them: it is made anew, under another name.
+
     Absence is no wish: without a retrain annotation, or once a tool has stripped it, the trigger in force is the one of
     the newest version of that content.
 
@@ -39,7 +41,7 @@ def wanted(model: Object, spec: api.MLModelSpec, versions: Mapping[str, Object],
         taken: Names of versions that are gone, but not what they left: a new one must not be taken for them.
     """
     asked = api.content(spec)
-    texts = {name: json.dumps(obj["spec"]) for name, obj in versions.items()}
+    texts = {name: json.dumps(obj["spec"]) for name, obj in versions.items() if not forgotten(obj)}
     alike = {name: found for name, text in texts.items() if (found := _read(text)) and found.content == asked}
     newest = max(alike.values(), key=lambda found: found.sequence, default=None)
     key = trigger(model) or (newest.trigger if newest else "")
@@ -73,6 +75,24 @@ def _read(spec: str) -> _Read | None:
 
 def _as_written(spec: api.MLModelSpec | api.ModelVersionSpec) -> str:
     return json.dumps([api.encode(getattr(spec, section)) for section in api.VERSIONED], sort_keys=True)
+
+
+def forgotten(version: Object) -> bool:
+    """Whether its artifacts are deleted, or will be: it can neither serve nor be asked for any more."""
+    return ANNOTATION_FORGET in annotations_of(version)
+
+
+def forget() -> Object:
+    """What marks a version for that."""
+    return {"annotations": {ANNOTATION_FORGET: "true"}}
+
+
+def artifacts(version: Object, root: str) -> str:
+    """The folder of its artifacts in the store at `root`."""
+    spec = version["spec"]
+    return contract.artifact_root(
+        root, namespace_of(version), spec["model"], name_of(version), spec.get("artifactId", "")
+    )
 
 
 def render(model: Object, spec: api.MLModelSpec, name: str, sequence: int, trigger: str) -> Object:

@@ -61,6 +61,7 @@ SAME: list[tuple[str, Object, bool]] = [
     ("every gate must be passed, in whatever order", changed("gates", WRITTEN["gates"][::-1]), True),
     ("a default written out", changed("training.precision", "bf16"), True),
     ("an object's keys have no order", changed("training.hyperparameters", {"bins": 8, "hidden": [32, 16]}), True),
+    ("what becomes of it once it is gone shapes no artifact", changed("artifactRetention", "Delete"), True),
     ("how it is served shapes no artifact", changed("serving.replicas", {"min": 2, "max": 4}), True),
     ("the order of layers is their meaning", changed("training.hyperparameters.hidden", [16, 32]), False),
     ("another value of a free-form parameter", changed("training.hyperparameters.bins", 9), False),
