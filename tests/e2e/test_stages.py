@@ -141,3 +141,39 @@ def test_a_training_that_has_used_up_its_restarts_says_what_its_pods_told_oom(
     platform.kubectl("wait", pod, "-n", NAMESPACE, "--for=delete", "--timeout=90s")
     record = stages(platform.cluster.get("modelversion", version, "-n", NAMESPACE))["train"]
     assert (record["outcome"], len(record["restarts"])) == ("Failed", 2)
+
+
+def test_a_version_beyond_the_limit_goes_with_its_artifacts_and_with_nobody_elses_forget(
+    trains: Model, platform: Platform, store: fsspec.AbstractFileSystem
+) -> None:
+    # Given a model that keeps one version beside the wanted one, and a version of it that missed its gate
+    few = {"revisionHistoryLimit": 1, "artifactRetention": "Delete", "gates": [{"metric": "roc_auc", "min": 0.9999}]}
+    trains.is_applied({**spec(), **few})
+    version = trains.gets_a_version()
+    missed = trains.version_reaches(
+        version,
+        "has missed its gate",
+        lambda v: stages(v).get("audit", {}).get("outcome") == "Failed",
+        3 * STAGE_SECONDS,
+    )
+    folder = f"mlplatform/{NAMESPACE}/{trains.name}/{version}-{missed['spec']['artifactId']}"
+    assert store.find(folder)
+    neighbour = f"{folder}0/report.json"
+    store.pipe_file(neighbour, b"{}")
+
+    # When two others are asked for after it, whose data is missing
+    last = version
+    for nowhere in ("nowhere", "elsewhere"):
+        trains.is_changed(data={"uri": f"s3://{FOLDER}/{nowhere}/"})
+        last = trains.gets_a_version(other_than=last)
+
+    # Then its artifacts go, and then it, and nothing beside them
+    platform.kubectl(
+        "wait", f"modelversion/{version}", "-n", NAMESPACE, "--for=delete", f"--timeout={STAGE_SECONDS:.0f}s"
+    )
+    store.invalidate_cache()
+    assert [path for path in store.find(folder) if path.startswith(f"{folder}/")] == []
+    assert store.exists(neighbour)
+    store.rm_file(neighbour)
+    said = platform.kubectl("get", "events", "-n", NAMESPACE, "--field-selector", f"involvedObject.name={trains.name}")
+    assert f"{version} (v1) was deleted, and with it what lay in s3://{folder}" in said
