@@ -36,13 +36,15 @@ _SELECTOR: Final = re.compile(r"([a-zA-Z_:][\w:]*)?\s*(?:\{([^}]*)\})?")
 
 def exported() -> dict[str, set[str]]:
     """The labels of every sample that the operator exports, by the sample's name."""
-    found = {}
+    found: dict[str, set[str]] = {}
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             (family,) = metric.describe()
             labels = set(metric._labelnames)  # noqa: SLF001  a metric without samples tells them nowhere else
             for suffix in _SAMPLES[family.type]:
                 found[family.name + suffix] = labels | ({"le"} if suffix == "_bucket" else set())
+    for family in metrics.MODELS.describe():
+        found[family.name] = set(family._labelnames)  # noqa: SLF001  likewise
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 import urllib3
@@ -29,12 +29,20 @@ log = logging.getLogger(__name__)
 TIMEOUT: Final = (5, 30)
 """Seconds to connect and to answer."""
 
+WORKERS: Final = 32
+"""Passes, and so writes, at a time: one that waits for the API server, or a webhook, keeps no other model waiting."""
+
+CONNECTIONS: Final = WORKERS + 2
+"""Kept to the API server: one for each thread that writes or asks (`mlplatform.fleet`, `mlplatform.inquiry`)."""
+
+PAGE: Final = 500
+"""Objects in one answer of a list."""
+
+_METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
 _MERGE: Final = "application/merge-patch+json"
 _JSON_PATCH: Final = "application/json-patch+json"
 _APPLY: Final = "application/apply-patch+yaml"
-
-CONNECTIONS: Final = 18
-"""Kept to the API server: one for each thread that asks or writes (`mlplatform.main`, `mlplatform.inquiry`)."""
 
 KIND_SEEN_AGAIN: Final = 60.0
 KIND_MISSED_AGAIN: Final = 5.0
@@ -274,6 +282,27 @@ class Cluster:
             return None
         return frozenset(kind for kind, found in seen.items() if kind not in (found or ()))
 
+    def metadata(self, kind: str, version: str, namespace: str, selector: str) -> Iterator[Object]:
+        """What there is of a kind, page by page: objects with nothing but their metadata.
+
+        Args:
+            kind: Of `KINDS`.
+            version: Its apiVersion.
+            namespace: Empty for all.
+            selector: Labels that they have.
+
+        Raises:
+            ClusterError: See its kinds.
+        """
+        address = path(Ref(version, kind, namespace, ""), collection=True)
+        rest: dict[str, Any] = {"limit": str(PAGE), "labelSelector": selector}
+        while True:
+            page = self._request("GET", address, media=_METADATA, **rest) or {}
+            yield from page.get("items") or ()
+            rest["continue"] = page.get("metadata", {}).get("continue", "")
+            if not rest["continue"]:
+                return
+
     def get(self, ref: Ref) -> Object | None:
         """The object as it is; None when there is none."""
         return self._request("GET", path(ref), absent_ok=True)
@@ -317,7 +346,7 @@ class Cluster:
         method: str,
         path: str,
         body: Any = None,
-        content_type: str = "application/json",
+        media: str = "application/json",
         *,
         absent_ok: bool = False,
         **query: str,
@@ -329,7 +358,7 @@ class Cluster:
                 path,
                 method,
                 query_params=list(query.items()),
-                header_params={"Accept": "application/json", "Content-Type": content_type},
+                header_params={"Accept": "application/json" if body else media, "Content-Type": media},
                 body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
@@ -354,9 +383,10 @@ def _owners(obj: Object) -> dict[str, tuple[str, str]]:
 
 
 def path(ref: Ref, *, collection: bool = False) -> str:
-    """Where the API server has that object, or all of its kind in its namespace."""
+    """Where the API server has that object, or all of its kind in its namespace, or in all of them."""
     root = f"/apis/{ref.api_version}" if "/" in ref.api_version else f"/api/{ref.api_version}"
-    base = f"{root}/namespaces/{ref.namespace}/{KINDS[ref.kind].plural}"
+    base = f"{root}/namespaces/{ref.namespace}" if ref.namespace else root
+    base = f"{base}/{KINDS[ref.kind].plural}"
     return base if collection else f"{base}/{ref.name}"
 
 

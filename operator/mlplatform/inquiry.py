@@ -56,6 +56,10 @@ class Inquiry:
         self._rolling: dict[str, datetime] = {}
         self.due: datetime | None = None
 
+    def __bool__(self) -> bool:
+        """Whether there is an answer, or a question, to remember."""
+        return bool(self._rolling or self._answers)
+
     def changed(self, service: Object, now: datetime) -> None:
         """Takes note that an InferenceService was written: pods of its new kind may be refused beside the old ones."""
         self._rolling[uid_of(service)] = now + ROLL

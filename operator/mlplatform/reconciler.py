@@ -1,8 +1,9 @@
 """Observe → plan → apply, for one object at a time.
 
-Called by the daemons in `mlplatform.main`: one `Reconciler` for each MLModel
-and each ModelVersion. What it knows it reads from the watch indexes; what it
-keeps between passes only bridges the moments in which those lag behind.
+Called by `mlplatform.fleet`: one `Reconciler` for each MLModel and each
+ModelVersion that something happens to. What it knows it reads from what the
+watches have shown; what it keeps between passes only bridges the moments in
+which those lag behind.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from mlplatform import contract, metrics
@@ -25,7 +26,7 @@ from mlplatform.inquiry import Inquiry
 from mlplatform.plan import Plan, plan_model, plan_version
 from mlplatform.plan.plan import LEFTOVERS, conditions_json, leftovers
 from mlplatform.refusals import gist
-from mlplatform.resources import KINDS, adoption, forgetting, inferenceservice, modelversion
+from mlplatform.resources import KINDS, adoption, forgetting, inferenceservice
 from mlplatform.resources.metadata import belongs
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
@@ -39,13 +40,9 @@ from mlplatform.snapshot import (
     labels_of,
     name_of,
     status_of,
-    uid_of,
 )
 
 log = logging.getLogger(__name__)
-
-RESYNC: Final = timedelta(minutes=10)
-"""A pass that nothing asked for: it looks for deletions that a broken watch has missed."""
 
 LAG: Final = 10.0
 """Seconds after which a write that the watch has not shown is looked for."""
@@ -66,7 +63,7 @@ def _utc() -> datetime:
 
 
 class Store(Protocol):
-    """The watch indexes."""
+    """What the watches have shown."""
 
     def objects(self, kind: str, namespace: str, model: str) -> Iterable[Object]:
         """Objects of that kind that belong to the model, in no order; of kind MLModel, the model itself."""
@@ -98,16 +95,15 @@ class Recent:
 
     def __init__(self) -> None:
         self._written: dict[tuple[str, str], tuple[float, Object]] = {}
-        self._gone: dict[str, set[str]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether the watch has yet to show something."""
+        return bool(self._written)
 
     def remember(self, obj: Object | None) -> None:
         """Takes note of an object as the API server returned it from a write."""
         if obj is not None and "resourceVersion" in obj.get("metadata", {}):
             self._written[obj["kind"], name_of(obj)] = (time.monotonic(), obj)
-
-    def lost(self, obj: Object) -> None:
-        """Takes note that an object is gone though the watch still shows it."""
-        self._gone.setdefault(obj["kind"], set()).add(uid_of(obj))
 
     def forget(self, obj: Object) -> None:
         """Takes note that an object that was written is gone again."""
@@ -126,9 +122,7 @@ class Recent:
 
     def view(self, kind: str, seen: Iterable[Object]) -> dict[str, Object]:
         """Objects of a kind by name: as watched, or as written if that is newer."""
-        seen, gone = tuple(seen), self._gone.get(kind, set())
-        gone.intersection_update(map(uid_of, seen))  # What the watch no longer shows need not be remembered.
-        found = {name_of(obj): obj for obj in seen if uid_of(obj) not in gone}
+        found = {name_of(obj): obj for obj in seen}
         for (written_kind, name), (_, obj) in list(self._written.items()):
             if written_kind != kind:
                 continue
@@ -140,57 +134,48 @@ class Recent:
 
 
 class Reconciler:
-    """Keeps one MLModel or one ModelVersion, from its creation to its deletion."""
+    """Keeps one MLModel or one ModelVersion."""
 
     def __init__(self, world: World, kind: str, namespace: str, name: str, model: str) -> None:
         self._world, self._kind, self._namespace, self._name, self._model = world, kind, namespace, name, model
         self._recent = Recent()
         self._inquiry = Inquiry(world.cluster)
         self._failing: dict[str, dict[tuple[str, str], tuple[int, str]]] = {}
+        self._errors = 0
         self._due: datetime | None = None
 
     def __str__(self) -> str:
         return f"{self._kind} {self._namespace}/{self._name}"
 
-    async def run(self, sleep: Callable[[float], Awaitable[bool]]) -> None:
-        """Passes until told to stop.
+    @property
+    def at_rest(self) -> bool:
+        """Whether there is nothing to remember until the next pass."""
+        return not (self._errors or any(self._failing.values()) or self._recent or self._inquiry)
 
-        Args:
-            sleep: Waits that many seconds or for something to happen; False to stop.
+    async def attempt(self) -> float | None:
+        """One pass, whatever comes of it.
+
+        Returns:
+            Seconds until the next one, if nothing happens before; None when only something that happens can change anything.
         """
+        if not self._world.cluster.may_write():
+            return FOLLOW
         try:
-            await self._passes(sleep)
-        finally:  # Also of a daemon that is cancelled because it was slow to stop.
-            if self._kind == "MLModel":
-                metrics.forget_model(self._namespace, self._name)
-
-    async def _passes(self, sleep: Callable[[float], Awaitable[bool]]) -> None:
-        errors, resync = 0, self._world.clock() + RESYNC
-        awake = True
-        while awake:
-            if not self._world.cluster.may_write():
-                awake = await sleep(FOLLOW)
-                continue
-            now = self._world.clock()
-            try:
-                if now >= resync:
-                    resync = now + RESYNC * random.uniform(0.8, 1.2)  # noqa: S311  spreads load; no secret
-                    await self._check_deletions()
-                await self._confirm()
-                with metrics.RECONCILE_SECONDS.labels(self._kind).time():
-                    look_again = await self.once()
-                errors = 0
-                until = min(resync, look_again or resync)
-                pause = max((until - self._world.clock()).total_seconds(), 0)
-                if self._recent.lag is not None:
-                    pause = min(pause, self._recent.lag)
-            except Exception as error:  # noqa: BLE001  one object's mistake must not end its daemon, nor go unseen
-                pause = BACKOFF[min(errors, len(BACKOFF) - 1)] * random.uniform(0.5, 1.5)  # noqa: S311  likewise
-                errors += 1
-                if self._due and self._due > (now := self._world.clock()):  # What else is due does not wait for that.
-                    pause = min(pause, (self._due - now).total_seconds())
-                self._report(error, pause, errors)
-            awake = await sleep(pause)
+            await self._confirm()
+            with metrics.RECONCILE_SECONDS.labels(self._kind).time():
+                look_again = await self.once()
+        except Exception as error:  # noqa: BLE001  one object's mistake must not end the others' work, nor go unseen
+            pause = BACKOFF[min(self._errors, len(BACKOFF) - 1)] * random.uniform(0.5, 1.5)  # noqa: S311  no secret
+            self._errors += 1
+            if self._due and self._due > (now := self._world.clock()):  # What else is due does not wait for that.
+                pause = min(pause, (self._due - now).total_seconds())
+            self._report(error, pause, self._errors)
+            return pause
+        self._errors = 0
+        pauses = [self._recent.lag] if self._recent.lag is not None else []
+        if look_again:
+            pauses.append(max((look_again - self._world.clock()).total_seconds(), 0.0))
+        return min(pauses, default=None)
 
     def _report(self, error: Exception, pause: float, errors: int) -> None:
         """Counts and logs what ended a pass; what the API server cannot have said is a mistake of ours, with its trace."""
@@ -215,6 +200,8 @@ class Reconciler:
         """
         me = self._all(self._kind).get(self._name)
         if me is None or "deletionTimestamp" in me["metadata"]:
+            if self._kind == "MLModel":
+                metrics.forget_model(self._namespace, self._name)
             return None
         now, self._inquiry.due = self._world.clock(), None
         try:
@@ -440,41 +427,6 @@ class Reconciler:
                 self._recent.forget(obj)
             else:
                 self._recent.remember(live)
-
-    async def _check_deletions(self) -> None:
-        """Looks past the watch at every object that this daemon's decisions rest on.
-
-        A watch that has to start over is told what exists, never what has gone meanwhile.
-        """
-        for obj in self._everything():
-            live = await asyncio.to_thread(self._world.cluster.get, Ref.to(obj))
-            if live is None or uid_of(live) != uid_of(obj):
-                log.info("%s: %s %s is gone; the watch had missed it", self, obj["kind"], name_of(obj))
-                self._recent.lost(obj)
-
-    def _everything(self) -> Iterator[Object]:
-        """What has been decided for good rests on nothing any more, so a version that has ended asks for nothing."""
-        me = self._all(self._kind).get(self._name)
-        if me is None:
-            return
-        if self._kind == "ModelVersion":
-            outcomes = [stage["outcome"] for stage in status_of(me).get("stages") or ()]
-            ended = condition(me, "Ready").get("status") == "True" or "Failed" in outcomes
-            if ended and not modelversion.forgotten(me):
-                return
-        for kind in (kind for kind, entry in KINDS.items() if self._kind in entry.read_by):
-            yield from (obj for obj in self._all(kind).values() if self._rests_on(obj))
-
-    def _rests_on(self, obj: Object) -> bool:
-        """Whether decisions here depend on that object of a kind that is read: work of a stage is the version's own."""
-        labels = labels_of(obj)
-        if self._kind == "MLModel":
-            return contract.LABEL_STAGE not in labels
-        if obj["kind"] == "ModelVersion":
-            return name_of(obj) == self._name
-        return obj["kind"] == "MLModel" or (
-            labels.get(contract.LABEL_VERSION) == self._name and contract.LABEL_STAGE in labels
-        )
 
 
 def _apology(error: Exception) -> str:

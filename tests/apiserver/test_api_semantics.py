@@ -13,7 +13,6 @@ from apiserver_fixture import REPOSITORY, ApiServer
 from written import lost
 
 from mlplatform import contract
-from mlplatform.main import FINALIZER
 
 pytestmark = pytest.mark.apiserver
 
@@ -236,10 +235,10 @@ def test_two_managers_share_a_model(api_server: ApiServer, namespace: str) -> No
 def test_a_tool_that_works_from_git_leaves_what_others_write_on_a_model(
     api_server: ApiServer, namespace: str, tool: str
 ) -> None:
-    """The plugin's orders, the operator's finalizer, its status."""
+    """The plugin's orders, somebody's finalizer, the status."""
     git = yaml.safe_dump(model(training={"epochs": 3}))
     api_server.kubectl(*tool.split(), "-n", namespace, "-f", "-", given=git)
-    order = {"annotations": {contract.ANNOTATION_RETRAIN: "1"}, "finalizers": [FINALIZER]}
+    order = {"annotations": {contract.ANNOTATION_RETRAIN: "1"}, "finalizers": ["example.com/somebody"]}
     body = json.dumps({"metadata": order})
     api_server.kubectl(
         "patch", "mlmodel", "m", "-n", namespace, f"--field-manager={contract.MANAGER_CLI}", "--type=merge", "-p", body

@@ -277,7 +277,7 @@ def test_a_version_begins_nothing_before_its_model_has_adopted_it() -> None:
     without_status(fake)
     snapshot = VersionSnapshot(version=fake.one("ModelVersion", version), model=fake.one("MLModel", "adult"))
     plan = plan_version(snapshot, Settings(), fake.now)
-    assert plan.writes == [], "its daemon may wake first"
+    assert plan.writes == [], "its reconciler may be first"
     ready = next(c for c in plan.status["conditions"] if c["type"] == "Ready")
     assert (ready["status"], ready["reason"]) == ("Unknown", "ModelMissing")
     assert "has not adopted this version yet" in ready["message"]

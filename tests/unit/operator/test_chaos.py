@@ -150,7 +150,7 @@ class LateWatches:
 
 
 class Troubled(Operator):
-    """The operator's process under trouble; what a daemon does about an error is what `Reconciler.run` does."""
+    """The operator's process under trouble; what is done about an error is what `Reconciler.attempt` does."""
 
     def __init__(self, fake: Trouble) -> None:
         super().__init__(fake)

@@ -8,68 +8,36 @@ from typing import Any, cast
 
 import kopf
 import pytest
-from unit.operator_world import NAMESPACE, mlmodel
 
-from mlplatform import contract, main
+from mlplatform import main
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import KINDS
 from mlplatform.settings import Settings, SettingsError
-from mlplatform.snapshot import Object
-
-
-def child(kind: str, **labels: str) -> Object:
-    return {
-        "kind": kind,
-        "metadata": {"name": "x", "namespace": NAMESPACE, "labels": labels},
-        "spec": {"model": "adult"},
-    }
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind", "obj", "key"),
-    [
-        ("a model belongs to itself", "MLModel", mlmodel(), (NAMESPACE, "adult")),
-        ("a version says whose it is", "ModelVersion", child("ModelVersion"), (NAMESPACE, "adult")),
-        ("a child says it by label", "Pod", child("Pod", **{contract.LABEL_MODEL: "adult"}), (NAMESPACE, "adult")),
-        ("others are nobody's", "Pod", child("Pod"), None),
-    ],
-)
-def test_model_key(reason: str, kind: str, obj: Object, key: main.Key | None) -> None:
-    assert main.model_key(kind, obj) == key, reason
-
-
-def test_pods_are_kept_without_their_specs_and_nothing_keeps_managed_fields() -> None:
-    obj = {**child("Pod"), "status": {"phase": "Running"}}
-    obj["metadata"]["managedFields"] = [{}] * 10
-    assert main.slim("Pod", obj) == {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "x", "namespace": NAMESPACE, "labels": {}},
-        "status": {"phase": "Running"},
-    }
-    assert main.slim("Job", obj)["spec"] == {"model": "adult"}
 
 
 def test_every_kind_that_is_written_is_watched() -> None:
     kinds = main.watched(Settings(istio_api_version="networking.istio.io/v1beta1"))
-    assert {kind: plural for kind, (_, _, plural) in kinds.items()} == {
-        kind: entry.plural for kind, entry in KINDS.items() if kind not in {"Event", "Deployment"}
-    }
-    assert kinds["Pod"] == ("", "v1", "pods")
-    assert kinds["Job"] == ("batch", "v1", "jobs")
-    assert kinds["VirtualService"] == ("networking.istio.io", "v1beta1", "virtualservices")
+    assert kinds.keys() == KINDS.keys() - {"Event", "Deployment"}
+    assert main.where("Pod", kinds["Pod"]) == ("", "v1", "pods")
+    assert main.where("Job", kinds["Job"]) == ("batch", "v1", "jobs")
+    assert main.where("VirtualService", kinds["VirtualService"]) == (
+        "networking.istio.io",
+        "v1beta1",
+        "virtualservices",
+    )
 
 
-def test_wiring_gives_each_kind_an_index_and_an_alarm_and_the_two_of_ours_a_daemon() -> None:
-    registry = kopf.OperatorRegistry()
-    main.wire(registry, Settings(), cluster=None)
+def test_each_kind_is_seen_and_nothing_needs_a_finalizer_or_a_patch_of_kopfs() -> None:
+    registry, seen = kopf.OperatorRegistry(), list[Any]()
     kinds = main.watched(Settings())
-    indexes = {str(h.id) for h in registry._indexing.get_all_handlers()}  # noqa: SLF001  kopf shows them nowhere else
-    wakes = {str(h.id) for h in registry._watching.get_all_handlers()}  # noqa: SLF001  likewise
-    daemons = {str(h.id) for h in registry._spawning.get_all_handlers()}  # noqa: SLF001  likewise
-    assert indexes == kinds.keys()
-    assert wakes == {f"wake-{kind}" for kind in kinds}
-    assert daemons == {"keep-MLModel", "keep-ModelVersion"}
+    main.wire(registry, kinds, lambda *what: seen.append(what), lambda: None)
+    handlers = registry._watching.get_all_handlers()  # noqa: SLF001  kopf shows them nowhere else
+    assert {str(handler.id) for handler in handlers} == {f"see-{kind}" for kind in kinds}
+    others = (registry._spawning, registry._changing, registry._indexing)  # noqa: SLF001  likewise
+    assert [list(each.get_all_handlers()) for each in others] == [[], [], []]
+    see: Any = next(handler.fn for handler in handlers if handler.id == "see-Pod")
+    asyncio.run(see(event={"type": "ADDED", "object": {"metadata": {}}}))
+    assert seen == [("Pod", "ADDED", {"metadata": {}})]
 
 
 def test_kopf_is_set_up_to_write_nothing_of_its_own_and_to_let_go() -> None:
@@ -78,51 +46,13 @@ def test_kopf_is_set_up_to_write_nothing_of_its_own_and_to_let_go() -> None:
     main.tune(settings, kinds)
     assert not settings.posting.enabled
     assert settings.persistence.finalizer == "mlplatform.dev/operator"
-    body = kopf.Body(mlmodel())
+    body = kopf.Body({"metadata": {"name": "x"}, "spec": {"large": "1" * 1000}})
     assert settings.persistence.diffbase_storage.build(body=body) == {}, "no event of an object costs a copy of it"
     assert settings.persistence.diffbase_storage.fetch(body=body) is None
     selectors = settings.watching.label_selectors
     unlabelled = {"MLModel", "ModelVersion", "Ingress"}
-    assert {kind for kind, where in kinds.items() if where in selectors} == kinds.keys() - unlabelled
-
-
-def test_an_alarm_wakes_the_daemons_of_its_model_only() -> None:
-    alarm = main.Alarm()
-    mine, other = alarm.subscribe(("a", "m")), alarm.subscribe(("b", "m"))
-    alarm.ring(("a", "m"))
-    alarm.ring(("nobody", "listens"))
-    assert (mine.is_set(), other.is_set()) == (True, False)
-    alarm.unsubscribe(("a", "m"), mine)
-    mine.clear()
-    alarm.ring(("a", "m"))
-    assert not mine.is_set()
-
-
-class Stopped:
-    """kopf's sign that a daemon shall end."""
-
-    def __init__(self) -> None:
-        self.event = asyncio.Event()
-
-    async def wait(self) -> None:
-        await self.event.wait()
-
-    def is_set(self) -> bool:
-        return self.event.is_set()
-
-
-def test_a_rest_ends_with_the_alarm_the_time_or_the_end() -> None:
-    async def scenario() -> None:
-        ringing, stopped = asyncio.Event(), Stopped()
-        rest: Any = main._rest  # noqa: SLF001  the daemon's pause
-        assert await rest(ringing, stopped, 0.001), "time is over: go on"
-        ringing.set()
-        assert await rest(ringing, stopped, 60), "something happened: go on"
-        assert not ringing.is_set(), "and what has been heard does not ring again"
-        stopped.event.set()
-        assert not await rest(ringing, stopped, 60), "the end"
-
-    asyncio.run(scenario())
+    chosen = {kind for kind, version in kinds.items() if main.where(kind, version) in selectors}
+    assert chosen == kinds.keys() - unlabelled
 
 
 def test_a_reconciler_names_itself_in_logs() -> None:

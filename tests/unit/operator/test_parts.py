@@ -376,9 +376,9 @@ def test_metrics_of_a_version_that_is_gone_go(case: Replaced) -> None:
     metrics.record_model(model, None if case.after is None else {"status": {"metrics": case.after}})
     shown = {
         sample.labels["metric"]: sample.value
-        for metric in metrics.VERSION_METRIC.collect()
+        for metric in prometheus_client.REGISTRY.collect()
         for sample in metric.samples
-        if sample.labels["model"] == "replaced"
+        if sample.name == "mlplatform_version_metric" and sample.labels["model"] == "replaced"
     }
     assert shown == case.shown, case.reason
     promoted = {"namespace": NAMESPACE, "model": "replaced"}
@@ -388,28 +388,17 @@ def test_metrics_of_a_version_that_is_gone_go(case: Replaced) -> None:
     metrics.forget_model(NAMESPACE, "replaced")
 
 
-def test_a_daemon_that_is_cancelled_leaves_no_series_behind() -> None:
-    """As kopf does to one that is slow to stop, when its model is deleted."""
+def test_a_model_that_is_gone_leaves_no_series_behind() -> None:
     fake = Fake()
-    fake.apply(mlmodel("cancelled"))
+    fake.apply(mlmodel("gone"))
     world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
-    keeper = Reconciler(world, "MLModel", NAMESPACE, "cancelled", "cancelled")
-    where = {"namespace": NAMESPACE, "model": "cancelled"}
+    keeper = Reconciler(world, "MLModel", NAMESPACE, "gone", "gone")
+    where = {"namespace": NAMESPACE, "model": "gone"}
 
-    async def cancelled_while_it_waits() -> None:
-        waits, never = asyncio.Event(), asyncio.Event()
-
-        async def sleep(_seconds: float) -> bool:
-            waits.set()
-            return await never.wait()
-
-        daemon = asyncio.create_task(keeper.run(sleep))
-        await waits.wait()
-        assert prometheus_client.REGISTRY.get_sample_value("mlplatform_rollout_weight", where) == 0
-        daemon.cancel()
-        await asyncio.wait([daemon])
-
-    asyncio.run(cancelled_while_it_waits())
+    asyncio.run(keeper.attempt())
+    assert prometheus_client.REGISTRY.get_sample_value("mlplatform_rollout_weight", where) == 0
+    fake.remove("MLModel", "gone")
+    asyncio.run(Reconciler(world, "MLModel", NAMESPACE, "gone", "gone").attempt())
     assert prometheus_client.REGISTRY.get_sample_value("mlplatform_rollout_weight", where) is None
 
 

@@ -15,7 +15,7 @@ import pytest
 import urllib3
 from unit.operator_world import NAMESPACE, SPEC, START, Fake, Operator, mlmodel, play, run
 
-from mlplatform import main, reconciler
+from mlplatform import reconciler
 from mlplatform.actions import Delete, Event, Ref, Write
 from mlplatform.cluster import KIND_MISSED_AGAIN, KIND_SEEN_AGAIN, Cluster, ClusterError, Conflict, Forbidden, Rejected
 from mlplatform.contract import ANNOTATION_RETRAIN as RETRAIN
@@ -58,14 +58,6 @@ class TestRecent:
         assert set(recent.view("Job", [])) == {"x"}, "it counts until somebody has looked"
         recent.forget(obj())
         assert recent.view("Job", []) == {}
-
-    def test_a_lost_object_stays_lost_but_its_namesake_does_not(self) -> None:
-        recent = Recent()
-        recent.lost(obj())
-        assert recent.view("Job", [obj()]) == {}
-        namesake = obj()
-        namesake["metadata"]["uid"] = "another"
-        assert recent.view("Job", [namesake]) == {"x": namesake}
 
     def test_it_says_when_a_write_that_is_not_confirmed_is_to_be_looked_for(
         self, monkeypatch: pytest.MonkeyPatch
@@ -289,7 +281,7 @@ def test_while_a_write_fails_what_else_is_due_does_not_wait_for_the_next_try(mon
         raise ClusterError("no answer")
 
     monkeypatch.setattr(subject, "_write_status", fails)
-    asyncio.run(subject.run(loop.sleep))
+    loop.drive(subject)
     moments = [sum(loop.pauses[: n + 1]) for n in range(len(loop.pauses))]
     assert pytest.approx(100, abs=0.01) in moments, "the moment that the plan asked for"
 
@@ -307,13 +299,13 @@ def test_a_write_that_the_watch_never_shows_is_looked_for(monkeypatch: pytest.Mo
     fake = Slow()
     fake.apply(mlmodel())
     subject = passing(fake)
-    asyncio.run(subject.run(Loop(fake, 2).sleep))
+    Loop(fake, 2).drive(subject)
     [version] = fake.names("ModelVersion")
     uid = fake.one("ModelVersion", version)["metadata"]["uid"]
     if deleted:
         fake.remove("ModelVersion", version)
     clock[0] += reconciler.LAG
-    asyncio.run(subject.run(Loop(fake, 1).sleep))
+    Loop(fake, 1).drive(subject)
     assert fake.names("ModelVersion") == [version]
     assert (fake.one("ModelVersion", version)["metadata"]["uid"] == uid) is not deleted
     assert fake.log.count(f"create ModelVersion/{version}") == (2 if deleted else 1)
@@ -342,7 +334,7 @@ def test_a_mistake_of_ours_is_told_counted_and_tried_again(
     metric = "mlplatform_reconcile_errors_total"
     before = prometheus_client.REGISTRY.get_sample_value(metric, labels) or 0
     loop = Loop(fake, 3)
-    asyncio.run(passing(fake).run(loop.sleep))
+    loop.drive(passing(fake))
     ready = condition(fake.one("MLModel", "adult"), "Ready")
     assert (ready["status"], ready["reason"]) == ("False", "InternalError")
     assert "KeyError: 'weight'" in ready["message"]
@@ -625,16 +617,16 @@ def test_an_object_that_is_gone_or_going_is_left_alone() -> None:
 
 
 class Loop:
-    """Drives `Reconciler.run` for a number of passes, and keeps the pauses it asked for."""
+    """Has a reconciler pass a number of times, and keeps the pauses that it asked for."""
 
     def __init__(self, fake: Fake, passes: int) -> None:
-        self.fake, self.left, self.pauses = fake, passes, list[float]()
+        self.fake, self.passes, self.pauses = fake, passes, list[float]()
 
-    async def sleep(self, seconds: float) -> bool:
-        self.pauses.append(seconds)
-        self.fake.now += timedelta(seconds=seconds)
-        self.left -= 1
-        return self.left > 0
+    def drive(self, subject: Reconciler) -> None:
+        for _ in range(self.passes):
+            pause = asyncio.run(subject.attempt()) or 0.0
+            self.pauses.append(pause)
+            self.fake.now += timedelta(seconds=pause)
 
 
 def test_errors_back_off_with_jitter_and_success_forgets_them(
@@ -653,7 +645,7 @@ def test_errors_back_off_with_jitter_and_success_forgets_them(
     monkeypatch.setattr(subject, "once", once)
     loop = Loop(fake, 10)
     with caplog.at_level(logging.WARNING):
-        asyncio.run(subject.run(loop.sleep))
+        loop.drive(subject)
     assert loop.pauses[:8] == [1, 2, 5, 10, 30, 60, 60, 60]
     assert loop.pauses[9] == 1, "after a success it starts at the beginning"
     assert "MLModel default/adult: trying again in 1.0 s: no answer" in caplog.text
@@ -667,7 +659,7 @@ def test_a_first_conflict_is_quiet(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
     monkeypatch.setattr(subject, "once", once)
     with caplog.at_level(logging.INFO):
-        asyncio.run(subject.run(Loop(Fake(), 1).sleep))
+        Loop(Fake(), 1).drive(subject)
     assert not caplog.records
 
 
@@ -680,61 +672,8 @@ def test_it_sleeps_until_time_alone_may_change_something(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subject, "once", once)
     loop = Loop(fake, 2)
-    asyncio.run(subject.run(loop.sleep))
+    loop.drive(subject)
     assert loop.pauses == [7, 0], "and not at all when that is over"
-
-
-def test_a_deletion_that_the_watch_has_missed_is_found_in_time() -> None:
-    class Blind(Fake):
-        """Its watch goes on showing a PyTorchJob that is gone."""
-
-        ghost: Object | None = None
-
-        def objects(self, kind: str, namespace: str, model: str) -> list[Object]:
-            found = super().objects(kind, namespace, model)
-            return [*found, self.ghost] if kind == "PyTorchJob" and self.ghost and not found else found
-
-    fake = Blind(train_seconds=1e6)
-    fake.apply(mlmodel())
-    run(fake, Operator(fake), START + timedelta(seconds=5))
-    [name] = fake.names("PyTorchJob")
-    fake.ghost = fake.one("PyTorchJob", name)
-    fake.remove("PyTorchJob", name)
-    [version] = fake.names("ModelVersion")
-    world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
-    subject = Reconciler(world, "ModelVersion", NAMESPACE, version, "adult")
-    asyncio.run(subject.once())
-    assert fake.names("PyTorchJob") == [], "it believes the watch"
-    asyncio.run(subject.run(Loop(fake, 50).sleep))
-    assert fake.names("PyTorchJob") == [name], "until it looks past it, and trains anew"
-
-
-@pytest.mark.parametrize("kind", ["MLModel", "ModelVersion"])
-def test_everything_that_decisions_rest_on_can_be_looked_for(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """The sweep asks the writer's own paths: a kind that is watched and that the writer did not know ended it."""
-    fake = play([(0, lambda f: f.apply(mlmodel())), (65 if kind == "ModelVersion" else 300, nothing)])
-    [version] = fake.names("ModelVersion")
-    looked: list[tuple[str, str]] = []
-
-    def get(ref: Ref) -> Object | None:
-        if ref.kind in main.watched(Settings()):
-            looked.append((ref.kind, ref.name))
-        return Fake.get(fake, ref)
-
-    monkeypatch.setattr(fake, "get", get)
-    name = version if kind == "ModelVersion" else "adult"
-    world = World(cast("Cluster", fake), fake, Settings(), lambda: fake.now)
-    asyncio.run(Reconciler(world, kind, NAMESPACE, name, "adult").run(Loop(fake, 3).sleep))
-    assert not caplog.records
-    own = {("MLModel", "adult"), ("ModelVersion", version)}
-    if kind == "ModelVersion":
-        assert set(looked) == own | {("Job", f"{version}-audit"), ("Pod", f"{version}-audit-abcde")}
-    else:
-        serving = {("InferenceService", version), ("Service", "adult"), ("VirtualService", "adult")}
-        serving |= {("ServingRuntime", name) for name in fake.names("ServingRuntime")}
-        assert set(looked) == own | serving | {("Pod", f"{version}-predictor-0")}
 
 
 def test_plans_are_carried_out_in_the_order_that_survives_a_crash() -> None:

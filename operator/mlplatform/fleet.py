@@ -1,0 +1,192 @@
+"""All models: what is known of them, whose turn it is, and whether the watches have told everything.
+
+Called by `mlplatform.main`. A change wakes the model that it belongs to and those of its versions that it may concern;
+nothing else keeps time for an object at rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from mlplatform import contract
+from mlplatform.cluster import WORKERS, Cluster, ClusterError
+from mlplatform.reconciler import Reconciler, World
+from mlplatform.resources import inferenceservice, modelversion
+from mlplatform.settings import Settings
+from mlplatform.snapshot import Object, condition, labels_of, name_of, namespace_of, status_of, uid_of
+from mlplatform.store import Key, Store
+from mlplatform.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+Who = tuple[str, str, str, str]
+"""What has a reconciler: kind, namespace, name, and the model's name."""
+
+SWEEP: Final = 600.0
+"""Seconds between two looks whether the watches have missed that something is gone."""
+
+SYNC: Final = 0.2
+"""Seconds between two looks whether they have shown what a list has."""
+
+LOOKS: Final = 10
+"""After as many it is listed anew: what has gone since will not be shown."""
+
+STOP_SECONDS: Final = 4.0
+"""How long a pass that is under way at the end may take; what it has not written then, nobody writes."""
+
+
+def model_of(kind: str, obj: Mapping[str, Any]) -> str:
+    """The model that an object belongs to; empty when to none."""
+    meta = obj["metadata"]
+    if kind == "MLModel":
+        return str(meta["name"])
+    if kind == "ModelVersion":
+        return str((obj.get("spec") or {}).get("model", ""))
+    if kind == "Ingress":
+        return str(inferenceservice.model_of_ingress(meta))
+    return str((meta.get("labels") or {}).get(contract.LABEL_MODEL, ""))
+
+
+def labelled(kind: str) -> bool:
+    """Whether the kind's objects carry the model's label, by which they are watched; KServe gives an Ingress none."""
+    return kind not in {"MLModel", "ModelVersion", "Ingress"}
+
+
+def concerns(kind: str, obj: Object, version: Object) -> bool:
+    """Whether a change of an object may concern a version of the same model: one that has ended only what is its own."""
+    outcomes = [stage["outcome"] for stage in status_of(version).get("stages") or ()]
+    ended = condition(version, "Ready").get("status") == "True" or "Failed" in outcomes
+    if not ended or modelversion.forgotten(version):
+        return True
+    mine = name_of(obj) if kind == "ModelVersion" else labels_of(obj).get(contract.LABEL_VERSION)
+    return kind == "MLModel" or mine == name_of(version)
+
+
+class Fleet:
+    """Every MLModel and ModelVersion.
+
+    Args:
+        cluster: Writes.
+        settings: The operator's.
+        kinds: What is watched: kind → apiVersion.
+    """
+
+    def __init__(self, cluster: Cluster, settings: Settings, kinds: Mapping[str, str]) -> None:
+        self._cluster, self._settings, self._kinds = cluster, settings, kinds
+        self._store = Store()
+        self._world = World(cluster, self._store, settings)
+        self._reconcilers: dict[Who, Reconciler] = {}
+        self._queue: WorkQueue[Who] = WorkQueue(self._work)
+        self._synced = False
+
+    def see(self, kind: str, change: str | None, obj: Object) -> None:
+        """Takes in what a watch has shown.
+
+        Args:
+            kind: The object's.
+            change: ADDED, MODIFIED or DELETED; None for what a list has shown.
+            obj: As it is, or as it was last.
+        """
+        model = model_of(kind, obj)
+        if not model:
+            return
+        if change == "DELETED":
+            self._lose(kind, (namespace_of(obj), name_of(obj)), uid_of(obj))
+            return
+        news = self._store.put(kind, model, obj)
+        if news and self._synced:
+            self._wake(kind, obj, model)
+        elif news and kind in {"MLModel", "ModelVersion"}:  # At the start each is looked at once.
+            self._queue.wake((kind, namespace_of(obj), name_of(obj), model), later=True)
+
+    def _lose(self, kind: str, key: Key, uid: str) -> bool:
+        """Lets go of an object that is gone, and of what its reconciler remembers; whether it was that one."""
+        gone = self._store.discard(kind, key, uid)
+        if gone is None:
+            return False
+        model = model_of(kind, gone)
+        self._reconcilers.pop((kind, *key, model), None)
+        self._wake(kind, gone, model)
+        return True
+
+    def _wake(self, kind: str, obj: Object, model: str) -> None:
+        namespace = namespace_of(obj)
+        self._queue.wake(("MLModel", namespace, model, model))
+        for version in self._store.objects("ModelVersion", namespace, model):
+            if concerns(kind, obj, version):
+                self._queue.wake(("ModelVersion", namespace, name_of(version), model))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Keeps all models until told to stop; begins when the watches have shown everything that there is."""
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORKERS))
+        while not await self._sweep():
+            if await _told(stop, SYNC):
+                return
+        self._synced = True
+        sweeping = asyncio.create_task(self._keep_sweeping(stop))
+        try:
+            await self._queue.run(WORKERS, stop, STOP_SECONDS)
+        finally:
+            sweeping.cancel()
+
+    async def _work(self, who: Who) -> float | None:
+        """One pass; whoever has nothing to remember is made anew for the next."""
+        reconciler = self._reconcilers.get(who) or Reconciler(self._world, *who)
+        self._reconcilers[who] = reconciler
+        pause = await reconciler.attempt()
+        if reconciler.at_rest:
+            self._reconcilers.pop(who, None)
+        return pause
+
+    async def _keep_sweeping(self, stop: asyncio.Event) -> None:
+        while not await _told(stop, SWEEP * random.uniform(0.8, 1.2)):  # noqa: S311  spreads load; no secret
+            await self._sweep()
+
+    async def _sweep(self) -> bool:
+        """Looks past the watches: one that has to start over is told what exists, never what has gone meanwhile.
+
+        Returns:
+            Whether they have shown everything that there is.
+        """
+        try:
+            missing = await asyncio.to_thread(self._cluster.missing, dict(self._kinds))
+            shown = [await self._compare(kind) for kind in self._kinds if kind not in missing]
+        except ClusterError as error:
+            log.warning("what there is cannot be listed: %s", error)
+            return False
+        return all(shown)
+
+    async def _compare(self, kind: str) -> bool:
+        before = self._store.uids(kind)
+        there = await asyncio.to_thread(self._list, kind)
+        for key, uid in before.items():
+            if there.get(key) != uid and self._lose(kind, key, uid):
+                log.info("%s %s/%s is gone; the watch had missed it", kind, *key)
+        for _ in range(LOOKS):
+            if there.keys() <= self._store.uids(kind).keys():
+                return True
+            await asyncio.sleep(SYNC)
+        return False
+
+    def _list(self, kind: str) -> dict[Key, str]:
+        """The uid of everything of a kind that belongs to a model."""
+        selector = contract.LABEL_MODEL if labelled(kind) else ""
+        return {
+            (namespace_of(item), name_of(item)): uid_of(item)
+            for namespace in self._settings.namespaces or ("",)
+            for item in self._cluster.metadata(kind, self._kinds[kind], namespace, selector)
+            if kind == "ModelVersion" or model_of(kind, item)
+        }
+
+
+async def _told(stop: asyncio.Event, seconds: float) -> bool:
+    """Waits that long, or until told to stop: then True."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
+    return stop.is_set()

@@ -1,0 +1,106 @@
+"""What the watches have shown: the newest state of each object, by the model that it belongs to.
+
+Filled and read by `mlplatform.fleet`. A fleet's models are at rest, all but a few, so objects are kept as deflated JSON:
+a ModelVersion takes 2.4 KB so, and 28 KB as dicts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from mlplatform.snapshot import Object, name_of, namespace_of, uid_of
+
+Key = tuple[str, str]
+"""Namespace and name."""
+
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An object, and what must be known of it without reading it."""
+
+    model: str
+    uid: str
+    revision: int
+    data: bytes
+
+
+class Store:
+    """Objects by kind, and by the model that they belong to."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, dict[Key, _Held]] = defaultdict(dict)
+        self._of: dict[Key, set[tuple[str, str]]] = {}
+
+    def put(self, kind: str, model: str, obj: Object) -> bool:
+        """Takes in an object's state, unless a newer one of that name is known: events of a namesake come in any order.
+
+        Returns:
+            Whether it is another state than the one before.
+        """
+        key = (sys.intern(namespace_of(obj)), name_of(obj))
+        before, revision = self._held[kind].get(key), int(obj["metadata"]["resourceVersion"])
+        if before is not None and before.revision >= revision:
+            return False
+        if before is not None and before.model != model:
+            self._leave(kind, key, before.model)
+        data = zlib.compress(json.dumps(slim(kind, obj), separators=(",", ":")).encode(), 1)
+        self._held[kind][key] = _Held(sys.intern(model), uid_of(obj), revision, data)
+        self._of.setdefault((key[0], model), set()).add((kind, key[1]))
+        return True
+
+    def discard(self, kind: str, key: Key, uid: str) -> Object | None:
+        """Lets an object go, and returns it, if it is still that one."""
+        held = self._held[kind].get(key)
+        if held is None or held.uid != uid:
+            return None
+        del self._held[kind][key]
+        self._leave(kind, key, held.model)
+        return _read(held.data)
+
+    def objects(self, kind: str, namespace: str, model: str) -> Iterable[Object]:
+        """Objects of that kind that belong to the model, in no order; of kind MLModel, the model itself.
+
+        They are shared with whoever asks next, so nobody changes them.
+        """
+        names = [name for of, name in self._of.get((namespace, model), ()) if of == kind]
+        return tuple(_read(self._held[kind][namespace, name].data) for name in names)
+
+    def uids(self, kind: str) -> dict[Key, str]:
+        """Every object of a kind: its uid by namespace and name."""
+        return {key: held.uid for key, held in self._held[kind].items()}
+
+    def _leave(self, kind: str, key: Key, model: str) -> None:
+        family = self._of[key[0], model]
+        family.discard((kind, key[1]))
+        if not family:
+            del self._of[key[0], model]
+
+
+def slim(kind: str, obj: Object) -> Object:
+    """The parts that decisions rest on: of a pod most is its spec, and who manages which field says nothing."""
+    meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
+    if _LAST_APPLIED in (meta.get("annotations") or {}):
+        meta["annotations"] = {k: v for k, v in meta["annotations"].items() if k != _LAST_APPLIED}
+    found: Object = {
+        "apiVersion": obj.get("apiVersion", "v1"),
+        "kind": kind,
+        "metadata": meta,
+        "status": obj.get("status") or {},
+    }
+    return found if kind in {"Pod", "Ingress"} else {**found, "spec": obj.get("spec") or {}}
+
+
+@lru_cache(maxsize=512)
+def _read(data: bytes) -> Object:
+    """What is looked at again and again while something moves is read once."""
+    found: Object = json.loads(zlib.decompress(data))
+    return found

@@ -1,0 +1,216 @@
+"""All models: who is woken by what, and what the watches have missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+from unit.operator_world import NAMESPACE, Fake, mlmodel, play
+
+from mlplatform import contract, fleet
+from mlplatform.cluster import Cluster, ClusterError
+from mlplatform.fleet import Fleet
+from mlplatform.main import watched
+from mlplatform.settings import Settings
+from mlplatform.snapshot import Object, labels_of, name_of, namespace_of
+
+KINDS = watched(Settings())
+
+
+def child(kind: str, name: str = "x", **labels: str) -> Object:
+    return {
+        "kind": kind,
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels, "uid": "u", "resourceVersion": "1"},
+        "spec": {"model": "adult"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "obj", "model"),
+    [
+        ("a model belongs to itself", "MLModel", mlmodel(), "adult"),
+        ("a version says whose it is", "ModelVersion", child("ModelVersion"), "adult"),
+        ("a child says it by label", "Pod", child("Pod", **{contract.LABEL_MODEL: "adult"}), "adult"),
+        ("others are nobody's", "Pod", child("Pod"), ""),
+    ],
+)
+def test_what_belongs_to_whom(reason: str, kind: str, obj: Object, model: str) -> None:
+    assert fleet.model_of(kind, obj) == model, reason
+
+
+ENDED = {"conditions": [{"type": "Ready", "status": "True"}]}
+FAILED = {"stages": [{"name": "train", "outcome": "Failed"}]}
+RUNNING = {"stages": [{"name": "train", "outcome": "Running"}]}
+OF = {contract.LABEL_MODEL: "adult"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "kind", "obj", "woken"),
+    [
+        ("one that works looks at everything", RUNNING, "ModelVersion", child("ModelVersion", "other"), True),
+        ("one that has ended does not look at its siblings", ENDED, "ModelVersion", child("ModelVersion", "other"), False),
+        ("nor one that has failed", FAILED, "ModelVersion", child("ModelVersion", "other"), False),
+        ("but at itself", FAILED, "ModelVersion", child("ModelVersion", "v"), True),
+        ("and at its model, which may ask for a retry", FAILED, "MLModel", mlmodel(), True),
+        ("and at its own work", FAILED, "Job", child("Job", **OF, **{contract.LABEL_VERSION: "v"}), True),
+        ("not at that of others", FAILED, "Job", child("Job", **OF, **{contract.LABEL_VERSION: "w"}), False),
+        ("nor at the route", ENDED, "VirtualService", child("VirtualService", **OF), False),
+    ],
+)  # fmt: skip
+def test_which_versions_a_change_may_concern(reason: str, status: Object, kind: str, obj: Object, woken: bool) -> None:  # noqa: FBT001  a table's
+    assert fleet.concerns(kind, obj, {**child("ModelVersion", "v"), "status": status}) is woken, reason
+
+
+class Server(Fake):
+    """A cluster in memory that lists, too."""
+
+    away: bool = False
+    listed: int = 0
+
+    def missing(self, kinds: dict[str, str]) -> frozenset[str]:
+        if self.away:
+            raise ClusterError("no answer")
+        return frozenset(kinds.keys() & {"PyTorchJob", "InferenceService", "VirtualService"} - self.served)
+
+    def metadata(self, kind: str, _version: str, _namespace: str, _selector: str) -> Iterator[Object]:
+        self.listed += 1
+        yield from [{"metadata": o["metadata"]} for (k, _), o in self._objects.items() if k == kind]
+
+    def every(self) -> list[Object]:
+        return [o for (k, _), o in self._objects.items() if k in KINDS]
+
+
+def following(server: Server, script: Callable[[Fleet], Any], *, told: bool = True) -> Fleet:
+    """A fleet that was told of everything, works, and is stopped after a script."""
+
+    async def scenario() -> Fleet:
+        found, stop = Fleet(cast("Cluster", server), Settings(), KINDS), asyncio.Event()
+        for obj in server.every() if told else ():
+            found.see(obj["kind"], None, obj)
+        running = asyncio.create_task(found.run(stop))
+        outcome = script(found)
+        if asyncio.iscoroutine(outcome):
+            await outcome
+        await asyncio.sleep(0.1)
+        stop.set()
+        await running
+        return found
+
+    return asyncio.run(scenario())
+
+
+def nothing(_fake: Fake) -> None:
+    """Time passes."""
+
+
+def served() -> Server:
+    """A model that serves."""
+    return cast("Server", play([(0, lambda f: f.apply(mlmodel())), (300, nothing)], Server()))
+
+
+def test_at_the_start_each_is_looked_at_and_what_is_at_rest_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, passes = served(), list[str]()
+    attempt = fleet.Reconciler.attempt
+
+    async def counted(self: fleet.Reconciler) -> float | None:
+        passes.append(str(self))
+        return await attempt(self)
+
+    monkeypatch.setattr(fleet.Reconciler, "attempt", counted)
+    server.log.clear()
+    found = following(server, nothing_more)
+    [version] = server.names("ModelVersion")
+    assert sorted(passes) == [f"MLModel {NAMESPACE}/adult", f"ModelVersion {NAMESPACE}/{version}"]
+    assert server.log == [], "and nothing is written"
+    assert [who[0] for who in found._reconcilers] == ["MLModel"], "it knows that no pod is refused"  # noqa: SLF001
+
+
+def nothing_more(_fleet: Fleet) -> None:
+    """It only starts."""
+
+
+def test_nothing_is_done_before_the_watches_have_shown_everything() -> None:
+    """Without its route, its model would look like one that has none."""
+    server = served()
+    server.log.clear()
+
+    async def late(found: Fleet) -> None:
+        for obj in server.every():
+            if obj["kind"] != "VirtualService":
+                found.see(obj["kind"], None, obj)
+        await asyncio.sleep(0.5)
+        assert not found._synced  # noqa: SLF001  it is nowhere to be seen
+        for obj in server.every():
+            found.see(obj["kind"], None, obj)
+        await asyncio.sleep(0.5)
+        assert found._synced  # noqa: SLF001  likewise
+
+    following(server, late, told=False)
+    assert server.log == []
+
+
+def test_an_api_server_that_cannot_list_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    server = served()
+    server.away = True
+
+    async def back(found: Fleet) -> None:
+        await asyncio.sleep(0.3)
+        server.away = False
+        await asyncio.sleep(0.5)
+        assert found._synced  # noqa: SLF001  it is nowhere to be seen
+
+    following(server, back)
+    assert "what there is cannot be listed: no answer" in caplog.text
+
+
+def test_a_deletion_that_the_watch_has_missed_is_found_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "SWEEP", 0.05)
+    server = Server(train_seconds=1e6)
+    play([(0, lambda f: f.apply(mlmodel())), (5, nothing)], server)
+    [job] = server.names("PyTorchJob")
+
+    async def missed(found: Fleet) -> None:
+        await asyncio.sleep(0.2)
+        server.remove("PyTorchJob", job)
+        assert found._store.uids("PyTorchJob"), "it believes the watch"  # noqa: SLF001
+        await asyncio.sleep(0.5)
+
+    following(server, missed)
+    assert server.names("PyTorchJob") == [job], "until it looks past it, and trains anew"
+
+
+def test_a_sweep_is_one_list_a_kind_however_many_models_there_are() -> None:
+    server = Server()
+    for number in range(5):
+        server.apply(mlmodel(f"model-{number}"))
+    following(server, nothing_more)
+    present = KINDS.keys() - server.missing(KINDS)
+    assert server.listed == len(present)
+
+
+def test_an_event_of_nobodys_object_wakes_nobody() -> None:
+    found = Fleet(cast("Cluster", Server()), Settings(), KINDS)
+    stranger = child("Pod")
+    found.see("Pod", "ADDED", stranger)
+    assert (labels_of(stranger), found._store.uids("Pod")) == ({}, {})  # noqa: SLF001
+
+
+def test_the_reconciler_of_what_is_deleted_goes_with_it() -> None:
+    """What it remembers to have written would stand for the object for a while."""
+    server = served()
+    model = server.one("MLModel", "adult")
+
+    async def deleted(found: Fleet) -> None:
+        await asyncio.sleep(0.5)
+        server.remove("MLModel", "adult")
+        found.see("MLModel", "DELETED", model)
+        await asyncio.sleep(0.2)
+        keys = {(who[0], who[2]) for who in found._reconcilers}  # noqa: SLF001
+        assert ("MLModel", name_of(model)) not in keys
+        assert (namespace_of(model), "adult") not in found._store.uids("MLModel")  # noqa: SLF001
+
+    following(server, deleted)
