@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from mlplatform import contract
-from mlplatform.cluster import WORKERS, Cluster, ClusterError
+from mlplatform.cluster import WORKERS, Cluster, ClusterError, Forbidden
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, modelversion
 from mlplatform.settings import Settings
@@ -30,6 +30,9 @@ Who = tuple[str, str, str, str]
 
 SWEEP: Final = 600.0
 """Seconds between two looks whether the watches have missed that something is gone."""
+
+HIDDEN: Final = 5.0
+"""Likewise at a namespace in which nothing may be seen: it is not there yet, or it is being deleted, and the rights with it."""
 
 SYNC: Final = 0.2
 """Seconds between two looks whether they have shown what a list has."""
@@ -84,6 +87,7 @@ class Fleet:
         self._reconcilers: dict[Who, Reconciler] = {}
         self._queue: WorkQueue[Who] = WorkQueue(self._work)
         self._synced = False
+        self._hidden: frozenset[str] = frozenset()
 
     def see(self, kind: str, change: str | None, obj: Object) -> None:
         """Takes in what a watch has shown.
@@ -137,6 +141,8 @@ class Fleet:
 
     async def _work(self, who: Who) -> float | None:
         """One pass; whoever has nothing to remember is made anew for the next."""
+        if who[1] in self._hidden:  # What is seen of it may be half of what there is.
+            return HIDDEN
         reconciler = self._reconcilers.get(who) or Reconciler(self._world, *who)
         self._reconcilers[who] = reconciler
         pause = await reconciler.attempt()
@@ -145,28 +151,40 @@ class Fleet:
         return pause
 
     async def _keep_sweeping(self, stop: asyncio.Event) -> None:
-        while not await _told(stop, SWEEP * random.uniform(0.8, 1.2)):  # noqa: S311  spreads load; no secret
+        rest = SWEEP
+        while not await _told(stop, pause := min(rest, HIDDEN) if self._hidden else rest):
+            rest -= pause
+            if rest > 0:
+                await self._sweep(self._hidden)
+                continue
             await self._sweep()
+            rest = SWEEP * random.uniform(0.8, 1.2)  # noqa: S311  spreads load; no secret
 
-    async def _sweep(self) -> bool:
+    async def _sweep(self, namespaces: Collection[str] = ()) -> bool:
         """Looks past the watches: one that has to start over is told what exists, never what has gone meanwhile.
+
+        Args:
+            namespaces: Where; all that are watched by default.
 
         Returns:
             Whether they have shown everything that there is.
         """
+        where, hidden = namespaces or self._settings.namespaces or ("",), set[str]()
         try:
             missing = await asyncio.to_thread(self._cluster.missing, dict(self._kinds))
-            shown = [await self._compare(kind) for kind in self._kinds if kind not in missing]
+            shown = [await self._compare(kind, where, hidden) for kind in self._kinds if kind not in missing]
         except ClusterError as error:
             log.warning("what there is cannot be listed: %s", error)
             return False
+        self._hidden = (self._hidden - set(where) if all(shown) else self._hidden) | hidden
         return all(shown)
 
-    async def _compare(self, kind: str) -> bool:
+    async def _compare(self, kind: str, where: Collection[str], hidden: set[str]) -> bool:
         before = self._store.uids(kind)
-        there = await asyncio.to_thread(self._list, kind)
+        there = await asyncio.to_thread(self._list, kind, where, hidden)
         for key, uid in before.items():
-            if there.get(key) != uid and self._lose(kind, key, uid):
+            looked = key[0] not in hidden and ("" in where or key[0] in where)
+            if looked and there.get(key) != uid and self._lose(kind, key, uid):
                 log.info("%s %s/%s is gone; the watch had missed it", kind, *key)
         for _ in range(LOOKS):
             if there.keys() <= self._store.uids(kind).keys():
@@ -174,15 +192,21 @@ class Fleet:
             await asyncio.sleep(SYNC)
         return False
 
-    def _list(self, kind: str) -> dict[Key, str]:
-        """The uid of everything of a kind that belongs to a model."""
-        selector = contract.LABEL_MODEL if labelled(kind) else ""
-        return {
-            (namespace_of(item), name_of(item)): uid_of(item)
-            for namespace in self._settings.namespaces or ("",)
-            for item in self._cluster.metadata(kind, self._kinds[kind], namespace, selector)
-            if kind == "ModelVersion" or model_of(kind, item)
-        }
+    def _list(self, kind: str, where: Collection[str], hidden: set[str]) -> dict[Key, str]:
+        """The uid of everything of a kind that belongs to a model; a namespace where nothing may be seen joins the hidden."""
+        selector, found = contract.LABEL_MODEL if labelled(kind) else "", {}
+        for namespace in set(where) - hidden:
+            try:
+                for item in self._cluster.metadata(kind, self._kinds[kind], namespace, selector):
+                    if kind == "ModelVersion" or model_of(kind, item):
+                        found[namespace_of(item), name_of(item)] = uid_of(item)
+            except Forbidden as error:
+                if not namespace:
+                    raise
+                hidden.add(namespace)
+                if namespace not in self._hidden:
+                    log.warning("namespace %s is left alone: %s", namespace, error)
+        return found
 
 
 async def _told(stop: asyncio.Event, seconds: float) -> bool:

@@ -91,6 +91,24 @@ def test_uninstalling_leaves_models_and_installing_again_takes_them_over(install
     installed.kubectl("delete", "mlmodel", "minimal")
 
 
+def test_uninstalling_says_what_stays_and_leaves_what_serving_needs(installed: ApiServer) -> None:
+    """A pod that starts anew asks for its ServiceAccount and the store's key, and who asks a model comes by the gateway."""
+    before = secret(installed, "default")
+    said = helm(installed, "uninstall", "mlplatform")
+    for kept in (
+        "[CustomResourceDefinition] mlmodels.mlplatform.dev", "[CustomResourceDefinition] modelversions.mlplatform.dev",
+        "[Gateway] mlplatform", "[ServiceAccount] mlplatform-serving", "[Secret] mlplatform-store",
+        "[PersistentVolumeClaim] mlplatform-store",
+    ):  # fmt: skip
+        assert kept in said
+    left = "gateways.networking.istio.io,serviceaccounts,secrets,persistentvolumeclaims,deployments"
+    found = installed.kubectl("get", left, "-A", "-l", "app.kubernetes.io/instance=mlplatform", "-o", "name").split()
+    assert "deployment.apps/mlplatform-operator" not in found
+    assert found.count("serviceaccount/mlplatform-serving") == found.count("serviceaccount/mlplatform-jobs") == 1
+    helm(installed, "install", "mlplatform", str(CHART))
+    assert secret(installed, "default") == secret(installed, SYSTEM) == before, "the store's key is the same again"
+
+
 def test_another_release_takes_over_what_the_first_has_left(installed: ApiServer) -> None:
     """The CRDs, which stay with every model, belong to a release that is no more; Helm asks to be told so."""
     installed.kubectl("apply", "-f", str(REPOSITORY / "manifests/samples/minimal.yaml"))
@@ -165,7 +183,7 @@ class Access:
 
 OPERATOR_ACCESS = [
     Access("it reads models", "watch", "mlmodels", True, "mlplatform.dev"),
-    Access("it puts its finalizer on them", "patch", "mlmodels", True, "mlplatform.dev"),
+    Access("it takes off a request that it carried out", "patch", "mlmodels", True, "mlplatform.dev"),
     Access("it writes their status", "patch", "mlmodels", True, "mlplatform.dev", subresource="status"),
     Access("what users want is theirs to write", "create", "mlmodels", False, "mlplatform.dev"),
     Access("it never deletes a model", "delete", "mlmodels", False, "mlplatform.dev"),

@@ -24,13 +24,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, free_port, started
+from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, binary, free_port, kubeconfig, started
 from contract import modules
 from kubernetes import client, config
 
 from mlplatform import contract
 from mlplatform.actions import Delete, Event, Patch, Ref
 from mlplatform.cluster import Cluster, Conflict, Forbidden, NameTaken, Rejected, path
+from mlplatform.main import FINALIZER
 from mlplatform.resources import KINDS, virtualservice
 from mlplatform.resources.metadata import labels, taken_over
 from mlplatform.settings import Settings
@@ -59,6 +60,7 @@ class Program:
     kubeconfig: Path | None = None
     lease: str = ""
     identity: str = "one"
+    namespaces: str = ""
     health: int = field(default_factory=free_port)
     metrics: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -73,6 +75,7 @@ class Program:
             # Of its own, if it need not share one: an operator of another test may still hold that.
             "MLPLATFORM_LEASE": self.lease or f"default/operator-{self.health}",
             "MLPLATFORM_IDENTITY": self.identity,
+            "MLPLATFORM_WATCH_NAMESPACES": self.namespaces,
         }
         with self.log.open("ab") as out:
             command = [sys.executable, "-m", "mlplatform.main"]
@@ -234,6 +237,68 @@ def test_life_of_a_model_on_a_real_api_server(server: ApiServer, operator: Progr
     server.kubectl("-n", namespace, "delete", "mlmodel", "adult-income", "--timeout=10s")
     server.kubectl("-n", namespace, "delete", "modelversion", version["metadata"]["name"], "--timeout=10s")
     assert operator.stop() == 0
+
+
+def test_nothing_waits_for_an_operator_that_is_gone(server: ApiServer, operator: Program, namespace: str) -> None:
+    """What earlier releases have put on their objects is taken off, and nothing is put on any."""
+    apply(server, namespace)
+    eventually(lambda: model_condition(server, namespace, "Accepted")[0] == "True", operator.log.read_text)
+    [version] = get(server, namespace, "modelversions")["items"]
+    named = ["mlmodel/adult-income", f"modelversion/{name_of(version)}"]
+    assert [get(server, namespace, name)["metadata"].get("finalizers") for name in named] == [None, None]
+    operator.stop()
+    for name in named:
+        older = json.dumps({"metadata": {"finalizers": [FINALIZER]}})
+        server.kubectl("-n", namespace, "patch", name, "--type=merge", "-p", older)
+    operator.start()
+    for name in named:
+        eventually(lambda name=name: "finalizers" not in get(server, namespace, name)["metadata"])
+    operator.stop(kill=True)
+    server.kubectl("-n", namespace, "delete", *named, "--timeout=10s")
+
+
+def grant(server: ApiServer, *namespaces: str) -> None:
+    """The chart's own roles for an operator that watches these namespaces, in a release in `default`."""
+    values = f"store.existingSecret=any,operator.watchNamespaces={{{','.join(namespaces)}}}"
+    command = [binary("helm"), "template", "mlplatform", str(REPOSITORY / "charts/mlplatform"), "--namespace=default"]
+    command += ["--set", values, "--show-only", "templates/rbac.yaml"]
+    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    server.kubectl("apply", "-f", "-", given=rendered)
+
+
+def test_a_namespace_that_is_not_there_or_takes_its_rights_along_holds_up_nothing(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """Of the namespaces that it is to watch, one stays, one is being deleted, one is made later on."""
+    stays, goes, comes = names = ("watched-stays", "watched-goes", "watched-comes")
+    for name in (stays, goes):
+        server.kubectl("create", "namespace", name)
+    grant(server, stays, goes)
+    server.kubectl("create", "serviceaccount", "mlplatform-operator", "-n", "default")
+    token = server.kubectl("create", "token", "mlplatform-operator", "-n", "default").strip()
+    own = tmp_path / "kubeconfig"
+    authority = server.folder / "certificates/apiserver.crt"
+    own.write_text(yaml.safe_dump(kubeconfig(server.url, authority, {"token": token})))
+    operator = Program(server, tmp_path / "log", own, "default/mlplatform-operator", namespaces=",".join(names))
+    operator.start()
+    try:
+        for name in (stays, goes):
+            apply(server, name)
+            eventually(lambda name=name: model_condition(server, name, "Accepted")[0] == "True", operator.log.read_text)
+
+        server.kubectl("-n", goes, "delete", "rolebinding", "mlplatform-operator")
+        server.kubectl("-n", goes, "delete", "mlmodel,modelversion", "--all", "--timeout=10s")
+        server.kubectl("create", "namespace", comes)
+        apply(server, comes)
+        time.sleep(3)  # it meets what it may not see
+        grant(server, stays, comes)
+        eventually(lambda: model_condition(server, comes, "Accepted")[0] == "True", operator.log.read_text)
+        server.kubectl(
+            "-n", stays, "patch", "mlmodel/adult-income", "--type=merge", "-p", '{"spec": {"suspend": true}}'
+        )
+        eventually(lambda: get(server, stays, "mlmodel/adult-income")["status"]["observedGeneration"] == 2)
+    finally:
+        operator.stop(kill=True)
 
 
 def test_a_request_that_cannot_be_carried_out_is_taken_off(

@@ -10,7 +10,7 @@ import pytest
 from unit.operator_world import NAMESPACE, Fake, mlmodel, play
 
 from mlplatform import contract, fleet
-from mlplatform.cluster import Cluster, ClusterError
+from mlplatform.cluster import Cluster, ClusterError, Forbidden
 from mlplatform.fleet import Fleet
 from mlplatform.main import watched
 from mlplatform.settings import Settings
@@ -67,6 +67,7 @@ class Server(Fake):
     """A cluster in memory that lists, too."""
 
     away: bool = False
+    hides: str = ""
     listed: int = 0
 
     def missing(self, kinds: dict[str, str]) -> frozenset[str]:
@@ -74,19 +75,22 @@ class Server(Fake):
             raise ClusterError("no answer")
         return frozenset(kinds.keys() & {"PyTorchJob", "InferenceService", "VirtualService"} - self.served)
 
-    def metadata(self, kind: str, _version: str, _namespace: str, _selector: str) -> Iterator[Object]:
+    def metadata(self, kind: str, _version: str, namespace: str, _selector: str) -> Iterator[Object]:
         self.listed += 1
-        yield from [{"metadata": o["metadata"]} for (k, _), o in self._objects.items() if k == kind]
+        if namespace and namespace == self.hides:
+            raise Forbidden(f"GET {kind}: 403")
+        found = [o for (k, _), o in self._objects.items() if k == kind and namespace in {"", namespace_of(o)}]
+        yield from [{"metadata": o["metadata"]} for o in found]
 
     def every(self) -> list[Object]:
         return [o for (k, _), o in self._objects.items() if k in KINDS]
 
 
-def following(server: Server, script: Callable[[Fleet], Any], *, told: bool = True) -> Fleet:
+def following(server: Server, script: Callable[[Fleet], Any], *, told: bool = True, watch: str = "") -> Fleet:
     """A fleet that was told of everything, works, and is stopped after a script."""
 
     async def scenario() -> Fleet:
-        found, stop = Fleet(cast("Cluster", server), Settings(), KINDS), asyncio.Event()
+        found, stop = Fleet(cast("Cluster", server), Settings(watch_namespaces=watch), KINDS), asyncio.Event()
         for obj in server.every() if told else ():
             found.see(obj["kind"], None, obj)
         running = asyncio.create_task(found.run(stop))
@@ -165,6 +169,36 @@ def test_an_api_server_that_cannot_list_is_asked_again(caplog: pytest.LogCapture
 
     following(server, back)
     assert "what there is cannot be listed: no answer" in caplog.text
+
+
+def test_a_namespace_that_may_not_be_seen_holds_up_no_other_and_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not there yet, or it takes its rights along: what is seen of it may be half of what there is."""
+    monkeypatch.setattr(fleet, "HIDDEN", 0.05)
+    server = served()
+    server.hides = NAMESPACE
+    server.log.clear()
+    [version] = server.names("ModelVersion")
+
+    async def shown(found: Fleet) -> None:
+        for obj in server.every():
+            if obj["kind"] in {"MLModel", "Pod"}:
+                found.see(obj["kind"], "ADDED", obj)
+        await asyncio.sleep(0.5)
+        assert found._synced, "others would be worked on"  # noqa: SLF001  it is nowhere to be seen
+        assert server.log == [], "without its versions the model would look new"
+        for obj in server.every():
+            found.see(obj["kind"], "ADDED", obj)
+        server.hides = ""
+        server.remove("ModelVersion", version)
+        found.see("ModelVersion", "DELETED", server_version)
+        await asyncio.sleep(0.5)
+
+    server_version = server.one("ModelVersion", version)
+    following(server, shown, told=False, watch=f"{NAMESPACE},another")
+    assert len(server.names("ModelVersion")) == 1, "shown again, it is worked on"
+    assert caplog.text.count("is left alone") == 1
 
 
 def test_a_deletion_that_the_watch_has_missed_is_found_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
