@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 import urllib3
@@ -282,26 +282,23 @@ class Cluster:
             return None
         return frozenset(kind for kind, found in seen.items() if kind not in (found or ()))
 
-    def metadata(self, kind: str, version: str, namespace: str, selector: str) -> Iterator[Object]:
-        """What there is of a kind, page by page: objects with nothing but their metadata.
+    def page(self, ref: Ref, selector: str, rest: str) -> tuple[list[Object], str]:
+        """A page of what there is of a kind: objects with nothing but their metadata.
 
         Args:
-            kind: Of `KINDS`.
-            version: Its apiVersion.
-            namespace: Empty for all.
+            ref: The kind, and the namespace; none for all. Its name is not looked at.
             selector: Labels that they have.
+            rest: What the page before has said; empty for the first.
+
+        Returns:
+            The objects, and what to ask the next page with; empty after the last.
 
         Raises:
             ClusterError: See its kinds.
         """
-        address = path(Ref(version, kind, namespace, ""), collection=True)
-        rest: dict[str, Any] = {"limit": str(PAGE), "labelSelector": selector}
-        while True:
-            page = self._request("GET", address, media=_METADATA, **rest) or {}
-            yield from page.get("items") or ()
-            rest["continue"] = page.get("metadata", {}).get("continue", "")
-            if not rest["continue"]:
-                return
+        query: dict[str, Any] = {"limit": str(PAGE), "labelSelector": selector, "continue": rest}
+        found = self._request("GET", path(ref, collection=True), None, _METADATA, **query) or {}
+        return list(found.get("items") or ()), str(found.get("metadata", {}).get("continue") or "")
 
     def get(self, ref: Ref) -> Object | None:
         """The object as it is; None when there is none."""

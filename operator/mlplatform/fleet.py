@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from mlplatform import contract
+from mlplatform.actions import Ref
 from mlplatform.cluster import WORKERS, Cluster, ClusterError, Forbidden
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, modelversion
@@ -38,7 +39,7 @@ SYNC: Final = 0.2
 """Seconds between two looks whether they have shown what a list has."""
 
 LOOKS: Final = 10
-"""After as many it is listed anew: what has gone since will not be shown."""
+"""After as many that found nothing new it is listed again: what has gone since will not be shown."""
 
 STOP_SECONDS: Final = 4.0
 """How long a pass that is under way at the end may take; what it has not written then, nobody writes."""
@@ -129,15 +130,22 @@ class Fleet:
     async def run(self, stop: asyncio.Event) -> None:
         """Keeps all models until told to stop; begins when the watches have shown everything that there is."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORKERS))
-        while not await self._sweep():
-            if await _told(stop, SYNC):
-                return
-        self._synced = True
+        syncing, told = asyncio.create_task(self._sync()), asyncio.create_task(stop.wait())
+        await asyncio.wait({syncing, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not syncing.done():
+            syncing.cancel()
+            return
+        syncing.result()
         sweeping = asyncio.create_task(self._keep_sweeping(stop))
         try:
             await self._queue.run(WORKERS, stop, STOP_SECONDS)
         finally:
             sweeping.cancel()
+
+    async def _sync(self) -> None:
+        while not self._synced:
+            self._synced = await self._sweep()
 
     async def _work(self, who: Who) -> float | None:
         """One pass; whoever has nothing to remember is made anew for the next."""
@@ -175,37 +183,50 @@ class Fleet:
             shown = [await self._compare(kind, where, hidden) for kind in self._kinds if kind not in missing]
         except ClusterError as error:
             log.warning("what there is cannot be listed: %s", error)
+            await asyncio.sleep(SYNC)
             return False
         self._hidden = (self._hidden - set(where) if all(shown) else self._hidden) | hidden
         return all(shown)
 
     async def _compare(self, kind: str, where: Collection[str], hidden: set[str]) -> bool:
         before = self._store.uids(kind)
-        there = await asyncio.to_thread(self._list, kind, where, hidden)
+        there = await self._list(kind, where, hidden)
         for key, uid in before.items():
             looked = key[0] not in hidden and ("" in where or key[0] in where)
             if looked and there.get(key) != uid and self._lose(kind, key, uid):
                 log.info("%s %s/%s is gone; the watch had missed it", kind, *key)
-        for _ in range(LOOKS):
-            if there.keys() <= self._store.uids(kind).keys():
+        lacking, waited = len(there), 0
+        while waited < LOOKS:
+            lacks = len(there.keys() - self._store.uids(kind).keys())
+            if not lacks:
                 return True
+            lacking, waited = (lacking, waited + 1) if lacks == lacking else (lacks, 0)
             await asyncio.sleep(SYNC)
         return False
 
-    def _list(self, kind: str, where: Collection[str], hidden: set[str]) -> dict[Key, str]:
+    async def _list(self, kind: str, where: Collection[str], hidden: set[str]) -> dict[Key, str]:
         """The uid of everything of a kind that belongs to a model; a namespace where nothing may be seen joins the hidden."""
-        selector, found = contract.LABEL_MODEL if labelled(kind) else "", {}
+        found: dict[Key, str] = {}
         for namespace in set(where) - hidden:
             try:
-                for item in self._cluster.metadata(kind, self._kinds[kind], namespace, selector):
-                    if kind == "ModelVersion" or model_of(kind, item):
-                        found[namespace_of(item), name_of(item)] = uid_of(item)
+                found |= await self._list_in(namespace, kind)
             except Forbidden as error:
                 if not namespace:
                     raise
                 hidden.add(namespace)
                 if namespace not in self._hidden:
                     log.warning("namespace %s is left alone: %s", namespace, error)
+        return found
+
+    async def _list_in(self, namespace: str, kind: str) -> dict[Key, str]:
+        selector, of = contract.LABEL_MODEL if labelled(kind) else "", Ref(self._kinds[kind], kind, namespace, "")
+        found: dict[Key, str] = {}
+        rest, more = "", True
+        while more:  # Page by page, so that nobody who wants to end waits for the last.
+            items, rest = await asyncio.to_thread(self._cluster.page, of, selector, rest)
+            mine = (item for item in items if kind == "ModelVersion" or model_of(kind, item))
+            found |= {(namespace_of(item), name_of(item)): uid_of(item) for item in mine}
+            more = bool(rest)
         return found
 
 

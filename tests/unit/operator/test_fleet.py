@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from unit.operator_world import NAMESPACE, Fake, mlmodel, play
 
 from mlplatform import contract, fleet
+from mlplatform.actions import Ref
 from mlplatform.cluster import Cluster, ClusterError, Forbidden
 from mlplatform.fleet import Fleet
 from mlplatform.main import watched
@@ -75,12 +76,15 @@ class Server(Fake):
             raise ClusterError("no answer")
         return frozenset(kinds.keys() & {"PyTorchJob", "InferenceService", "VirtualService"} - self.served)
 
-    def metadata(self, kind: str, _version: str, namespace: str, _selector: str) -> Iterator[Object]:
-        self.listed += 1
-        if namespace and namespace == self.hides:
-            raise Forbidden(f"GET {kind}: 403")
-        found = [o for (k, _), o in self._objects.items() if k == kind and namespace in {"", namespace_of(o)}]
-        yield from [{"metadata": o["metadata"]} for o in found]
+    def page(self, ref: Ref, _selector: str, rest: str) -> tuple[list[Object], str]:
+        """Two objects a page."""
+        self.listed += not rest
+        if ref.namespace and ref.namespace == self.hides:
+            raise Forbidden(f"GET {ref.kind}: 403")
+        found = [o for (k, _), o in self._objects.items() if k == ref.kind and ref.namespace in {"", namespace_of(o)}]
+        begin = int(rest or 0)
+        page = [{"metadata": o["metadata"]} for o in found[begin : begin + 2]]
+        return page, str(begin + 2) if begin + 2 < len(found) else ""
 
     def every(self) -> list[Object]:
         return [o for (k, _), o in self._objects.items() if k in KINDS]
