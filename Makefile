@@ -149,7 +149,7 @@ chaos: fit $(DEV_READY) ## The operator killed 200 times, each add-on and the AP
 
 # --- measurements ----------------------------------------------------------------------------------------------------
 
-.PHONY: bench-run bench-overhead bench-optimize bench-demo bench-serving bench-operator bench-memory bench-build
+.PHONY: bench-run bench-overhead bench-optimize bench-demo bench-serving bench-operator bench-operator-scale bench-memory bench-build
 bench-run: system ## From a clone to a served answer without a cluster, and what a second run takes
 	@python3 -m benchmarks.run
 
@@ -171,6 +171,10 @@ bench-serving: $(DEV_READY) ## Requests/s and latency of the gateway path, again
 bench-operator: $(DEV_READY) ## The operator's own share of a rollout, its memory, and writes while idle
 	@local/up
 	@$(PY) -m benchmarks.operator
+
+bench-operator-scale: $(DEV_READY) ## The operator with 100, 1,000 and 10,000 quiet models on a real API server (an hour)
+	@$(BINARIES)
+	@PYTHONPATH=tests $(PY) -m benchmarks.operator_scale
 
 bench-build: $(DEV_READY) ## What the parts of the local cluster took when they were last built
 	@$(PY) -m benchmarks.build

@@ -120,8 +120,7 @@ class Fake:
     # What mlplatform.cluster.Cluster offers.
 
     def do(self, write: Write) -> Object | None:
-        target = write.manifest if isinstance(write, (Create, Apply)) else None
-        ref = Ref.to(target) if target else write.ref
+        ref = Ref.to(write.manifest) if isinstance(write, (Create, Apply)) else write.ref
         self._count(f"{type(write).__name__.lower()} {ref.kind}/{ref.name}")
         return self._write(write, ref)
 
