@@ -55,6 +55,9 @@ class Rule:
         return self.words.partition(":")[0].partition(".")[0]
 
 
+PODS = ("serving.scheduling", "scheduling")
+"""Sections about pods, which say the same."""
+
 RULES = [
     Rule(
         "spec.data.split: validation + test must be less than 1 to leave rows for training; lower one of them",
@@ -214,6 +217,32 @@ RULES = [
                 before={"stages": [{"name": "train", "outcome": "Failed"}]},
             ),
         ),
+    ),
+    *(
+        Rule(
+            f"spec.{path}: a key must be a name of at most 63 letters, digits and -_. between them, after a domain and a "
+            "slash or without; correct it",
+            refused=(
+                Case("no key has a space", {path: {"a key": "x"}}),
+                Case("two slashes", {path: {"example.com/a/b": "x"}}),
+                Case("64 letters", {path: {"x" * 64: "x"}}),
+            ),
+            accepted=(Case("a domain and a name", {path: {"example.com/a_b.c-d": "x"}}),),
+        )
+        for path in [f"{place}.{field}" for place in PODS for field in ("nodeSelector", "labels", "annotations")]
+    ),
+    *(
+        Rule(
+            f"spec.{path}: has a key that the platform sets: one of mlplatform.dev, kserve.io, kubeflow.org, "
+            "kueue.x-k8s.io or batch.kubernetes.io, app.kubernetes.io/name, /instance, /component or /managed-by, app, "
+            "component, job-name, controller-uid or sidecar.istio.io/inject; take it out",
+            refused=tuple(
+                Case(f"{key} is the platform's or its controllers'", {path: {key: "x"}})
+                for key in ("mlplatform.dev/model", "serving.kserve.io/x", "app.kubernetes.io/name", "app", "job-name")
+            ),
+            accepted=(Case("others", {path: {"app.kubernetes.io/part-of": "x", "notmlplatform.dev/x": "y"}}),),
+        )
+        for path in [f"{place}.{field}" for place in PODS for field in ("labels", "annotations")]
     ),
 ]  # fmt: skip
 

@@ -198,6 +198,140 @@ class ServingResources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelectorRequirement:
+    """One line of a node or label selector."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSelector:
+    """A metav1.LabelSelector; an empty one selects everything, an absent one nothing."""
+
+    match_labels: dict[str, str] = field(default_factory=dict)
+    match_expressions: tuple[SelectorRequirement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSelectorTerm:
+    """Of core/v1."""
+
+    match_expressions: tuple[SelectorRequirement, ...] = ()
+    match_fields: tuple[SelectorRequirement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSelector:
+    """Of core/v1: one of the terms must hold."""
+
+    node_selector_terms: tuple[NodeSelectorTerm, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferredSchedulingTerm:
+    """Of core/v1."""
+
+    weight: int
+    preference: NodeSelectorTerm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAffinity:
+    """Of core/v1."""
+
+    required_during_scheduling_ignored_during_execution: NodeSelector | None = None
+    preferred_during_scheduling_ignored_during_execution: tuple[PreferredSchedulingTerm, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodAffinityTerm:
+    """Of core/v1."""
+
+    topology_key: str
+    label_selector: LabelSelector | None = None
+    match_label_keys: tuple[str, ...] = ()
+    mismatch_label_keys: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    namespace_selector: LabelSelector | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedPodAffinityTerm:
+    """Of core/v1."""
+
+    weight: int
+    pod_affinity_term: PodAffinityTerm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodAffinity:
+    """Of core/v1; its PodAntiAffinity is the same."""
+
+    required_during_scheduling_ignored_during_execution: tuple[PodAffinityTerm, ...] = ()
+    preferred_during_scheduling_ignored_during_execution: tuple[WeightedPodAffinityTerm, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affinity:
+    """Of core/v1."""
+
+    node_affinity: NodeAffinity | None = None
+    pod_affinity: PodAffinity | None = None
+    pod_anti_affinity: PodAffinity | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toleration:
+    """Of core/v1."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] | None = None
+    value: str = ""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopologySpreadConstraint:
+    """Of core/v1."""
+
+    max_skew: int
+    topology_key: str
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
+    label_selector: LabelSelector | None = None
+    match_label_keys: tuple[str, ...] = ()
+    min_domains: int | None = None
+    node_affinity_policy: Literal["Honor", "Ignore"] | None = None
+    node_taints_policy: Literal["Honor", "Ignore"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodScheduling:
+    """Where pods run and what else their cluster wants of them, in the terms of a pod; it shapes no artifact."""
+
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    affinity: Affinity | None = None
+    topology_spread_constraints: tuple[TopologySpreadConstraint, ...] = ()
+    priority_class_name: str = ""
+    runtime_class_name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    ephemeral_storage: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduling(PodScheduling):
+    """When and where the stages' pods may run; it shapes no artifact. `queue` is a LocalQueue of Kueue."""
+
+    queue: str = ""
+    gpu_resource: str = ""
+    shared_memory: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """How a version is served: a KServe InferenceService."""
 
@@ -205,6 +339,7 @@ class Serving:
     runtime_update: Literal["Keep", "Roll"] = "Keep"
     replicas: Replicas = Replicas()
     resources: ServingResources = ServingResources()
+    scheduling: PodScheduling = PodScheduling()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,13 +355,6 @@ class Rollout:
     interval: timedelta = timedelta(minutes=1)
     max_duration: timedelta = timedelta(hours=1)
     keep_warm: timedelta = timedelta(minutes=30)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scheduling:
-    """When and where the stages' pods may run; it shapes no artifact. `queue` is a LocalQueue of Kueue."""
-
-    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -621,7 +749,39 @@ def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:
     if spec.serving.replicas.max < spec.serving.replicas.min:
         found.append("spec.serving.replicas: max is below min; raise max")
     found += _rollout_problems(spec.rollout)
+    found += scheduling_problems(spec.serving.scheduling, "spec.serving.scheduling")
+    found += scheduling_problems(spec.scheduling, "spec.scheduling")
     return found
+
+
+def scheduling_problems(scheduling: PodScheduling, path: str) -> list[str]:
+    """Likewise of one section about pods, which stands at `path`."""
+    found = []
+    for name in ("nodeSelector", "labels", "annotations"):
+        keys = getattr(scheduling, "node_selector" if name == "nodeSelector" else name)
+        if not all(_QUALIFIED_NAME.fullmatch(key) for key in keys):
+            found.append(f"{path}.{name}: {_KEY_WORDS}")
+        if name != "nodeSelector" and any(_RESERVED.fullmatch(key) for key in keys):
+            found.append(f"{path}.{name}: {_RESERVED_WORDS}")
+    return found
+
+
+_QUALIFIED_NAME: Final = re.compile(
+    r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII
+)
+_KEY_WORDS: Final = "a key must be a name of at most 63 letters, digits and -_. between them, after a domain and a slash or without; correct it"
+_RESERVED: Final = re.compile(
+    r"(.*\.)?(mlplatform\.dev|kserve\.io|kubeflow\.org|kueue\.x-k8s\.io|batch\.kubernetes\.io)/.*"
+    r"|app\.kubernetes\.io/(name|instance|component|managed-by)|app|component|job-name|controller-uid"
+    r"|sidecar\.istio\.io/inject",
+    re.DOTALL,
+)
+"""Keys by which this platform and the controllers that it drives know the pods."""
+_RESERVED_WORDS: Final = (
+    "has a key that the platform sets: one of mlplatform.dev, kserve.io, kubeflow.org, kueue.x-k8s.io or "
+    "batch.kubernetes.io, app.kubernetes.io/name, /instance, /component or /managed-by, app, component, job-name, "
+    "controller-uid or sidecar.istio.io/inject; take it out"
+)
 
 
 def _data_problems(data: Data) -> list[str]:

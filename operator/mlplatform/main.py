@@ -28,7 +28,7 @@ from mlplatform import __version__, contract, metrics
 from mlplatform.cluster import Cluster, ConnectError, connect
 from mlplatform.fleet import Fleet, labelled
 from mlplatform.lease import Lease
-from mlplatform.resources import KINDS
+from mlplatform.resources import KINDS, scheduling
 from mlplatform.settings import Settings, SettingsError
 from mlplatform.snapshot import Object
 
@@ -196,6 +196,7 @@ def main() -> None:
     """Runs until a signal."""
     try:
         settings = Settings.from_env(os.environ)
+        scheduling.check(settings)
         lease = candidate(settings)
         may = lease.held if lease else lambda: True
         cluster = Cluster(connect(may), may)

@@ -30,6 +30,8 @@ class Settings:
         failed_workloads_ttl: How long the workload and the pods of a stage that failed are kept, as 90s, 10m or 24h;
             ``0`` keeps them for ever. Those of a stage that passed go at once: its record says all.
         jobs_service_account: ServiceAccount of the stages' pods.
+        jobs_scheduling: As JSON, what of `spec.scheduling` holds for models that say nothing.
+        serving_scheduling: The same of `spec.serving.scheduling`.
         serving_service_account: ServiceAccount of the serving pods; KServe finds the store's credentials there.
         serving_image: Image of the serving pods.
         serving_runtime: Spec, as JSON, of the KServe ServingRuntime that serves the archives, less the image.
@@ -52,6 +54,8 @@ class Settings:
     max_cpu_request: str = ""
     failed_workloads_ttl: str = "24h"
     jobs_service_account: str = "mlplatform-jobs"
+    jobs_scheduling: str = "{}"
+    serving_scheduling: str = "{}"
     serving_service_account: str = "mlplatform-serving"
     serving_image: str = "mlplatform/serving:latest"
     serving_runtime: str = '{"containers": [{"name": "kserve-container"}]}'

@@ -22,8 +22,9 @@ from unit.operator_world import PLATFORM, mlmodel
 from written import SCENARIOS, scenario
 
 from local import upstream
+from mlplatform import api
 from mlplatform.actions import Apply, Create
-from mlplatform.resources import KINDS, servingruntime
+from mlplatform.resources import KINDS, scheduling, servingruntime
 from mlplatform.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -280,6 +281,19 @@ def test_serving_pods_can_be_given_more() -> None:
     spec = serving(rendered("servingRuntime.spec.nodeSelector.pool=serving", "images.serving=registry.example.com/s:1"))
     assert spec["nodeSelector"] == {"pool": "serving"}
     assert [container["image"] for container in spec["containers"]] == ["registry.example.com/s:1"]
+
+
+def test_models_pods_can_be_placed_for_all() -> None:
+    found = environment(rendered("scheduling.jobs.nodeSelector.pool=gpu", "scheduling.serving.priorityClassName=high"))
+    settings = Settings(
+        jobs_scheduling=found["MLPLATFORM_JOBS_SCHEDULING"], serving_scheduling=found["MLPLATFORM_SERVING_SCHEDULING"]
+    )
+    assert scheduling.of_stages(api.Scheduling(), settings).node_selector == {"pool": "gpu"}
+    assert scheduling.of_serving(api.PodScheduling(), settings).priority_class_name == "high"
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["scheduling"]["properties"]
+    for role, cls in (("jobs", api.Scheduling), ("serving", api.PodScheduling)):
+        known = {api.json_name(field.name) for field in dataclasses.fields(cls)}
+        assert schema[role]["properties"].keys() == known, "a model's fields, and no others"
 
 
 def test_only_the_operator_gets_a_token() -> None:

@@ -43,8 +43,13 @@ class Reports:
     waiting: tuple[Status, str, str] | None = None
 
 
-def reports(
-    snapshot: VersionSnapshot, spec: api.ModelVersionSpec, settings: Settings, now: datetime, plan: Plan
+def reports(  # noqa: PLR0913, PLR0917  what a Job is rendered from, and where it goes
+    snapshot: VersionSnapshot,
+    spec: api.ModelVersionSpec,
+    settings: Settings,
+    scheduling: api.Scheduling,
+    now: datetime,
+    plan: Plan,
 ) -> Reports:
     """Asks for a restored version's reports, and takes the answer; the plan gets what that takes."""
     version, reading = snapshot.version, snapshot.errands.get(adoption.NAME)
@@ -60,7 +65,7 @@ def reports(
         looking = Event(
             "Normal", "ReportsSought", f"the reports of {name_of(version)} are looked for in the artifact store"
         )
-        plan.writes.append(Create(adoption.render(version, spec, settings), looking))
+        plan.writes.append(Create(adoption.render(version, spec, settings, scheduling), looking))
         return Reports(waiting=("Unknown", "LookingForReport", looking.message))
     answers = adoption.answers(reading.pods) if reading else None
     if following and reading and answers is None:

@@ -16,7 +16,7 @@ from mlplatform.contract import ANNOTATION_RETRY, FailureClass, Summary
 from mlplatform.failures import Finished, Gravity, Sighting
 from mlplatform.plan import adoption, work
 from mlplatform.plan.plan import ADD_ON_RETRY, Plan
-from mlplatform.resources import KINDS, workload
+from mlplatform.resources import KINDS, scheduling, workload
 from mlplatform.resources.workload import Phase, Workload
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
@@ -237,7 +237,7 @@ def keep_workload(stage: Definition, progress: Progress, recorded: api.StageStat
     elif progress.state == "Failed":
         _keep_failed(stage, child, recorded, look)
     else:
-        _halt_or_resume(stage, child, look)
+        _halt_or_resume(stage, child, recorded, look)
 
 
 def _keep_failed(stage: Definition, child: Object, recorded: api.StageStatus | None, look: Pass) -> None:
@@ -254,7 +254,7 @@ def _keep_failed(stage: Definition, child: Object, recorded: api.StageStatus | N
         look.plan.look(over)
 
 
-def _halt_or_resume(stage: Definition, child: Object, look: Pass) -> None:
+def _halt_or_resume(stage: Definition, child: Object, recorded: api.StageStatus | None, look: Pass) -> None:
     """A stage that nobody waits for holds no pods; one that somebody else has suspended is theirs to resume."""
     found, queue = stage.read(child), workload.queue(child)
     if found.finished or (stage.resume is None and look.held):
@@ -263,6 +263,8 @@ def _halt_or_resume(stage: Definition, child: Object, look: Pass) -> None:
     if look.held:
         if queue or not suspended:
             _halt(stage, child, look.held[0], look)
+    elif scheduling.asked(child) != scheduling.text(look.scheduling) and not work.begun(recorded):
+        look.plan.cleanup.append(Delete(Ref.to(child)))  # Made anew, its pods go where they are to go now.
     elif suspended and stage.resume and _ours(stage, child, look):
         look.plan.cleanup.append(Patch(Ref.to(child), stage.resume))
     elif suspended and look.scheduling.queue not in {"", queue}:

@@ -17,6 +17,7 @@ from mlplatform.plan.plan import LEFTOVERS, Plan, conditions_json, status_json
 from mlplatform.plan.stage import HELD, Pass, Progress
 from mlplatform.resources import forgetting as forget
 from mlplatform.resources import modelversion
+from mlplatform.resources import scheduling as placement
 from mlplatform.resources.metadata import is_stray_of, taken_over
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, VersionSnapshot, name_of, namespace_of, status_of
@@ -58,10 +59,11 @@ def plan_version(
         return plan
     book.set("Accepted", "True", "SpecValid", "the spec is sound")
 
+    scheduling = _scheduling(snapshot.model, settings)
     if modelversion.forgotten(version):
         for stage in PIPELINE:
             book.keep(stage.condition)
-        deletion = forget.render(version, spec, settings)
+        deletion = forget.render(version, spec, settings, scheduling)
         forgetting.tell(version, forgetting.step(snapshot, deletion, _resting(snapshot), now, plan), book, plan)
         book.keep(LEFTOVERS)
         conditions = conditions_json(book.conditions())
@@ -74,8 +76,8 @@ def plan_version(
         spec=spec,
         settings=settings,
         held=_resting(snapshot) or _superseded(snapshot),
-        reports=adoption.reports(snapshot, spec, settings, now, plan),
-        scheduling=_scheduling(snapshot.model),
+        reports=adoption.reports(snapshot, spec, settings, scheduling, now, plan),
+        scheduling=scheduling,
         again=again or f"kubectl mlmodel retry {spec.model} -n {namespace_of(version)}",
         now=now,
         plan=plan,
@@ -138,10 +140,14 @@ def _superseded(snapshot: VersionSnapshot) -> tuple[str, str] | None:
     return None
 
 
-def _scheduling(model: Object | None) -> api.Scheduling:
+def _scheduling(model: Object | None, settings: Settings) -> api.Scheduling:
     """When and where the stages' pods may run, also where the rest of the model's spec cannot be used."""
     wanted = (model or {}).get("spec", {}).get("scheduling") or {}
-    return api.decode(api.Scheduling, wanted, "spec.scheduling", unknown="skip")
+    try:
+        own = api.decode(api.Scheduling, wanted, "spec.scheduling", unknown="skip")
+    except api.SpecError:
+        own = api.Scheduling()  # The MLModel says so itself.
+    return placement.of_stages(own, settings)
 
 
 def _summarise(book: Book, current: tuple[Definition, Progress] | None) -> None:

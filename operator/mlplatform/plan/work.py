@@ -33,6 +33,11 @@ def spent(record: api.StageStatus, now: datetime) -> timedelta:
     return timedelta(seconds=record.worked_seconds) + (max(now - since, timedelta()) if since else timedelta())
 
 
+def begun(record: api.StageStatus | None) -> bool:
+    """Whether a main container of the stage has ever run."""
+    return record is not None and bool(record.working_since or record.worked_until or record.worked_seconds)
+
+
 def timed(record: api.StageStatus, pods: Sequence[Object], gang: int, latest: datetime) -> api.StageStatus:
     """The record with what the containers of these pods have run since it was written.
 

@@ -34,10 +34,10 @@ def done() -> Object:
     return {"metadata": {"annotations": {RESTORED: None}}}
 
 
-def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
+def render(version: Object, spec: api.ModelVersionSpec, settings: Settings, scheduling: api.Scheduling) -> Object:
     """Job ``<version>-adopt``."""
     commands = {stage.value: ["python", "-m", "mljobs.adopt", stage.value] for stage in Stage}
-    return errand.render(version, spec, settings, NAME, commands)
+    return errand.render(version, spec, settings, scheduling, NAME, commands)
 
 
 def answers(pods: tuple[Object, ...]) -> dict[Stage, Summary] | None:

@@ -6,6 +6,7 @@ stages have.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from mlplatform import api, contract
@@ -18,8 +19,13 @@ DEADLINE_SECONDS: Final = 3600
 """Such work takes seconds; what hangs is tried again with new pods."""
 
 
-def render(
-    version: Object, spec: api.ModelVersionSpec, settings: Settings, name: str, commands: dict[str, list[str]]
+def render(  # noqa: PLR0913, PLR0917  what one pod depends on
+    version: Object,
+    spec: api.ModelVersionSpec,
+    settings: Settings,
+    scheduling: api.Scheduling,
+    name: str,
+    commands: dict[str, list[str]],
 ) -> Object:
     """Job ``<version>-<name>``.
 
@@ -27,11 +33,12 @@ def render(
         version: The ModelVersion.
         spec: Its spec, decoded.
         settings: The operator's.
+        scheduling: Where the model's pods run; it waits in no queue.
         name: Stands where a stage's name stands: in the Job's name and in its pods' label.
         commands: By container. They run one after the other, so that the pod needs no more room than one of them, and
             each has a termination message of its own.
     """
-    manifest = job.render(version, spec, Stage.PACKAGE, settings, api.Scheduling())
+    manifest = job.render(version, spec, Stage.PACKAGE, settings, replace(scheduling, queue=""))
     labels = {**manifest["metadata"]["labels"], "app.kubernetes.io/component": name, contract.LABEL_STAGE: name}
     template = manifest["spec"]["template"]
     (container,) = template["spec"]["containers"]

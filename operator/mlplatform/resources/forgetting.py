@@ -19,7 +19,7 @@ RESOURCES: Final = api.TrainingResources(cpu="500m", memory="512Mi")
 """Whatever the training had: that may have been too little, and the reason why the version is of no use."""
 
 
-def render(version: Object, spec: api.ModelVersionSpec, settings: Settings) -> Object:
+def render(version: Object, spec: api.ModelVersionSpec, settings: Settings, scheduling: api.Scheduling) -> Object:
     """Job ``<version>-forget``."""
     small = replace(spec, training=replace(spec.training, resources=RESOURCES))
-    return errand.render(version, small, settings, NAME, {NAME: ["python", "-m", "mljobs.forget"]})
+    return errand.render(version, small, settings, scheduling, NAME, {NAME: ["python", "-m", "mljobs.forget"]})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mlplatform import api, contract
-from mlplatform.resources import pod, servingruntime
+from mlplatform.resources import pod, scheduling, servingruntime
 from mlplatform.resources.metadata import metadata
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, annotations_of, condition, labels_of, name_of, namespace_of, status_of
@@ -53,9 +53,11 @@ def render(  # noqa: PLR0913  what one service depends on
     meta = metadata(model, version, "predictor", version=version)
     meta["labels"][VISIBILITY] = LOCAL
     meta["annotations"] = {MODE: _mode(live) or settings.kserve_mode}
-    resources = pod.resources(serving.resources.cpu, serving.resources.memory, settings)
+    placement = scheduling.of_serving(serving.scheduling, settings)
+    resources = pod.resources(serving.resources, settings, placement)
     predictor = {
         **_scaling(spec, resources),
+        **scheduling.fields(placement, _PLACED),
         "serviceAccountName": settings.serving_service_account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -75,33 +77,52 @@ def render(  # noqa: PLR0913  what one service depends on
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": meta,
+        "metadata": scheduling.marked(meta, serving.scheduling),
         "spec": {"predictor": predictor},
     }
+
+
+_PLACED: Final = (*scheduling.POD_FIELDS, *scheduling.META_FIELDS)
 
 
 def change(live: Object, spec: api.MLModelSpec, storage_uri: str, settings: Settings) -> Object | None:
     """The merge patch that makes a live object what its user asks for; None when it is that.
 
     Everything else of it stays as the release that made it has left it: another release, or other settings of the
-    operator, are no wish of the user's to have pods replaced.
+    operator, are no wish of the user's to have pods replaced. Where the pods run is compared by what the user was
+    found to ask when they were placed.
     """
     found = live["spec"]["predictor"]
     served = found.get("model") or {}
-    asked = {"cpu": spec.serving.resources.cpu, "memory": spec.serving.resources.memory}
+    wanted = spec.serving
+    placement = scheduling.of_serving(wanted.scheduling, settings)
+    moved = scheduling.asked(live) != scheduling.text(wanted.scheduling)
+    asked = {"cpu": wanted.resources.cpu, "memory": wanted.resources.memory}
     limits = (served.get("resources") or {}).get("limits") or {}
-    model: Object = {}
-    if any(pod.quantity(str(limits.get(key, "0"))) != pod.quantity(value) for key, value in asked.items()):
-        model["resources"] = pod.resources(asked["cpu"], asked["memory"], settings)
+    model, resources = {}, served.get("resources") or {}
+    if moved or any(pod.quantity(str(limits.get(key, "0"))) != pod.quantity(value) for key, value in asked.items()):
+        resources = pod.resources(wanted.resources, settings, placement)
+        model["resources"] = _difference(served.get("resources"), resources)
     if served.get("storageUri") != storage_uri:
         model["storageUri"] = storage_uri
-    scaling = _scaling(spec, model.get("resources") or served["resources"])
-    predictor = {key: value for key, value in scaling.items() if found.get(key) != value}
+    predictor = {key: value for key, value in _scaling(spec, resources).items() if found.get(key) != value}
+    if moved:
+        placed = {key: found[key] for key in _PLACED if key in found}
+        predictor |= _difference(placed, scheduling.fields(placement, _PLACED))
     if model:
         predictor["model"] = model
-    if not predictor:
-        return None
-    return {"spec": {"predictor": predictor}}
+    patch: Object = {"spec": {"predictor": predictor}} if predictor else {}
+    if moved:
+        patch["metadata"] = {"annotations": {scheduling.ASKED: scheduling.text(wanted.scheduling) or None}}
+    return patch or None
+
+
+def _difference(found: Any, wanted: Any) -> Any:
+    """The merge patch (RFC 7386) that makes the one of the other."""
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return wanted
+    gone: Object = dict.fromkeys(found.keys() - wanted.keys())
+    return gone | {key: _difference(found.get(key), value) for key, value in wanted.items() if found.get(key) != value}
 
 
 def replicas(live: Object | None) -> api.Replicas:

@@ -38,6 +38,7 @@ def render(
                 spec,
                 stage,
                 settings,
+                scheduling,
                 container=stage.value,
                 command=["python", "-m", f"mljobs.{stage}"],
                 # Never: each try is a pod of its own, and keeps its termination message.

@@ -7,11 +7,14 @@ Standard: no root, no capabilities, a read-only root file system.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
 from mlplatform import api, contract
 from mlplatform.contract import Stage
+from mlplatform.resources import scheduling
 from mlplatform.resources.metadata import labels
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, name_of, namespace_of
@@ -27,6 +30,7 @@ def template(  # noqa: PLR0913  what one pod depends on
     spec: api.ModelVersionSpec,
     stage: Stage,
     settings: Settings,
+    placement: api.Scheduling,
     *,
     container: str,
     command: list[str],
@@ -39,21 +43,28 @@ def template(  # noqa: PLR0913  what one pod depends on
         spec: Its spec, decoded.
         stage: Which stage runs.
         settings: Image, ServiceAccount, store.
+        placement: Where it runs, the platform's defaults included.
         container: The container's name (the Training Operator insists on ``pytorch``).
         command: What it runs.
         restart_policy: Of the pod; empty leaves it to the workload's own field.
     """
-    gpu = spec.training.resources.gpu if stage is Stage.TRAIN else 0
-    image = spec.training.image if stage is Stage.TRAIN and spec.training.image else settings.jobs_image
+    trains = stage is Stage.TRAIN
+    gpus = {placement.gpu_resource or scheduling.GPU: spec.training.resources.gpu if trains else 0}
+    image = spec.training.image if trains and spec.training.image else settings.jobs_image
     volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
-    if gpu:  # NCCL's shared memory; a container's own /dev/shm is 64 MiB
-        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    if trains and (any(gpus.values()) or placement.shared_memory):  # NCCL's; a container's own /dev/shm is 64 MiB
+        limit = {"sizeLimit": placement.shared_memory} if placement.shared_memory else {}
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", **limit}})
     names = labels(spec.model, stage, version=name_of(version), stage=stage)
     return {
         # Jobs need no mesh, and Istio's sidecar outlives them where it is not an init container that ends with its pod:
         # before Istio 1.27, and on nodes whose Kubernetes is too old for that.
-        "metadata": {"labels": {**names, "sidecar.istio.io/inject": "false"}},
+        "metadata": {
+            **scheduling.fields(placement, scheduling.META_FIELDS),
+            "labels": {**placement.labels, **names, "sidecar.istio.io/inject": "false"},
+        },
         "spec": {
+            **scheduling.fields(placement),
             **({"restartPolicy": restart_policy} if restart_policy else {}),
             "serviceAccountName": settings.jobs_service_account,
             "automountServiceAccountToken": False,
@@ -73,9 +84,7 @@ def template(  # noqa: PLR0913  what one pod depends on
                     "command": command,
                     "env": environment(version, spec, stage, settings),
                     "envFrom": [{"secretRef": {"name": settings.store_secret}}],
-                    "resources": resources(
-                        spec.training.resources.cpu, spec.training.resources.memory, settings, gpu=gpu
-                    ),
+                    "resources": resources(spec.training.resources, settings, placement, gpus),
                     "terminationMessagePolicy": "FallbackToLogsOnError",
                     "securityContext": {
                         "allowPrivilegeEscalation": False,
@@ -90,11 +99,19 @@ def template(  # noqa: PLR0913  what one pod depends on
     }
 
 
-def resources(cpu: str, memory: str, settings: Settings, *, gpu: int = 0) -> Object:
+def resources(
+    wanted: api.TrainingResources | api.ServingResources,
+    settings: Settings,
+    placement: api.PodScheduling,
+    gpus: Mapping[str, int] = MappingProxyType({}),
+) -> Object:
     """``resources`` of a container; requests equal limits, less what `max_cpu_request` allows."""
-    limits = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpu)} if gpu else {})}
+    limits = {"cpu": wanted.cpu, "memory": wanted.memory}
+    if placement.ephemeral_storage:
+        limits["ephemeral-storage"] = placement.ephemeral_storage
+    limits |= {name: str(count) for name, count in gpus.items() if count}
     cap = settings.max_cpu_request
-    request = min(cpu, cap, key=quantity) if cap else cpu
+    request = min(wanted.cpu, cap, key=quantity) if cap else wanted.cpu
     return {"requests": {**limits, "cpu": request}, "limits": limits}
 
 

@@ -24,6 +24,7 @@ def render(version: Object, spec: api.ModelVersionSpec, settings: Settings, sche
             spec,
             Stage.TRAIN,
             settings,
+            scheduling,
             container="pytorch",
             command=["torchrun", "-m", "mljobs.train"],
             restart_policy="",

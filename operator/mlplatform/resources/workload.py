@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from mlplatform import api
 from mlplatform.contract import ANNOTATION_ATTEMPT, ANNOTATION_HALTED, LABEL_QUEUE
+from mlplatform.resources import scheduling
 from mlplatform.snapshot import Object, annotations_of, labels_of, status_of
 
 
@@ -65,11 +66,12 @@ def read(workload: Object, *, succeeded: str, failed: str, suspended: bool) -> W
     return Workload(Phase.SUSPENDED if suspended else Phase.ACTIVE, started_at="" if resting else started)
 
 
-def placed(metadata: Object, scheduling: api.Scheduling) -> Object:
-    """``metadata`` of a workload that waits for its queue, where it has one; it is then created suspended."""
-    if not scheduling.queue:
-        return metadata
-    return {**metadata, "labels": {**metadata["labels"], LABEL_QUEUE: scheduling.queue}}
+def placed(metadata: Object, wanted: api.Scheduling) -> Object:
+    """``metadata`` of a workload with what its pods are scheduled by, and the queue for which it waits, created suspended."""
+    placed = scheduling.marked(metadata, wanted)
+    if not wanted.queue:
+        return placed
+    return {**placed, "labels": {**placed["labels"], LABEL_QUEUE: wanted.queue}}
 
 
 def numbered(manifest: Object, attempt: int) -> Object:

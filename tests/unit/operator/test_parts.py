@@ -280,7 +280,8 @@ def test_job_is_read() -> None:
     ],
 )
 def test_cpu_requests_can_be_capped(reason: str, cpu: str, cap: str, asked: str) -> None:
-    found = pod.resources(cpu, "1Gi", Settings(max_cpu_request=cap))
+    wanted = api.ServingResources(cpu=cpu, memory="1Gi")
+    found = pod.resources(wanted, Settings(max_cpu_request=cap), api.PodScheduling())
     assert found["requests"] == {"cpu": asked, "memory": "1Gi"}, reason
     assert found["limits"]["cpu"] == cpu, "limits stay as the model says"
 

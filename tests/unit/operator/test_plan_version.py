@@ -108,6 +108,7 @@ def found(result: Plan, kind: str) -> tuple[str, str, str]:
 
 DAY = 24 * 60
 QUEUED = {**SPEC, "scheduling": {"queue": "team-a"}}
+MOVED = mlmodel(spec={**SPEC, "scheduling": {"nodeSelector": {"a": "b"}}})
 TOO_MUCH = {"class": "OOMKilled", "message": "too much", "nextAction": "more", "stage": "train"}
 SUSPENDED = {"type": "Trained", "status": "Unknown", "reason": "Suspended", "lastTransitionTime": stamp(START)}
 MISSING = Failure(FailureClass.DATA_MISSING, "no files at s3://datasets/none/", "Upload them.")
@@ -248,6 +249,20 @@ CASES = [
         "Queued",
         "Kueue's queue team-a",
         events=["TrainingQueued"],
+    ),
+    Case(
+        "its pods wait for a node where nobody wants them any more: they are made anew",
+        gathered(workload(), pod(phase="Pending"), model=MOVED),
+        "Unknown",
+        "Running",
+        deletes=True,
+    ),
+    Case(
+        "what works is not moved",
+        gathered(workload(), pod(**running()), model=MOVED),
+        "Unknown",
+        "Running",
+        look=20,
     ),
     Case(
         "it waits in another queue than it should",

@@ -77,7 +77,7 @@ def made(limits: Object, requests: Object | None = None, **predictor: Any) -> Ob
     """An InferenceService as it is read back."""
     model = {"storageUri": "s3://x", "resources": {"limits": limits, "requests": requests or limits}}
     bounds = {"minReplicas": 1, "maxReplicas": 1, "scaleMetric": "cpu", "scaleTarget": 80, **predictor}
-    return {"spec": {"predictor": {**bounds, "model": model}}}
+    return {"metadata": {}, "spec": {"predictor": {**bounds, "model": model}}}
 
 
 ONE = {"cpu": "1", "memory": "1Gi"}
@@ -100,7 +100,7 @@ DIFFERENT: list[tuple[str, Object, api.MLModelSpec, str, Object]] = [
         made(ONE),
         asked({"cpu": "1", "memory": "1025Mi"}),
         "s3://x",
-        {"model": {"resources": {kind: {"cpu": "1", "memory": "1025Mi"} for kind in ("requests", "limits")}}},
+        {"model": {"resources": {kind: {"memory": "1025Mi"} for kind in ("requests", "limits")}}},
     ),
     ("more pods", made(ONE), asked(ONE, {"min": 2, "max": 3}), "s3://x", {"minReplicas": 2, "maxReplicas": 3}),
     ("another archive", made(ONE), asked(ONE), "s3://y", {"model": {"storageUri": "s3://y"}}),
