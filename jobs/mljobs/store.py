@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import fsspec
@@ -20,6 +21,8 @@ from mljobs.failure import JobFailure
 from mlplatform.contract import FailureClass
 
 SECRETS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+BUNDLE: Final = "AWS_CA_BUNDLE"
+"""Variable with the path of the certificates that botocore trusts, where it is not those that it brings along."""
 CONNECT_TIMEOUT_SECONDS: Final = 5
 READ_TIMEOUT_SECONDS: Final = 60
 ATTEMPTS: Final = 4
@@ -189,6 +192,8 @@ def _failure(error: Exception, action: str, uri: str) -> JobFailure:
     code = _code(error)
     cause = redact(" ".join(f"{code or type(error).__name__}: {error}".split()))
     could_not = f"could not {action} {uri}"
+    bundle = "" if _is_local(uri) else os.environ.get(BUNDLE, "")
+    distrusted = "CERTIFICATE_VERIFY_FAILED" in cause
     no_credentials = _botocore("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
     rules = (
         (
@@ -202,6 +207,24 @@ def _failure(error: Exception, action: str, uri: str) -> JobFailure:
             FailureClass.STORE_ACCESS,
             f"{could_not}: there are no credentials for the store",
             "Put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the store's Secret in this namespace",
+        ),
+        (
+            bool(bundle) and not Path(bundle).is_file(),
+            FailureClass.STORE_ACCESS,
+            f"{could_not}: the bundle of trusted authorities {bundle} is not there",
+            f"Give this namespace the ConfigMap that the chart's trust.configMap names, with the key {bundle.rpartition('/')[2]}",
+        ),
+        (
+            distrusted and "mismatch" in cause,
+            FailureClass.STORE_ACCESS,
+            f"{could_not}: {cause}",
+            "Let AWS_ENDPOINT_URL in the store's Secret have a name that is in the store's certificate",
+        ),
+        (
+            distrusted,
+            FailureClass.STORE_ACCESS,
+            f"{could_not}: {cause}",
+            "Let the chart's trust.configMap name a ConfigMap with the authority that has signed the store's certificate",
         ),
         (
             isinstance(error, PermissionError) or code in {"AccessDenied", "403"},

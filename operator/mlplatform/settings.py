@@ -30,6 +30,9 @@ class Settings:
         failed_workloads_ttl: How long the workload and the pods of a stage that failed are kept, as 90s, 10m or 24h;
             ``0`` keeps them for ever. Those of a stage that passed go at once: its record says all.
         jobs_service_account: ServiceAccount of the stages' pods.
+        trust_config_map: ConfigMap, in the model's namespace, with the certificates of the authorities that pods trust;
+            empty: those that are in the images.
+        trust_key: Its key with them.
         jobs_scheduling: As JSON, what of `spec.scheduling` holds for models that say nothing.
         serving_scheduling: The same of `spec.serving.scheduling`.
         serving_service_account: ServiceAccount of the serving pods; KServe finds the store's credentials there.
@@ -54,6 +57,8 @@ class Settings:
     max_cpu_request: str = ""
     failed_workloads_ttl: str = "24h"
     jobs_service_account: str = "mlplatform-jobs"
+    trust_config_map: str = ""
+    trust_key: str = "ca.crt"
     jobs_scheduling: str = "{}"
     serving_scheduling: str = "{}"
     serving_service_account: str = "mlplatform-serving"

@@ -283,6 +283,25 @@ def test_serving_pods_can_be_given_more() -> None:
     assert [container["image"] for container in spec["containers"]] == ["registry.example.com/s:1"]
 
 
+def test_one_config_map_is_trusted_by_jobs_and_by_kserve() -> None:
+    found = rendered(
+        "trust.configMap=company", "trust.key=all.pem", r"serviceAccounts.annotations.eks\.amazonaws\.com/x=y"
+    )
+    env = environment(found)
+    assert (env["MLPLATFORM_TRUST_CONFIG_MAP"], env["MLPLATFORM_TRUST_KEY"]) == ("company", "all.pem")
+    kserve = {
+        "serving.kserve.io/s3-cabundle-configmap": "company",
+        "serving.kserve.io/s3-cabundle": "/etc/mlplatform/trust/all.pem",
+    }
+    secret = objects("Secret", found)["default/mlplatform-store"]["metadata"]["annotations"]
+    account = objects("ServiceAccount", found)["default/mlplatform-serving"]["metadata"]["annotations"]
+    assert kserve.items() <= secret.items()
+    assert account.items() >= {**kserve, "eks.amazonaws.com/x": "y"}.items()
+    jobs = objects("ServiceAccount", found)["default/mlplatform-jobs"]["metadata"]["annotations"]
+    assert not kserve.keys() & jobs.keys(), "they have it in their environment"
+    assert "cabundle" not in json.dumps(rendered()), "without one, nothing is said of it"
+
+
 def test_models_pods_can_be_placed_for_all() -> None:
     found = environment(rendered("scheduling.jobs.nodeSelector.pool=gpu", "scheduling.serving.priorityClassName=high"))
     settings = Settings(

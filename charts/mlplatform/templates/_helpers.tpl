@@ -96,3 +96,11 @@ networking.istio.io/v1
 {{- $runtime := .Files.Get "files/servingruntime.yaml" | fromYaml -}}
 {{- mustMergeOverwrite $runtime.spec .Values.servingRuntime.spec | toJson -}}
 {{- end -}}
+
+{{/* Annotations by which KServe's storage initializer trusts what the jobs trust. */}}
+{{- define "mlplatform.kserveTrust" -}}
+{{- with .Values.trust.configMap -}}
+serving.kserve.io/s3-cabundle-configmap: {{ . | quote }}
+serving.kserve.io/s3-cabundle: {{ printf "/etc/mlplatform/trust/%s" $.Values.trust.key | quote }}
+{{- end -}}
+{{- end -}}

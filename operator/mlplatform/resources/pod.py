@@ -22,7 +22,8 @@ from mlplatform.snapshot import Object, name_of, namespace_of
 USER = 65532
 """The non-root user that the platform's images are built for."""
 
-MOUNTS: Final = {"tmp": "/tmp", "shm": "/dev/shm"}  # noqa: S108  mounts of the pod's own
+TRUST: Final = "/etc/mlplatform/trust"
+MOUNTS: Final = {"tmp": "/tmp", "shm": "/dev/shm", "trust": TRUST}  # noqa: S108  mounts of the pod's own
 
 
 def template(  # noqa: PLR0913  what one pod depends on
@@ -55,6 +56,9 @@ def template(  # noqa: PLR0913  what one pod depends on
     if trains and (any(gpus.values()) or placement.shared_memory):  # NCCL's; a container's own /dev/shm is 64 MiB
         limit = {"sizeLimit": placement.shared_memory} if placement.shared_memory else {}
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", **limit}})
+    if settings.trust_config_map:
+        # Optional: a pod says what it lacks; without one, nobody does.
+        volumes.append({"name": "trust", "configMap": {"name": settings.trust_config_map, "optional": True}})
     names = labels(spec.model, stage, version=name_of(version), stage=stage)
     return {
         # Jobs need no mesh, and Istio's sidecar outlives them where it is not an init container that ends with its pod:
@@ -150,4 +154,7 @@ def environment(version: Object, spec: api.ModelVersionSpec, stage: Stage, setti
         contract.ENV_STAGE: stage.value,
         "HOME": "/tmp",  # noqa: S108  the only writable folder
     }
+    if settings.trust_config_map:  # botocore's, OpenSSL's and requests'
+        trusted = f"{TRUST}/{settings.trust_key}"
+        values |= dict.fromkeys(("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), trusted)
     return [{"name": key, "value": value} for key, value in values.items()]

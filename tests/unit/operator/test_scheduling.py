@@ -109,6 +109,17 @@ def test_gpus_and_shared_memory_are_the_clusters() -> None:
     assert stages(None, mig)[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.5gb"] == "2"
 
 
+def test_every_stage_trusts_the_authorities_of_one_config_map() -> None:
+    for template in stages(None, Settings(trust_config_map="company", trust_key="all.pem")):
+        volume = {"name": "trust", "configMap": {"name": "company", "optional": True}}
+        assert volume in template["spec"]["volumes"]
+        (container, *_) = template["spec"]["containers"]
+        assert {"name": "trust", "mountPath": "/etc/mlplatform/trust"} in container["volumeMounts"]
+        env = {entry["name"]: entry["value"] for entry in container["env"]}
+        for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+            assert env[name] == "/etc/mlplatform/trust/all.pem", name
+
+
 def test_it_shapes_no_artifact() -> None:
     plain = api.decode(api.MLModelSpec, SPEC)
     placed = api.decode(api.MLModelSpec, {**SPEC, "scheduling": WISHES, "serving": {"scheduling": WISHES}})
