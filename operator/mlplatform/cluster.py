@@ -127,6 +127,9 @@ def connect(may: Callable[[], bool] | None = None) -> client.ApiClient:
     settings = client.Configuration()
     try:
         config.load_incluster_config(settings)
+        settings.proxy = (
+            None  # The client takes any from the environment; in the cluster there is none before the API server.
+        )
     except config.ConfigException:
         try:
             config.load_kube_config(client_configuration=settings)

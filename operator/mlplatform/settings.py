@@ -33,6 +33,9 @@ class Settings:
         trust_config_map: ConfigMap, in the model's namespace, with the certificates of the authorities that pods trust;
             empty: those that are in the images.
         trust_key: Its key with them.
+        http_proxy: For the jobs' requests by HTTP to what is outside the cluster; empty: none.
+        https_proxy: The same of those by HTTPS.
+        no_proxy: Hosts, by comma, beside those in the cluster, that jobs reach directly.
         jobs_scheduling: As JSON, what of `spec.scheduling` holds for models that say nothing.
         serving_scheduling: The same of `spec.serving.scheduling`.
         serving_service_account: ServiceAccount of the serving pods; KServe finds the store's credentials there.
@@ -59,6 +62,9 @@ class Settings:
     jobs_service_account: str = "mlplatform-jobs"
     trust_config_map: str = ""
     trust_key: str = "ca.crt"
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: str = ""
     jobs_scheduling: str = "{}"
     serving_scheduling: str = "{}"
     serving_service_account: str = "mlplatform-serving"

@@ -283,6 +283,18 @@ def test_serving_pods_can_be_given_more() -> None:
     assert [container["image"] for container in spec["containers"]] == ["registry.example.com/s:1"]
 
 
+def test_proxies_are_the_jobs() -> None:
+    found = environment(rendered("proxy.http=http://p:1", "proxy.https=http://p:2", r"proxy.noProxy=a\,b"))
+    assert [found[f"MLPLATFORM_{name}"] for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")] == [
+        "http://p:1",
+        "http://p:2",
+        "a,b",
+    ]
+    assert not {"HTTP_PROXY", "HTTPS_PROXY"} & found.keys(), "the operator talks to the API server alone"
+    done = helm("template", "mlplatform", str(CHART), "--set", "proxy.https=proxy:3128")
+    assert "proxy/https" in done.stderr or "proxy.https" in done.stderr, done.stderr
+
+
 def test_one_config_map_is_trusted_by_jobs_and_by_kserve() -> None:
     found = rendered(
         "trust.configMap=company", "trust.key=all.pem", r"serviceAccounts.annotations.eks\.amazonaws\.com/x=y"

@@ -154,7 +154,21 @@ def environment(version: Object, spec: api.ModelVersionSpec, stage: Stage, setti
         contract.ENV_STAGE: stage.value,
         "HOME": "/tmp",  # noqa: S108  the only writable folder
     }
+    values |= _proxies(f"{name}-{stage}-master-0", settings)
     if settings.trust_config_map:  # botocore's, OpenSSL's and requests'
         trusted = f"{TRUST}/{settings.trust_key}"
         values |= dict.fromkeys(("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), trusted)
     return [{"name": key, "value": value} for key, value in values.items()]
+
+
+INSIDE: Final = "localhost,127.0.0.1,::1,$(KUBERNETES_SERVICE_HOST),.svc,.cluster.local"
+"""What no proxy is asked for. Kubernetes fills in the API server's address."""
+
+
+def _proxies(master: str, settings: Settings) -> dict[str, str]:
+    """Variables about proxies, in both cases: some programs read only the one, some only the other."""
+    found = {"HTTP_PROXY": settings.http_proxy, "HTTPS_PROXY": settings.https_proxy}
+    found = {name: value for name, value in found.items() if value}
+    if found:
+        found["NO_PROXY"] = ",".join(filter(None, (INSIDE, master, settings.no_proxy)))
+    return found | {name.lower(): value for name, value in found.items()}
