@@ -36,6 +36,7 @@ class Settings:
         http_proxy: For the jobs' requests by HTTP to what is outside the cluster; empty: none.
         https_proxy: The same of those by HTTPS.
         no_proxy: Hosts, by comma, beside those in the cluster, that jobs reach directly.
+        run_as_user: User and group of the stages' pods; empty where the cluster assigns them.
         jobs_scheduling: As JSON, what of `spec.scheduling` holds for models that say nothing.
         serving_scheduling: The same of `spec.serving.scheduling`.
         serving_service_account: ServiceAccount of the serving pods; KServe finds the store's credentials there.
@@ -65,6 +66,7 @@ class Settings:
     http_proxy: str = ""
     https_proxy: str = ""
     no_proxy: str = ""
+    run_as_user: str = "65532"
     jobs_scheduling: str = "{}"
     serving_scheduling: str = "{}"
     serving_service_account: str = "mlplatform-serving"
@@ -115,6 +117,7 @@ _FORMS: Final = {
         r"0|(?=\d)(\d{1,5}h)?(\d{1,5}m)?(\d{1,5}s)?",
         "a duration such as 90s, 10m or 24h, or to 0 to keep them for ever",
     ),
+    "run_as_user": (r"([1-9]\d{0,9})?", "the number of a user who is not root, or leave it empty"),
     "istio_api_version": (
         r"networking\.istio\.io/v1(beta1|alpha3)?",
         "networking.istio.io/v1 or networking.istio.io/v1beta1",

@@ -277,6 +277,25 @@ def test_without_a_look_at_the_cluster_no_shared_runtime_is_rendered() -> None:
     assert objects("ClusterServingRuntime", found) == {}
 
 
+def test_a_cluster_that_assigns_user_ids_is_left_to_do_so() -> None:
+    """OpenShift's SCC refuses every pod that names one; the rest of the restricted standard stays."""
+    found = rendered("podSecurity.runAsUser=null", *EVERYTHING)
+    text = json.dumps([*found, serving(found)])
+    assert [word for word in ("runAsUser", "runAsGroup", "fsGroup") if word in text] == []
+    assert environment(found)["MLPLATFORM_RUN_AS_USER"] == ""
+    for name, pod in pods(found):
+        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}, name
+
+
+def test_another_user_id_is_everybodys() -> None:
+    found = rendered("podSecurity.runAsUser=1001")
+    assert [pod["securityContext"]["fsGroup"] for _, pod in pods(found)] == [1001] * 3
+    (container,) = serving(found)["containers"]
+    assert (container["securityContext"]["runAsUser"], container["securityContext"]["runAsGroup"]) == (1001, 1001)
+    assert environment(found)["MLPLATFORM_RUN_AS_USER"] == "1001"
+    assert helm("template", "m", str(CHART), "--set", "podSecurity.runAsUser=0").returncode != 0, "root is none"
+
+
 def test_serving_pods_can_be_given_more() -> None:
     spec = serving(rendered("servingRuntime.spec.nodeSelector.pool=serving", "images.serving=registry.example.com/s:1"))
     assert spec["nodeSelector"] == {"pool": "serving"}

@@ -52,9 +52,11 @@ imagePullSecrets:
 {{/* The strictest pod security standard, restricted, for a pod and for its containers. */}}
 {{- define "mlplatform.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
+{{- with .Values.podSecurity.runAsUser }}
+runAsUser: {{ int64 . }}
+runAsGroup: {{ int64 . }}
+fsGroup: {{ int64 . }}
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 {{- define "mlplatform.containerSecurity" -}}
@@ -94,6 +96,13 @@ networking.istio.io/v1
 {{/* Spec of the KServe ServingRuntime that new versions get, as JSON; the operator adds the image. */}}
 {{- define "mlplatform.servingRuntime" -}}
 {{- $runtime := .Files.Get "files/servingruntime.yaml" | fromYaml -}}
+{{- range $runtime.spec.containers -}}
+{{- $security := omit .securityContext "runAsUser" "runAsGroup" -}}
+{{- with $.Values.podSecurity.runAsUser -}}
+{{- $security = merge $security (dict "runAsUser" (int64 .) "runAsGroup" (int64 .)) -}}
+{{- end -}}
+{{- $_ := set . "securityContext" $security -}}
+{{- end -}}
 {{- mustMergeOverwrite $runtime.spec .Values.servingRuntime.spec | toJson -}}
 {{- end -}}
 

@@ -19,9 +19,6 @@ from mlplatform.resources.metadata import labels
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, name_of, namespace_of
 
-USER = 65532
-"""The non-root user that the platform's images are built for."""
-
 TRUST: Final = "/etc/mlplatform/trust"
 MOUNTS: Final = {"tmp": "/tmp", "shm": "/dev/shm", "trust": TRUST}  # noqa: S108  mounts of the pod's own
 
@@ -49,7 +46,7 @@ def template(  # noqa: PLR0913  what one pod depends on
         command: What it runs.
         restart_policy: Of the pod; empty leaves it to the workload's own field.
     """
-    trains = stage is Stage.TRAIN
+    trains, user = stage is Stage.TRAIN, settings.run_as_user
     gpus = {placement.gpu_resource or scheduling.GPU: spec.training.resources.gpu if trains else 0}
     image = spec.training.image if trains and spec.training.image else settings.jobs_image
     volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
@@ -75,9 +72,7 @@ def template(  # noqa: PLR0913  what one pod depends on
             "enableServiceLinks": False,
             "securityContext": {
                 "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
+                **(dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), int(user)) if user else {}),
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [

@@ -109,6 +109,14 @@ def test_gpus_and_shared_memory_are_the_clusters() -> None:
     assert stages(None, mig)[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.5gb"] == "2"
 
 
+def test_where_the_cluster_assigns_user_ids_no_stage_names_one() -> None:
+    for template in stages(None, Settings(run_as_user="")):
+        restricted = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        assert template["spec"]["securityContext"] == restricted
+    for template in stages(None, Settings(run_as_user="1001")):
+        assert template["spec"]["securityContext"]["fsGroup"] == 1001
+
+
 def test_every_stage_trusts_the_authorities_of_one_config_map() -> None:
     for template in stages(None, Settings(trust_config_map="company", trust_key="all.pem")):
         volume = {"name": "trust", "configMap": {"name": "company", "optional": True}}
