@@ -54,7 +54,7 @@ _OFF_NODE: Final = {
 _CAPACITY: Final = "if it happens often, give the nodes more room or the pods a priority."
 _LOG: Final = "The end of its log is in status.failure.lastLog"
 _NEXT: Final = {
-    FailureClass.UNSCHEDULABLE: "Free or add capacity, or lower the resources asked for.",
+    FailureClass.UNSCHEDULABLE: "Free or add capacity, lower the resources asked for, or correct what scheduling asks of a node.",
     FailureClass.OOM_KILLED: "Raise spec.training.resources.memory, or lower spec.training.batchSize.",
     FailureClass.IMAGE_PULL: "Correct the image's name, or give the ServiceAccount the registry's pull secret.",
     FailureClass.CANNOT_START: "Correct spec.training.image: an image built on the platform's jobs image has the command.",

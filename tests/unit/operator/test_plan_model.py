@@ -655,7 +655,7 @@ TROUBLE: list[tuple[str, Object, tuple[Object, ...], str]] = [
         "pods speak for themselves",
         {"conditions": [says("PredictorReady")]},
         (UNSCHEDULABLE,),
-        "p: no node has room: 0/1 nodes. Free or add capacity, or lower the resources asked for.",
+        "p: no node has room: 0/1 nodes. Free or add capacity, lower the resources asked for, or correct what scheduling asks of a node.",
     ),
     (
         "a failure that KServe has looked into comes before a condition",
