@@ -90,6 +90,7 @@ class Lives:
     model: Model
     asked: list[str]
     stories: dict[str, dict[str, Object]]
+    tell: Callable[[str], None]
 
     def begin(self) -> str:
         """Asks for a version that there was never before."""
@@ -110,6 +111,7 @@ class Lives:
         version = self.asked[-1]
         ready = self.model.version_reaches(version, "is ready", lambda v: condition(v, "Ready") == "True", 30)
         self.stories[version] = stages(ready)
+        self.tell(f"{version} serves, the {len(self.asked)}th that was asked for")
 
 
 def kill_through(platform: Platform, lives: Lives, load: Load, rng: random.Random, during: Callable[[], None]) -> Row:
@@ -129,6 +131,7 @@ def kill_through(platform: Platform, lives: Lives, load: Load, rng: random.Rando
                 kill_operator(platform, in_place=rng.random() < DOSE.in_place)
                 row.times += 1
             during_this()
+            lives.tell(f"{row.times} of {DOSE.kills} kills")
             lives.end()
     return row
 
@@ -139,6 +142,7 @@ def outage(platform: Platform, lives: Lives, load: Load, rng: random.Random, wha
     with counted(load, row):
         lives.begin()
         time.sleep(rng.uniform(0, STAGE_SECONDS / 4))
+        lives.tell(f"{what} is away for {DOSE.seconds:.0f} s")
         down(platform, what, DOSE.seconds)
         lives.end()
     return row
@@ -153,8 +157,9 @@ def chaos(model: Model, platform: Platform, request: pytest.FixtureRequest) -> I
     known = {name for name in model.children() if name.startswith("modelversions/")}
     outages = [what for what in DOSE.outages if can_stop(platform, what)]
     rows: list[Row] = []
+    terminal = request.config.pluginmanager.getplugin("terminalreporter")
     with model.under_load(5) as load, books_kept(platform, model) as books:
-        lives = Lives(model, [], {})
+        lives = Lives(model, [], {}, terminal.write_line)
         if DOSE is SHORT:
             (what,) = outages
             among = Row(f"{what}, meanwhile", times=1, seconds=DOSE.seconds)
@@ -170,7 +175,6 @@ def chaos(model: Model, platform: Platform, request: pytest.FixtureRequest) -> I
         assert load.wait_for(load.outcome.total + 10), "the load goes on"
         ended = model.get()
     found = Chaos(known, lives.asked, lives.stories, ended, books, load.outcome, rows)
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
     terminal.write_line(f"\n{found.table}")
     yield found
     model.is_applied(before)
