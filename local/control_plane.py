@@ -124,7 +124,8 @@ def daemons(layout: Layout, binaries: Path, path: str) -> list[Daemon]:
             f"--service-cluster-ip-range={SERVICE_CIDR}",
             # The node takes its range from the CNI configuration.
             "--allocate-node-cidrs=false",
-            "--leader-elect=false",
+            # Elected, as where kubeadm starts it: one that goes on without an API server takes all nodes for lost when it is back.
+            "--leader-elect=true",
             "--bind-address=127.0.0.1",
             "--horizontal-pod-autoscaler-sync-period=15s",
             "--profiling=false",
