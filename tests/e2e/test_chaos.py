@@ -111,7 +111,7 @@ class Lives:
         version = self.asked[-1]
         ready = self.model.version_reaches(version, "is ready", lambda v: condition(v, "Ready") == "True", 30)
         self.stories[version] = stages(ready)
-        self.tell(f"{version} serves, the {len(self.asked)}th that was asked for")
+        self.tell(f"version {len(self.asked)} of those asked for serves: {version}")
 
 
 def kill_through(platform: Platform, lives: Lives, load: Load, rng: random.Random, during: Callable[[], None]) -> Row:
