@@ -270,7 +270,7 @@ def main() -> int:
     )  # fmt: skip
     body = markdown(header, rows)
     print(body)
-    publish("operator-scale", "make bench-operator-scale", body)
+    publish("operator-scale", f"python -m benchmarks.operator_scale --models {' '.join(map(str, sizes))}", body)
     return 0
 
 

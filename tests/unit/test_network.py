@@ -47,6 +47,13 @@ class Bucket(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that do not trust it and hang up."""
+
+    def handle_error(self, *_: object) -> None:
+        """It is what some tests are about."""
+
+
 @dataclass(frozen=True)
 class Private:
     """A store with a certificate that a CA of its own has signed."""
@@ -115,8 +122,7 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Private]:
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  a client that does not trust it hangs up
+    server = Quiet(("127.0.0.1", 0), Bucket)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield Private(f"https://localhost:{server.server_port}", folder / "ca.crt")

@@ -90,6 +90,14 @@ class Server(Fake):
         return [o for (k, _), o in self._objects.items() if k in KINDS]
 
 
+async def until(happens: Callable[[], bool]) -> None:
+    """Waits for what nobody tells of."""
+    deadline = asyncio.get_running_loop().time() + 10
+    while not happens():
+        assert asyncio.get_running_loop().time() < deadline, "not within 10 s"
+        await asyncio.sleep(0.01)
+
+
 def following(server: Server, script: Callable[[Fleet], Any], *, told: bool = True, watch: str = "") -> Fleet:
     """A fleet that was told of everything, works, and is stopped after a script."""
 
@@ -101,7 +109,7 @@ def following(server: Server, script: Callable[[Fleet], Any], *, told: bool = Tr
         outcome = script(found)
         if asyncio.iscoroutine(outcome):
             await outcome
-        await asyncio.sleep(0.1)
+        await until(lambda: found._synced and not (found._queue._waiting or found._queue._busy))  # noqa: SLF001  state
         stop.set()
         await running
         return found
@@ -154,8 +162,7 @@ def test_nothing_is_done_before_the_watches_have_shown_everything() -> None:
         assert not found._synced  # noqa: SLF001  it is nowhere to be seen
         for obj in server.every():
             found.see(obj["kind"], None, obj)
-        await asyncio.sleep(0.5)
-        assert found._synced  # noqa: SLF001  likewise
+        await until(lambda: found._synced)  # noqa: SLF001  it is nowhere to be seen
 
     following(server, late, told=False)
     assert server.log == []
@@ -168,8 +175,7 @@ def test_an_api_server_that_cannot_list_is_asked_again(caplog: pytest.LogCapture
     async def back(found: Fleet) -> None:
         await asyncio.sleep(0.3)
         server.away = False
-        await asyncio.sleep(0.5)
-        assert found._synced  # noqa: SLF001  it is nowhere to be seen
+        await until(lambda: found._synced)  # noqa: SLF001  it is nowhere to be seen
 
     following(server, back)
     assert "what there is cannot be listed: no answer" in caplog.text
@@ -189,15 +195,14 @@ def test_a_namespace_that_may_not_be_seen_holds_up_no_other_and_is_left_alone(
         for obj in server.every():
             if obj["kind"] in {"MLModel", "Pod"}:
                 found.see(obj["kind"], "ADDED", obj)
-        await asyncio.sleep(0.5)
-        assert found._synced, "others would be worked on"  # noqa: SLF001  it is nowhere to be seen
+        await until(lambda: found._synced)  # noqa: SLF001  it is nowhere to be seen
         assert server.log == [], "without its versions the model would look new"
         for obj in server.every():
             found.see(obj["kind"], "ADDED", obj)
         server.hides = ""
         server.remove("ModelVersion", version)
         found.see("ModelVersion", "DELETED", server_version)
-        await asyncio.sleep(0.5)
+        await until(lambda: len(server.names("ModelVersion")) == 1)
 
     server_version = server.one("ModelVersion", version)
     following(server, shown, told=False, watch=f"{NAMESPACE},another")
@@ -212,13 +217,12 @@ def test_a_deletion_that_the_watch_has_missed_is_found_in_time(monkeypatch: pyte
     [job] = server.names("PyTorchJob")
 
     async def missed(found: Fleet) -> None:
-        await asyncio.sleep(0.2)
+        await until(lambda: found._synced)  # noqa: SLF001  it is nowhere to be seen
         server.remove("PyTorchJob", job)
         assert found._store.uids("PyTorchJob"), "it believes the watch"  # noqa: SLF001
-        await asyncio.sleep(0.5)
+        await until(lambda: server.names("PyTorchJob") == [job])  # until it looks past it, and trains anew
 
     following(server, missed)
-    assert server.names("PyTorchJob") == [job], "until it looks past it, and trains anew"
 
 
 def test_a_sweep_is_one_list_a_kind_however_many_models_there_are() -> None:
@@ -243,10 +247,9 @@ def test_the_reconciler_of_what_is_deleted_goes_with_it() -> None:
     model = server.one("MLModel", "adult")
 
     async def deleted(found: Fleet) -> None:
-        await asyncio.sleep(0.5)
+        await until(lambda: any(who[0] == "MLModel" for who in found._reconcilers))  # noqa: SLF001
         server.remove("MLModel", "adult")
         found.see("MLModel", "DELETED", model)
-        await asyncio.sleep(0.2)
         keys = {(who[0], who[2]) for who in found._reconcilers}  # noqa: SLF001
         assert ("MLModel", name_of(model)) not in keys
         assert (namespace_of(model), "adult") not in found._store.uids("MLModel")  # noqa: SLF001
