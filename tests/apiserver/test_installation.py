@@ -19,6 +19,7 @@ from unit.operator_world import mlmodel
 from written import SCENARIOS, scenario, send
 
 from mlplatform.actions import Delete
+from mlplatform.cli.main import main
 from mlplatform.cluster import Cluster
 from mlplatform.resources import service
 
@@ -81,6 +82,70 @@ def test_an_upgrade_upgrades_the_crds(installed: ApiServer) -> None:
     helm(installed, "upgrade", "mlplatform", str(CHART))
     names = json.loads(installed.kubectl("get", "crd", "mlmodels.mlplatform.dev", "-o", "json"))["spec"]["names"]
     assert names["shortNames"] == ["mlm"]
+
+
+def doctor(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> dict[str, dict[str, str]]:
+    """Its findings, by check and message."""
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+    main(["doctor", "-o", "json", "--no-probe", *arguments])
+    return {f"{f['check']}: {f['message']}": f for f in json.loads(capsys.readouterr().out)}
+
+
+def test_the_doctor_knows_a_fresh_installation(
+    installed: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the rights that the chart gives; nobody runs the controllers here, which it says."""
+    found = doctor(installed, capsys, monkeypatch)
+    levels = {said: f["level"] for said, f in found.items()}
+    release = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    for plural in ("mlmodels", "modelversions"):
+        assert levels[f"API: CRD {plural}.mlplatform.dev is that of {release}"] == "ok", "the API server fills in much"
+    assert levels["rights: the operator may do what it needs in default"] == "ok"
+    assert levels["namespace default: has all that the pods of models need"] == "ok"
+    failures = sorted(said for said, level in levels.items() if level == "failure")
+    assert [said.partition(":")[0] for said in failures] == [
+        "KServe", "Training Operator", "gateway", "operator", "operator",
+    ], failures  # fmt: skip
+
+
+def test_the_doctor_finds_what_was_taken_away(
+    installed: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = (
+        '[{"op": "remove", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/scheduling"}]'
+    )
+    installed.kubectl("patch", "crd", "mlmodels.mlplatform.dev", "--type=json", "-p", removed)
+    installed.kubectl(
+        "patch", "clusterrole", "mlplatform-operator", "--type=json", "-p", '[{"op": "remove", "path": "/rules/0"}]'
+    )
+    installed.kubectl("delete", "serviceaccount", "mlplatform-jobs", "-n", "default")
+    failures = [
+        said for said, f in doctor(installed, capsys, monkeypatch, "-n", "default").items() if f["level"] == "failure"
+    ]
+    assert any("it does not have v1alpha1.spec.scheduling as" in said for said in failures), failures
+    assert any("may not get customresourcedefinitions" in said for said in failures), failures
+    assert "namespace default: it has no ServiceAccount mlplatform-jobs, as which pods run" in failures
+    helm(installed, "upgrade", "mlplatform", str(CHART))
+    assert not [s for s, f in doctor(installed, capsys, monkeypatch).items() if f["level"] == "failure" and "API" in s]
+
+
+def test_the_doctor_tells_who_may_see_little_what_that_is(
+    installed: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No failure of the cluster's comes of it, and the namespace that one works in is looked at."""
+    installed.kubectl("create", "serviceaccount", "ann", "-n", "default")
+    installed.kubectl(
+        "create", "rolebinding", "ann", "-n", "default", "--clusterrole=view", "--serviceaccount=default:ann"
+    )
+    token = installed.kubectl("create", "token", "ann", "-n", "default").strip()
+    config = yaml.safe_load(installed.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": token}
+    (tmp_path / "ann").write_text(yaml.safe_dump(config))
+    found = doctor(replace(installed, kubeconfig=tmp_path / "ann"), capsys, monkeypatch)
+    assert {f["level"] for f in found.values()} <= {"ok", "skipped", "warning"}, found
+    assert any('cannot list resource "deployments"' in said for said, f in found.items() if f["level"] == "skipped")
 
 
 def test_uninstalling_leaves_models_and_installing_again_takes_them_over(installed: ApiServer) -> None:

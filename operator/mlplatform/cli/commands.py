@@ -1,4 +1,4 @@
-"""The commands that ask a cluster: watch, status, history, retrain, retry, rollback, predict.
+"""The commands that ask a cluster: watch, status, history, retrain, retry, rollback, predict, doctor.
 
 Called by `mlplatform.cli.main`, which imports this only for one of them: the API's client takes a while to import.
 Connects `cluster` (what is) to `view` (what it means) and `render` (how it looks).
@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from rich.console import Console
 
 from mlplatform import api, contract
-from mlplatform.cli import predict, render, wayback
+from mlplatform.cli import doctor, predict, render, wayback
 from mlplatform.cli.cluster import MODELS, VERSIONS, Cluster, Event, Synced
 from mlplatform.cli.main import STAGES_UNTIL
 from mlplatform.cli.terminal import (
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace, out: Console) -> int:
         "retry": retry,
         "rollback": rollback,
         "predict": predict_command,
+        "doctor": doctor.run,
     }
     cluster = Cluster(args.kubeconfig, args.context, args.namespace)
     try:

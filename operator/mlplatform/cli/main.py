@@ -49,9 +49,13 @@ examples:
   kubectl mlmodel run -f mlmodel.yaml --data ./adult --rows 2000 --set training.epochs=1 --until audit
   kubectl mlmodel run -f mlmodel.yaml --serve           then serve the model until Ctrl-C
 
+  kubectl mlmodel doctor                                what is missing for models, and what to do about it
+  kubectl mlmodel doctor -n team-a --no-probe           of one namespace, without a pod that tries the store
+  kubectl mlmodel doctor -o json | jq '.[] | select(.level == "failure")'
+
 exit codes:
-  0    done; what `--until` names was reached; every gate was passed
-  1    the model failed or missed a gate, or the cluster refused or could not be reached
+  0    done; what `--until` names was reached; every gate was passed; the doctor has found no failure
+  1    the model failed or missed a gate, the doctor has found a failure, or the cluster refused or could not be reached
   2    wrong usage: arguments, files, kubeconfig or context
   124  `--timeout` passed first
   130  interrupted (Ctrl-C)
@@ -214,6 +218,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="address of the gateway (default: GATEWAY_URL, else a port-forward)",
     )
+    sub = command("doctor", "check that everything is there that models need, and say what to do where it is not")
+    sub.add_argument("-o", "--output", choices=("json",))
+    sub.add_argument(
+        "--no-probe", action="store_true", help="make no pod that writes, reads and deletes a file in the store"
+    )
+    sub.add_argument(
+        "--timeout",
+        type=_timeout,
+        default=180.0,
+        metavar="DURATION",
+        help="of each such pod, e.g. 90s or 10m (default: 3m)",
+    )
+    sub.add_argument("--url", default="", help="ask the gateway for a page there, too, e.g. http://203.0.113.7")
     _add_run(command("run", "run the pipeline of an MLModel on this machine, without a cluster", here))
     return top
 
