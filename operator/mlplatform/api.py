@@ -574,9 +574,9 @@ def decode(cls: type[T], raw: object, path: str = "spec", *, unknown: Unknown = 
         cls: A dataclass of this module.
         raw: What `json.loads` gives.
         path: Where `raw` stands, for the messages.
-        unknown: In what a person wrote, a field that `cls` lacks is a mistake: reject. What another program of the
-            platform wrote may come from a newer release: skip the field. A word that an enumeration lacks is still a
-            mistake where somebody acts on it; who only shows it to people takes it as it is: show.
+        unknown: In what a person wrote, a field that `cls` lacks is a mistake, unless it is empty: reject. What another
+            program of the platform wrote may come from a newer release: skip the field. A word that an enumeration
+            lacks is still a mistake where somebody acts on it; who only shows it to people takes it as it is: show.
 
     Raises:
         SpecError: A field or word is unknown, or a field is missing or of the wrong type.
@@ -618,7 +618,7 @@ def _decode_dataclass(cls: type, raw: Any, path: str, unknown: Unknown) -> Any:
     hints = _hints(cls)
     names = {json_name(f.name): f for f in dataclasses.fields(cls)}
     for key in mapping:
-        if key not in names and unknown == "reject":
+        if key not in names and unknown == "reject" and not _asks_for_nothing(mapping[key]):
             msg = f"{path}.{key}: unknown field{suggest(key, names)}; known: {', '.join(names)}"
             raise SpecError(msg)
     for key, f in names.items():
@@ -632,6 +632,13 @@ def _decode_dataclass(cls: type, raw: Any, path: str, unknown: Unknown) -> Any:
             if key in mapping
         }
     )
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    """Whether a field that is not known may be left out: a newer CRD fills in its empty defaults before its operator comes."""
+    if isinstance(value, dict):
+        return all(map(_asks_for_nothing, value.values()))
+    return value in (None, "", [])
 
 
 def is_required(f: dataclasses.Field[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -62,6 +63,31 @@ def test_decode_names_the_mistake(case: Case) -> None:
     with pytest.raises(api.SpecError) as error:
         api.decode(api.MLModelSpec, changed(case.path, case.value))
     assert case.message in str(error.value), case.reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "path", "value", "refused"),
+    [
+        ("a later CRD's default of an object", "serving.novel", {}, False),
+        ("with defaults in it", "novel", {"jobs": {"labels": {}}, "queue": ""}, False),
+        ("of a list", "gates", [{"metric": "roc_auc", "min": 0.8, "novel": []}], False),
+        ("of a word", "training.novel", "", False),
+        ("a field that is taken back", "training.novel", None, False),
+        ("a later field that asks for something", "serving.novel", {"queue": "teams"}, True),
+        ("a list with something in it", "novel", [{}], True),
+        ("no may be another answer than none", "training.novel", False, True),
+        ("so may nought", "training.novel", 0, True),
+    ],
+)
+def test_an_unknown_field_that_asks_for_nothing_is_none(reason: str, path: str, value: object, refused: bool) -> None:  # noqa: FBT001  a table's
+    """While an upgrade replaces the operator, the new CRDs already fill in their defaults."""
+    spec = changed(path, value)
+    if refused:
+        with pytest.raises(api.SpecError, match="unknown field"):
+            api.decode(api.MLModelSpec, spec)
+        return
+    found = api.decode(api.MLModelSpec, spec)
+    assert "novel" not in json.dumps(api.encode(found)), reason
 
 
 PROBLEMS = [
