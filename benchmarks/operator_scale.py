@@ -99,7 +99,7 @@ class Api:
         for obj in json.loads(text.replace(PLACEHOLDER, name)):
             meta = obj["metadata"]
             meta["namespace"], old = namespace, meta.pop("uid", "")
-            for field in ("resourceVersion", "generation", "creationTimestamp"):
+            for field in ("resourceVersion", "generation", "creationTimestamp", "managedFields"):
                 meta.pop(field, None)
             for owner in meta.get("ownerReferences") or ():
                 owner.update(uid=uids[owner["uid"]], apiVersion=KINDS[owner["kind"]].api_version)

@@ -7,10 +7,12 @@ already, and requests like these are the same on every Kubernetes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 import urllib3
@@ -29,11 +31,11 @@ log = logging.getLogger(__name__)
 TIMEOUT: Final = (5, 30)
 """Seconds to connect and to answer."""
 
-WORKERS: Final = 32
-"""Passes, and so writes, at a time: one that waits for the API server, or a webhook, keeps no other model waiting."""
+WORKERS: Final = 256
+"""Passes, and so requests, at a time: of 200 models that change at once none waits behind what another one asks for."""
 
 CONNECTIONS: Final = WORKERS + 2
-"""Kept to the API server: one for each thread that writes or asks (`mlplatform.fleet`, `mlplatform.inquiry`)."""
+"""Kept to the API server: one for each thread that writes or asks (`mlplatform.fleet`)."""
 
 PAGE: Final = 500
 """Objects in one answer of a list."""
@@ -89,6 +91,14 @@ class Rejected(ClusterError):  # noqa: N818  likewise
     patience = 0
 
 
+class NotFound(ClusterError):  # noqa: N818  likewise
+    """What something is to be made in, or a kind itself, is not there."""
+
+
+class Expired(ClusterError):  # noqa: N818  likewise
+    """A list's next page can no longer be given as of its first."""
+
+
 class NotLeading(ClusterError):  # noqa: N818  likewise
     """This operator may not write now: another one does, or the right to has run out unrenewed."""
 
@@ -97,6 +107,15 @@ class NotLeading(ClusterError):  # noqa: N818  likewise
 
 class ConnectError(Exception):
     """There is no API server to talk to; the message says where one was looked for."""
+
+
+class Backoffs:
+    """Seconds to wait before each further try of what must come to be, give or take a third; they never end."""
+
+    def __iter__(self) -> Iterator[float]:
+        """For one request."""
+        for seconds in itertools.chain((0.5, 1, 2, 4, 8, 15), itertools.repeat(30)):
+            yield seconds * random.uniform(0.67, 1.33)  # noqa: S311  spreads load; no secret
 
 
 class _Tries(urllib3.Retry):
@@ -143,6 +162,7 @@ def connect(may: Callable[[], bool] | None = None) -> client.ApiClient:
         else _Tries(
             total=3,
             backoff_factor=0.2,
+            backoff_jitter=0.2,
             status_forcelist=(429, 502, 503, 504),
             allowed_methods=None,
             raise_on_status=False,
@@ -297,6 +317,8 @@ class Cluster:
             The objects, and what to ask the next page with; empty after the last.
 
         Raises:
+            Expired: It is to be listed from the first page on.
+            NotFound: The kind has gone.
             ClusterError: See its kinds.
         """
         query: dict[str, Any] = {"limit": str(PAGE), "labelSelector": selector, "continue": rest}
@@ -398,5 +420,7 @@ def _explain(error: ApiException, request: str) -> ClusterError:
         message = error.reason
     text = f"{request}: {error.status} {message}"
     refused = Forbidden if lacks_right(str(message)) else Rejected
-    kinds = {401: Forbidden, 403: refused, 409: Conflict, 400: Rejected, 422: Rejected}
+    kinds = {
+        401: Forbidden, 403: refused, 404: NotFound, 409: Conflict, 410: Expired, 400: Rejected, 422: Rejected,
+    }  # fmt: skip
     return kinds.get(error.status, ClusterError)(text)

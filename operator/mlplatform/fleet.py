@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from mlplatform import contract
 from mlplatform.actions import Ref
-from mlplatform.cluster import WORKERS, Cluster, ClusterError, Forbidden
+from mlplatform.cluster import WORKERS, Backoffs, Cluster, ClusterError, Expired, Forbidden, NotFound
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import inferenceservice, modelversion
 from mlplatform.settings import Settings
@@ -25,6 +26,8 @@ from mlplatform.store import Key, Store
 from mlplatform.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Who = tuple[str, str, str, str]
 """What has a reconciler: kind, namespace, name, and the model's name."""
@@ -144,8 +147,14 @@ class Fleet:
             sweeping.cancel()
 
     async def _sync(self) -> None:
-        while not self._synced:
-            self._synced = await self._sweep()
+        """Until the watches have shown what there is; a kind that they have shown is not listed again."""
+        left = frozenset(self._kinds)
+        for pause in Backoffs():
+            left = await self._sweep(left)
+            if not left:
+                break
+            await asyncio.sleep(pause)
+        self._synced = True
 
     async def _work(self, who: Who) -> float | None:
         """One pass; whoever has nothing to remember is made anew for the next."""
@@ -163,34 +172,35 @@ class Fleet:
         while not await _told(stop, pause := min(rest, HIDDEN) if self._hidden else rest):
             rest -= pause
             if rest > 0:
-                await self._sweep(self._hidden)
+                await self._sweep(namespaces=self._hidden)
                 continue
             await self._sweep()
             rest = SWEEP * random.uniform(0.8, 1.2)  # noqa: S311  spreads load; no secret
 
-    async def _sweep(self, namespaces: Collection[str] = ()) -> bool:
+    async def _sweep(self, kinds: Collection[str] = (), namespaces: Collection[str] = ()) -> frozenset[str]:
         """Looks past the watches: one that has to start over is told what exists, never what has gone meanwhile.
 
         Args:
+            kinds: Of what; all kinds by default.
             namespaces: Where; all that are watched by default.
 
         Returns:
-            Whether they have shown everything that there is.
+            The kinds of which they have yet to show something.
         """
         where, hidden = namespaces or self._settings.namespaces or ("",), set[str]()
-        try:
-            missing = await asyncio.to_thread(self._cluster.missing, dict(self._kinds))
-            shown = [await self._compare(kind, where, hidden) for kind in self._kinds if kind not in missing]
-        except ClusterError as error:
-            log.warning("what there is cannot be listed: %s", error)
-            await asyncio.sleep(SYNC)
-            return False
-        self._hidden = (self._hidden - set(where) if all(shown) else self._hidden) | hidden
-        return all(shown)
+        missing = await _answer(partial(self._cluster.missing, dict(self._kinds)))
+        looked = [kind for kind in kinds or self._kinds if kind not in missing]
+        left = frozenset([kind for kind in looked if not await self._compare(kind, where, hidden)])
+        seen = set() if kinds or left else set(where)
+        self._hidden = (self._hidden - seen) | hidden
+        return left
 
     async def _compare(self, kind: str, where: Collection[str], hidden: set[str]) -> bool:
         before = self._store.uids(kind)
-        there = await self._list(kind, where, hidden)
+        try:
+            there = await self._list(kind, where, hidden)
+        except NotFound:  # The kind itself has gone, since it was last seen.
+            return True
         for key, uid in before.items():
             looked = key[0] not in hidden and ("" in where or key[0] in where)
             if looked and there.get(key) != uid and self._lose(kind, key, uid):
@@ -211,8 +221,6 @@ class Fleet:
             try:
                 found |= await self._list_in(namespace, kind)
             except Forbidden as error:
-                if not namespace:
-                    raise
                 hidden.add(namespace)
                 if namespace not in self._hidden:
                     log.warning("namespace %s is left alone: %s", namespace, error)
@@ -220,14 +228,39 @@ class Fleet:
 
     async def _list_in(self, namespace: str, kind: str) -> dict[Key, str]:
         selector, of = contract.LABEL_MODEL if labelled(kind) else "", Ref(self._kinds[kind], kind, namespace, "")
+        refusal = (Forbidden,) if namespace else ()  # One namespace may be left alone; all of them may not.
         found: dict[Key, str] = {}
         rest, more = "", True
         while more:  # Page by page, so that nobody who wants to end waits for the last.
-            items, rest = await asyncio.to_thread(self._cluster.page, of, selector, rest)
+            try:
+                items, rest = await _answer(
+                    partial(self._cluster.page, of, selector, rest), Expired, NotFound, *refusal
+                )
+            except Expired:
+                found, rest = {}, ""
+                continue
             mine = (item for item in items if kind == "ModelVersion" or model_of(kind, item))
             found |= {(namespace_of(item), name_of(item)): uid_of(item) for item in mine}
             more = bool(rest)
         return found
+
+
+async def _answer(question: Callable[[], T], *final: type[ClusterError]) -> T:
+    """What the API server says, once it does.
+
+    Args:
+        question: Asks it, in a thread.
+        final: Errors that are an answer.
+    """
+    for pause in Backoffs():
+        try:
+            return await asyncio.to_thread(question)
+        except final:
+            raise
+        except ClusterError as error:
+            log.warning("what there is cannot be listed, trying again in %.1f s: %s", pause, error)
+        await asyncio.sleep(pause)
+    raise AssertionError("backoffs end")
 
 
 async def _told(stop: asyncio.Event, seconds: float) -> bool:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Final
 
 from mlplatform.actions import Ref
 from mlplatform.cluster import Cluster, ClusterError
 from mlplatform.resources import KINDS, inferenceservice, job, pytorchjob
-from mlplatform.snapshot import Object, condition, moment, name_of, namespace_of, status_of, uid_of
+from mlplatform.snapshot import Object, condition, moment, name_of, namespace_of, status_of, uid_of, written
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +27,11 @@ PATIENCE: Final = timedelta(seconds=15)
 AGAIN: Final = timedelta(seconds=20)
 """How often it is asked while pods are missing."""
 
-ROLL: Final = timedelta(seconds=90)
-"""For how long a changed InferenceService is asked about, though its old pods are all there."""
+ROLL: Final = timedelta(seconds=180)
+"""For how long a changed InferenceService is asked about, though its old pods are all there: longer than an operator takes to begin."""
 
 SKEW: Final = timedelta(seconds=5)
 """By which an event's time and a pod's may differ."""
-
-_THREADS: Final = ThreadPoolExecutor(2, "inquiry")
-"""Of their own: an operator that has just begun has a question about every object, and no write may queue behind them."""
 
 REASONS: Final = {"FailedCreatePod", "FailedCreate"}
 """Of the events: the Training Operator's, and the Job controller's."""
@@ -53,16 +49,11 @@ class Inquiry:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._answers: dict[str, tuple[datetime, str]] = {}
-        self._rolling: dict[str, datetime] = {}
         self.due: datetime | None = None
 
     def __bool__(self) -> bool:
-        """Whether there is an answer, or a question, to remember."""
-        return bool(self._rolling or self._answers)
-
-    def changed(self, service: Object, now: datetime) -> None:
-        """Takes note that an InferenceService was written: pods of its new kind may be refused beside the old ones."""
-        self._rolling[uid_of(service)] = now + ROLL
+        """Whether there is an answer to remember."""
+        return bool(self._answers)
 
     async def workload(self, child: Object, pods: Sequence[Object], now: datetime) -> str:
         """Why a training or a Job has fewer pods than it should; empty when it has all, or nobody knows."""
@@ -72,15 +63,21 @@ class Inquiry:
         self._look(now + AGAIN)
         return await self._ask(child, now, lambda: refusal(self._cluster.warnings(child), child, pods))
 
-    async def predictor(self, service: Object, pods: Sequence[Object], now: datetime) -> str:
-        """Why the Deployment of an InferenceService cannot make its pods; empty when it can, or nobody knows."""
-        uid = uid_of(service)
-        rolling = now < self._rolling.get(uid, now)
-        if not rolling:
-            self._rolling.pop(uid, None)
-        _, known = self._answers.get(uid, (None, None))
+    async def predictor(self, service: Object, pods: Sequence[Object], now: datetime, *, well: bool) -> str:
+        """Why the Deployment of an InferenceService cannot make its pods; empty when it can, or nobody knows.
+
+        Args:
+            service: The InferenceService.
+            pods: Its pods.
+            now: The time.
+            well: Whether the model's status, which outlives this process, has told of nothing wrong.
+        """
+        changed = written(service)
+        rolling = changed is not None and abs(now - changed) < ROLL
         settled = _there(pods) >= inferenceservice.wanted(service) and not rolling
-        if settled and known == "":
+        _, known = self._answers.get(uid_of(service), (None, ""))
+        if settled and well and not known:  # The many that are at rest.
+            self._answers.pop(uid_of(service), None)
             return ""
         answer = await self._ask(service, now, lambda: self._failure(service))
         if answer or not settled:
@@ -102,7 +99,7 @@ class Inquiry:
             return ""
         if asked is None or not asked <= now < asked + AGAIN:
             try:
-                answer = await asyncio.get_running_loop().run_in_executor(_THREADS, question)
+                answer = await asyncio.to_thread(question)
             except ClusterError as error:
                 log.warning("why pods of %s %s do not come cannot be asked: %s", obj["kind"], name_of(obj), error)
             self._answers[uid_of(obj)] = now, answer

@@ -25,7 +25,7 @@ import kopf
 import prometheus_client
 
 from mlplatform import __version__, contract, metrics
-from mlplatform.cluster import Cluster, ConnectError, connect
+from mlplatform.cluster import Backoffs, Cluster, ConnectError, connect
 from mlplatform.fleet import Fleet, labelled
 from mlplatform.lease import Lease
 from mlplatform.resources import KINDS, scheduling
@@ -112,6 +112,7 @@ def tune(settings: kopf.OperatorSettings, kinds: Mapping[str, str]) -> None:
     settings.persistence.diffbase_storage = NoDiffs()
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
+    settings.networking.error_backoffs = Backoffs()  # After eight of its own kopf lists everything anew, or ends.
     settings.queueing.idle_timeout = 0.1  # Until then a task holds the object as it came, and most come alone.
     settings.watching.chunk_size = CHUNK
     settings.watching.server_timeout = 300  # The server ends a watch by then; kopf notices a dead peer in 70 s.

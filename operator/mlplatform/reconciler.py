@@ -316,8 +316,9 @@ class Reconciler:
             "VirtualService": self._world.settings.istio_api_version,
         }
         served = self._model_snapshot(me, await self._missing(kinds))
+        well = condition(me, "Ready").get("status") == "True" and "failure" not in status_of(me)
         versions = {
-            version: await self._inquiry.predictor(service, served.pods.get(version, ()), now)
+            version: await self._inquiry.predictor(service, served.pods.get(version, ()), now, well=well)
             for version, service in served.services.items()
             if "deletionTimestamp" not in service["metadata"]
         }
@@ -381,8 +382,6 @@ class Reconciler:
         metrics.WRITES.labels(_ref(write).kind, type(write).__name__.lower()).inc()
         written = await asyncio.to_thread(self._world.cluster.do, write)
         self._recent.remember(written)
-        if written and written["kind"] == "InferenceService":
-            self._inquiry.changed(written, self._world.clock())
 
     async def _write_status(self, me: Object, status: Object) -> None:
         if status == status_of(me):

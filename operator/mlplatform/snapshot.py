@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from mlplatform import contract
 from mlplatform.contract import Stage
 
 Object = dict[str, Any]
@@ -153,6 +154,13 @@ def controlled_by(obj: Object, owner: Object) -> bool:
 def moment(text: str | None) -> datetime | None:
     """Reads an RFC 3339 time, as Kubernetes writes it."""
     return datetime.fromisoformat(text) if text else None
+
+
+def written(obj: Object) -> datetime | None:
+    """When this operator, be it a process before this one, last changed something about the object; its status aside."""
+    fields = obj["metadata"].get("managedFields") or ()
+    ours = (f for f in fields if f.get("manager") == contract.MANAGER and not f.get("subresource"))
+    return max((when for f in ours if (when := moment(f.get("time")))), default=None)
 
 
 def stamp(when: datetime) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from mlplatform.snapshot import Object, name_of, namespace_of, uid_of
+from mlplatform import contract
+from mlplatform.snapshot import Object, name_of, namespace_of, stamp, uid_of, written
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -86,8 +87,10 @@ class Store:
 
 
 def slim(kind: str, obj: Object) -> Object:
-    """The parts that decisions rest on: of a pod most is its spec, and who manages which field says nothing."""
+    """The parts that decisions rest on: of a pod most is its spec, of who manages which field only when we wrote what serves."""
     meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
+    if kind == "InferenceService" and (when := written(obj)):
+        meta["managedFields"] = [{"manager": contract.MANAGER, "time": stamp(when)}]
     if _LAST_APPLIED in (meta.get("annotations") or {}):
         meta["annotations"] = {k: v for k, v in meta["annotations"].items() if k != _LAST_APPLIED}
     found: Object = {

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -24,9 +21,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, binary, free_port, kubeconfig, started
+from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, binary, kubeconfig, started
 from contract import modules
 from kubernetes import client, config
+from operator_program import MLMODEL, Program, apply, eventually, get
 
 from mlplatform import contract
 from mlplatform.actions import Delete, Event, Patch, Ref
@@ -39,75 +37,12 @@ from mlplatform.snapshot import Object, annotations_of, condition, moment, name_
 
 pytestmark = pytest.mark.apiserver
 
-PATIENCE = 30.0
-"""Seconds for the operator to do its part; it needs one, under load more."""
-MLMODEL = (REPOSITORY / "examples/adult-income/mlmodel.yaml").read_text()
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     with started(tmp_path_factory.mktemp("operator-apiserver")) as found:
         found.install_crds(*sorted(CRD_FOLDER.glob("mlplatform.dev_*.yaml")))
         yield found
-
-
-@dataclass
-class Program:
-    """A running operator."""
-
-    server: ApiServer
-    log: Path
-    kubeconfig: Path | None = None
-    lease: str = ""
-    identity: str = "one"
-    namespaces: str = ""
-    health: int = field(default_factory=free_port)
-    metrics: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        env = {
-            **os.environ,
-            "KUBECONFIG": str(self.kubeconfig or self.server.kubeconfig),
-            "PYTHONPATH": str(REPOSITORY / "operator"),
-            "MLPLATFORM_HEALTH_PORT": str(self.health),
-            "MLPLATFORM_METRICS_PORT": str(self.metrics),
-            # Of its own, if it need not share one: an operator of another test may still hold that.
-            "MLPLATFORM_LEASE": self.lease or f"default/operator-{self.health}",
-            "MLPLATFORM_IDENTITY": self.identity,
-            "MLPLATFORM_WATCH_NAMESPACES": self.namespaces,
-        }
-        with self.log.open("ab") as out:
-            command = [sys.executable, "-m", "mlplatform.main"]
-            self.process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
-        eventually(self.healthy, lambda: self.log.read_text()[-3000:])
-
-    def healthy(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.health}/healthz") as answer:
-            return bool(answer.status == 200)
-        return False
-
-    def leads(self) -> bool:
-        """Whether it says so; one that is gone does not."""
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics") as answer:
-            return b"\nmlplatform_leader 1.0\n" in answer.read()
-        return False
-
-    def stop(self, *, kill: bool = False) -> int:
-        """Ends it; returns its exit status."""
-        assert self.process
-        if kill:
-            self.process.kill()
-        else:
-            self.process.terminate()
-        return self.process.wait(timeout=20)
-
-    def memory(self) -> int:
-        """Resident memory in MiB."""
-        assert self.process
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
-        assert found
-        return int(found[1]) // 1024
 
 
 @pytest.fixture
@@ -167,22 +102,6 @@ def namespace(server: ApiServer, request: pytest.FixtureRequest) -> str:
     )
     server.kubectl("create", "namespace", name)
     return name
-
-
-def eventually(check: Callable[[], Any], explain: Callable[[], Any] = lambda: "") -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while not (found := check()):
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.1)  # what is waited for is the effect of another process
-    return found
-
-
-def get(server: ApiServer, namespace: str, what: str) -> Any:
-    return json.loads(server.kubectl("-n", namespace, "get", what, "-o", "json"))
-
-
-def apply(server: ApiServer, namespace: str, text: str = MLMODEL) -> None:
-    server.kubectl("-n", namespace, "apply", "--server-side", "-f", "-", given=text)
 
 
 def model_condition(server: ApiServer, namespace: str, kind: str) -> tuple[str, str]:

@@ -131,8 +131,11 @@ class Fake:
             return None
         if isinstance(write, Patch):
             return self.put(_merged(live, write.body)) if live else None
+        manifest = copy.deepcopy(write.manifest)
+        if ref.kind == "InferenceService":
+            manifest["metadata"]["managedFields"] = [{"manager": contract.MANAGER, "time": stamp(self.now)}]
         if live is None:
-            return self.put(write.manifest)
+            return self.put(manifest)
         mine = {r["uid"] for r in write.manifest["metadata"]["ownerReferences"]}
         theirs = {r["uid"] for r in live["metadata"].get("ownerReferences") or ()}
         if mine != theirs and not stray(live, labels_of(write.manifest)):
@@ -142,9 +145,8 @@ class Fake:
         expected = write.manifest["metadata"].get("resourceVersion")
         if expected not in (None, live["metadata"]["resourceVersion"]):
             raise Conflict(f"{ref.kind} {ref.name} has been modified")
-        applied = copy.deepcopy(write.manifest)
-        applied["metadata"] = {**live["metadata"], **applied["metadata"]}
-        return self.put({**applied, "status": live.get("status", {})})
+        manifest["metadata"] = {**live["metadata"], **manifest["metadata"]}
+        return self.put({**manifest, "status": live.get("status", {})})
 
     def write_status(self, obj: Object, status: Object) -> Object | None:
         key = obj["kind"], name_of(obj)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 from unit.operator_world import NAMESPACE, Fake, mlmodel, play
 
 from mlplatform import contract, fleet
-from mlplatform.actions import Ref
-from mlplatform.cluster import Cluster, ClusterError, Forbidden
+from mlplatform.actions import Create, Ref, Write
+from mlplatform.cluster import WORKERS, Cluster, ClusterError, Expired, Forbidden, NotFound
 from mlplatform.fleet import Fleet
 from mlplatform.main import watched
 from mlplatform.settings import Settings
@@ -64,12 +67,16 @@ def test_which_versions_a_change_may_concern(reason: str, status: Object, kind: 
     assert fleet.concerns(kind, obj, {**child("ModelVersion", "v"), "status": status}) is woken, reason
 
 
+@dataclass
 class Server(Fake):
     """A cluster in memory that lists, too."""
 
     away: bool = False
     hides: str = ""
     listed: int = 0
+    fails: list[tuple[str, str, ClusterError]] = field(
+        default_factory=list
+    )  # Kind and page that cannot be given, once each.
 
     def missing(self, kinds: dict[str, str]) -> frozenset[str]:
         if self.away:
@@ -78,6 +85,10 @@ class Server(Fake):
 
     def page(self, ref: Ref, _selector: str, rest: str) -> tuple[list[Object], str]:
         """Two objects a page."""
+        for failure in self.fails:
+            if failure[:2] == (ref.kind, rest):
+                self.fails.remove(failure)
+                raise failure[2]
         self.listed += not rest
         if ref.namespace and ref.namespace == self.hides:
             raise Forbidden(f"GET {ref.kind}: 403")
@@ -142,7 +153,7 @@ def test_at_the_start_each_is_looked_at_and_what_is_at_rest_is_not_remembered(
     [version] = server.names("ModelVersion")
     assert sorted(passes) == [f"MLModel {NAMESPACE}/adult", f"ModelVersion {NAMESPACE}/{version}"]
     assert server.log == [], "and nothing is written"
-    assert [who[0] for who in found._reconcilers] == ["MLModel"], "it knows that no pod is refused"  # noqa: SLF001
+    assert found._reconcilers == {}  # noqa: SLF001  it is nowhere to be seen
 
 
 def nothing_more(_fleet: Fleet) -> None:
@@ -178,7 +189,7 @@ def test_an_api_server_that_cannot_list_is_asked_again(caplog: pytest.LogCapture
         await until(lambda: found._synced)  # noqa: SLF001  it is nowhere to be seen
 
     following(server, back)
-    assert "what there is cannot be listed: no answer" in caplog.text
+    assert "what there is cannot be listed, trying again in 0" in caplog.text
 
 
 def test_a_namespace_that_may_not_be_seen_holds_up_no_other_and_is_left_alone(
@@ -234,6 +245,63 @@ def test_a_sweep_is_one_list_a_kind_however_many_models_there_are() -> None:
     assert server.listed == len(present)
 
 
+@pytest.mark.parametrize(
+    ("reason", "error", "lists"),
+    [
+        ("whoever has too much to do is asked for the same page later", ClusterError("429 too many requests"), 0),
+        ("a list that has become too old begins anew, that one alone", Expired("410 the list is too old"), 1),
+        ("a kind that has just gone is not waited for", NotFound("404 no such kind"), 0),
+    ],
+)
+def test_trouble_in_the_middle_of_the_lists_costs_no_list_of_everything(
+    monkeypatch: pytest.MonkeyPatch, reason: str, error: ClusterError, lists: int
+) -> None:
+    monkeypatch.setattr(fleet, "Backoffs", lambda: itertools.repeat(0.01))
+    server = Server()
+    for number in range(5):
+        server.apply(mlmodel(f"model-{number}"))
+    server.fails = [("MLModel", "2", error)]
+    following(server, nothing_more)
+    assert server.fails == [], "it has happened"
+    assert server.listed == len(KINDS.keys() - server.missing(KINDS)) + lists, reason
+
+
+def test_no_model_waits_for_what_the_api_server_owes_another() -> None:
+    """Of many that change at once, 40 are in front of the others and get no answer."""
+    assert WORKERS > 200
+    answered = threading.Event()
+
+    class Slow(Server):
+        """A cluster that takes its time over some models."""
+
+        def do(self, write: Write) -> Object | None:
+            if isinstance(write, Create) and name_of(write.manifest).startswith("slow-"):
+                answered.wait(10)
+            return super().do(write)
+
+    server, names = (
+        Slow(),
+        [f"{pace}-{number}" for pace, many in (("slow", 40), ("quick", 20)) for number in range(many)],
+    )
+
+    def versions(pace: str) -> int:
+        return sum(name.startswith(pace) for name in server.names("ModelVersion"))
+
+    async def changed(found: Fleet) -> None:
+        await until(lambda: found._synced)  # noqa: SLF001  it is nowhere to be seen
+        for name in names:
+            server.apply(mlmodel(name))
+            found.see("MLModel", "ADDED", server.one("MLModel", name))
+        try:
+            await until(lambda: versions("quick") == 20)
+            assert versions("slow") == 0
+        finally:
+            answered.set()
+        await until(lambda: versions("slow") == 40)
+
+    following(server, changed)
+
+
 def test_an_event_of_nobodys_object_wakes_nobody() -> None:
     found = Fleet(cast("Cluster", Server()), Settings(), KINDS)
     stranger = child("Pod")
@@ -243,7 +311,8 @@ def test_an_event_of_nobodys_object_wakes_nobody() -> None:
 
 def test_the_reconciler_of_what_is_deleted_goes_with_it() -> None:
     """What it remembers to have written would stand for the object for a while."""
-    server = served()
+    server = Server()
+    server.apply(mlmodel())
     model = server.one("MLModel", "adult")
 
     async def deleted(found: Fleet) -> None:

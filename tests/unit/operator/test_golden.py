@@ -21,7 +21,7 @@ from mlplatform.snapshot import Object
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/operator"
 EXAMPLE = yaml.safe_load((ROOT / "examples/adult-income/mlmodel.yaml").read_text())
-SERVER_SIDE = ("resourceVersion", "generation", "creationTimestamp")
+SERVER_SIDE = ("resourceVersion", "generation", "creationTimestamp", "managedFields")
 KINDS = (
     "MLModel",
     "ModelVersion",

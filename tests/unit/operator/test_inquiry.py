@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import json
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from unit.operator_world import NAMESPACE, START, Fake, Operator, mlmodel, play, run
 
+from mlplatform import contract
 from mlplatform.actions import Ref
 from mlplatform.cluster import Cluster, ClusterError, Forbidden
 from mlplatform.inquiry import AGAIN, PATIENCE, ROLL, Inquiry, refusal
@@ -120,57 +121,47 @@ def test_it_is_asked_only_while_pods_are_missing_or_have_been_changed() -> None:
     cluster = Asked()
     inquiry = Inquiry(cast("Cluster", cluster))
 
-    def ask(seconds: float, *pods: Object) -> str:
+    def ask(seconds: float, *pods: Object, changed: float | None = None, well: bool = True) -> str:
         inquiry.due = None
-        return asyncio.run(inquiry.predictor(SERVICE, pods, START + timedelta(seconds=seconds)))
+        service = json.loads(json.dumps(SERVICE))
+        if changed is not None:
+            time = stamp(START + timedelta(seconds=changed))
+            service["metadata"]["managedFields"] = [
+                {"manager": "somebody"},
+                {"manager": contract.MANAGER, "time": time},
+            ]
+        return asyncio.run(inquiry.predictor(service, pods, START + timedelta(seconds=seconds), well=well))
 
     ask(1)
     assert (cluster.times, inquiry.due) == (0, START + PATIENCE), "pods need a moment"
-    ask(16, POD)
-    assert (cluster.times, inquiry.due) == (1, None), "once by a process that has just begun"
     for second in range(20, 600, 20):
         ask(second, POD)
-    assert (cluster.times, inquiry.due) == (1, None), "not again while all is well"
+    assert (cluster.times, inquiry.due, bool(inquiry)) == (0, None, False), (
+        "not while all is well, nor by a new process"
+    )
     cluster.words = QUOTA
     assert ask(600) == QUOTA
     assert inquiry.due == START + timedelta(seconds=600) + AGAIN
     ask(601)
-    assert cluster.times == 2, "not at every wake-up"
+    assert cluster.times == 1, "not at every wake-up"
     cluster.words = ""
     assert ask(621, POD) == "", "asked again though the pod is there: the answer was not well"
     assert ask(641, POD) == ""
-    assert (cluster.times, inquiry.due) == (3, None)
-    inquiry.changed(SERVICE, START + timedelta(seconds=700))
+    assert (cluster.times, inquiry.due, bool(inquiry)) == (2, None, False)
     cluster.words = QUOTA
-    assert ask(701, POD) == QUOTA, "the pods of a changed one may be refused beside the old ones"
+    assert ask(701, POD, changed=700) == QUOTA, "the pods of a changed one may be refused beside the old ones"
     cluster.words = ""
-    assert ask(700 + ROLL.total_seconds() + 30, POD) == ""
+    assert ask(730, POD, changed=700) == ""
+    assert inquiry.due == START + timedelta(seconds=730) + AGAIN
+    assert ask(701 + ROLL.total_seconds(), POD, changed=700) == ""
+    assert (cluster.times, inquiry.due, bool(inquiry)) == (4, None, False)
+    cluster.words = QUOTA
+    assert ask(1500, POD, well=False) == QUOTA, "a process before this one has told of something"
     assert {ref.name for ref in cluster.seen} == {"v1-predictor"}
+    cluster.words = ""
+    assert ask(1600, POD) == ""
     cluster.error = Forbidden("cannot get resource deployments")
     assert ask(2000) == "", "an older role does not stop the model"
-
-
-def test_questions_do_not_hold_up_writes() -> None:
-    answered = threading.Event()
-
-    class Slow(Asked):
-        """A cluster that takes its time."""
-
-        def get(self, ref: Ref) -> Object:
-            answered.wait(10)
-            return super().get(ref)
-
-    async def scenario() -> list[str]:
-        slow = cast("Cluster", Slow(QUOTA))
-        asked = [asyncio.create_task(Inquiry(slow).predictor(SERVICE, (), START + PATIENCE)) for _ in range(100)]
-        await asyncio.sleep(0)  # every one of them is asked
-        try:
-            assert await asyncio.wait_for(asyncio.to_thread(lambda: "written"), 5) == "written"
-        finally:
-            answered.set()
-        return await asyncio.gather(*asked)
-
-    assert asyncio.run(scenario()) == [QUOTA] * 100
 
 
 def event(seconds: float, message: str = QUOTA, why: str = "FailedCreatePod", **times: Any) -> Object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from typing import Any, cast
 
@@ -53,6 +54,16 @@ def test_kopf_is_set_up_to_write_nothing_of_its_own_and_to_let_go() -> None:
     unlabelled = {"MLModel", "ModelVersion", "Ingress"}
     chosen = {kind for kind, version in kinds.items() if main.where(kind, version) in selectors}
     assert chosen == kinds.keys() - unlabelled
+
+
+def test_a_request_of_a_watch_is_tried_again_without_end_and_never_in_step_with_others() -> None:
+    settings = kopf.OperatorSettings()
+    main.tune(settings, main.watched(Settings()))
+    backoffs = cast("main.Backoffs", settings.networking.error_backoffs)
+    first, second = (list(itertools.islice(backoffs, 100)) for _ in range(2))
+    assert first != second
+    assert max(first) <= 40
+    assert sum(first[:3]) < 5, "a short outage is over soon"
 
 
 def test_a_reconciler_names_itself_in_logs() -> None:
