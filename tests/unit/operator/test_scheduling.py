@@ -180,7 +180,7 @@ def test_a_users_wish_moves_the_pods_and_its_end_moves_them_back() -> None:
     [
         ("[]", "expected an object"),
         ("{", "Expecting"),
-        ('{"nodeSelectors": {}}', "did you mean nodeSelector"),
+        ('{"nodeSelectors": {"pool": "gpu"}}', "did you mean nodeSelector"),
         ('{"labels": {"app": "x"}}', "scheduling.serving.labels: has a key that the platform sets"),
     ],
 )
