@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Final
 
-from mlplatform import api
+from mlplatform import api, nodes
 from mlplatform.contract import DETAIL_LOG, PERMANENT, FailureClass, Stage, Summary
 from mlplatform.refusals import gist
 from mlplatform.snapshot import Object, condition, moment, name_of, namespace_of, status_of
@@ -219,8 +219,9 @@ def sightings(pod: Object, stage: str = "") -> Iterator[Sighting]:
         yield _sight(Gravity.DISRUPTED, FailureClass.PREEMPTED, message, pod, stage)
     for item in status.get("conditions") or ():
         if item["type"] == "PodScheduled" and item["status"] == "False" and item.get("reason") == "Unschedulable":
-            message = f"no node has room: {item.get('message', '')}"
-            yield _sight(Gravity.PENDING, FailureClass.UNSCHEDULABLE, message, pod, stage)
+            words = item.get("message", "")
+            message, action = nodes.explain(words, pod, serving=stage == SERVING) or (f"no node has room: {words}", "")
+            yield _sight(Gravity.PENDING, FailureClass.UNSCHEDULABLE, message, pod, stage, next_action=action)
 
 
 def _waiting(container: Object, pod: Object, stage: str) -> Iterator[Sighting]:

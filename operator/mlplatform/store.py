@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from mlplatform import contract
-from mlplatform.snapshot import Object, name_of, namespace_of, stamp, uid_of, written
+from mlplatform.snapshot import Object, condition, name_of, namespace_of, stamp, uid_of, written
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -99,7 +99,15 @@ def slim(kind: str, obj: Object) -> Object:
         "metadata": meta,
         "status": obj.get("status") or {},
     }
+    if kind == "Pod" and condition(obj, "PodScheduled").get("status") == "False":
+        return {**found, "spec": _asked(obj.get("spec") or {})}
     return found if kind in {"Pod", "Ingress"} else {**found, "spec": obj.get("spec") or {}}
+
+
+def _asked(spec: Object) -> Object:
+    """What a pod asks of a node: while none takes it, that is told (`mlplatform.nodes`)."""
+    containers = [{"resources": container.get("resources") or {}} for container in spec.get("containers") or ()]
+    return {"nodeSelector": spec.get("nodeSelector") or {}, "containers": containers}
 
 
 @lru_cache(maxsize=512)

@@ -127,7 +127,7 @@ def test_the_doctor_finds_what_was_taken_away(
     assert any("it does not have v1alpha1.spec.scheduling as" in said for said in failures), failures
     assert any("may not get customresourcedefinitions" in said for said in failures), failures
     assert "namespace default: it has no ServiceAccount mlplatform-jobs, as which pods run" in failures
-    helm(installed, "upgrade", "mlplatform", str(CHART))
+    helm(installed, "upgrade", "mlplatform", str(CHART), "--force-conflicts")
     assert not [s for s, f in doctor(installed, capsys, monkeypatch).items() if f["level"] == "failure" and "API" in s]
 
 

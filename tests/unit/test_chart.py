@@ -24,6 +24,7 @@ from written import SCENARIOS, scenario
 from local import upstream
 from mlplatform import api
 from mlplatform.actions import Apply, Create
+from mlplatform.doctor import facts
 from mlplatform.resources import KINDS, scheduling, servingruntime
 from mlplatform.settings import Settings
 
@@ -54,6 +55,11 @@ def rendered(*values: str, version: str = VERSIONS[0], apis: tuple[str, ...] = (
     done = helm("template", "mlplatform", str(CHART), "-n", "mlplatform-system", "--kube-version", version, *flags)
     assert done.returncode == 0, done.stderr
     return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
+
+
+def without_tests(found: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Less what `helm test` makes and takes away again."""
+    return tuple(o for o in found if "helm.sh/hook" not in (o["metadata"].get("annotations") or {}))
 
 
 def objects(kind: str, found: tuple[dict[str, Any], ...]) -> dict[str, dict[str, Any]]:
@@ -347,10 +353,11 @@ def test_models_pods_can_be_placed_for_all() -> None:
 
 
 def test_only_the_operator_gets_a_token() -> None:
+    """And the test of a release, for as long as it runs."""
     for name, pod in pods(rendered()):
-        assert pod.get("automountServiceAccountToken", True) is (name == "mlplatform-operator"), name
+        assert pod.get("automountServiceAccountToken", True) is (name != "mlplatform-store"), name
     for name, account in objects("ServiceAccount", rendered()).items():
-        assert account.get("automountServiceAccountToken", True) is name.endswith("-operator"), name
+        assert account.get("automountServiceAccountToken", True) is name.endswith(("-operator", "-test")), name
 
 
 def rules(found: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
@@ -369,8 +376,42 @@ def test_the_operator_may_do_what_it_needs_and_no_more(values: tuple[str, ...]) 
     assert {kind.plural for kind in KINDS.values()} <= allowed, "it reads or renders kinds that it may not write"
 
 
+def test_the_doctor_knows_what_the_operator_needs() -> None:
+    """What it asks the API server about is what the chart gives: no more, so that it finds nothing that is well."""
+    everywhere = objects("ClusterRole", rendered())["/mlplatform-operator"]["rules"]
+    given = {(g, r): set(rule["verbs"]) for rule in everywhere for g in rule["apiGroups"] for r in rule["resources"]}
+    asked = {(group, resource): set(verbs) for group, resource, verbs in (*facts.RULES, *facts.EVERYWHERE)}
+    assert asked == given
+
+
+def test_the_test_of_a_release_is_the_doctor() -> None:
+    """Its rights come and go with it; it writes nothing but a pod in each namespace of models, and reads no Secret."""
+    found = rendered("modelNamespaces={team-a,team-b}", "trust.configMap=company")
+    hooks = [o for o in found if "helm.sh/hook" in o["metadata"].get("annotations", {})]
+    assert {o["metadata"]["name"] for o in hooks} == {"mlplatform-test"}
+    assert {o["kind"] for o in found if o["metadata"]["name"] == "mlplatform-test"} == {o["kind"] for o in hooks}
+    policies = {o["metadata"]["annotations"]["helm.sh/hook-delete-policy"] for o in hooks}
+    assert policies == {"before-hook-creation,hook-succeeded"}
+    (pod,) = (o for o in hooks if o["kind"] == "Pod")
+    assert [w for o in hooks if o is not pod for w in [o["metadata"]["annotations"]["helm.sh/hook-weight"]]] == [
+        "-1"
+    ] * 7
+    assert pod["metadata"]["annotations"]["helm.sh/hook-weight"] == "0", "they are there before it"
+    command = pod["spec"]["containers"][0]["command"]
+    assert command[:3] == ["python", "-m", "mlplatform.doctor"]
+    assert command[-2:] == ["--namespace=team-a", "--namespace=team-b"]
+    (cluster,) = (o for o in hooks if o["kind"] == "ClusterRole")
+    assert {verb for rule in cluster["rules"] for verb in rule["verbs"]} - {"get", "list"} == {"create"}
+    writes = [rule["resources"] for rule in cluster["rules"] if "create" in rule["verbs"]]
+    assert writes == [["subjectaccessreviews"]]
+    roles = {o["metadata"]["namespace"]: o["rules"] for o in hooks if o["kind"] == "Role"}
+    made = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "get", "delete"]}]
+    assert roles == {"team-a": made, "team-b": made}
+    assert "secrets" not in json.dumps([cluster["rules"], *roles.values()])
+
+
 def test_with_namespaces_the_rights_are_roles() -> None:
-    found = rendered("operator.watchNamespaces={team-a,team-b}")
+    found = without_tests(rendered("operator.watchNamespaces={team-a,team-b}"))
     (cluster_role,) = (r for name, r in objects("ClusterRole", found).items() if name.endswith("-operator"))
     assert {verb for rule in cluster_role["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
     own = {"mlplatform-system/mlplatform-operator-lease"}
@@ -411,7 +452,8 @@ def test_the_values_for_eks_need_no_credentials() -> None:
     found = tuple(document for document in yaml.safe_load_all(done.stdout) if document)
     (secret,) = objects("Secret", found).values()
     assert secret["stringData"] == {"AWS_REGION": "eu-central-1"}
-    roles = [a["metadata"]["annotations"] for n, a in objects("ServiceAccount", found).items() if "operator" not in n]
+    accounts = objects("ServiceAccount", without_tests(found))
+    roles = [a["metadata"]["annotations"] for n, a in accounts.items() if "operator" not in n]
     role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/mlplatform-artifacts"}
     assert [role.items() <= found.items() for found in roles] == [True] * 2
 
@@ -422,7 +464,7 @@ def test_any_cluster_domain_will_do() -> None:
 
 
 def test_an_existing_secret_is_used_and_none_made() -> None:
-    found = rendered("store.existingSecret=ours")
+    found = without_tests(rendered("store.existingSecret=ours"))
     assert objects("Secret", found) == {}
     assert Settings.from_env(environment(found)).store_secret == "ours"  # noqa: S105  a Secret's name
     accounts = [a for name, a in objects("ServiceAccount", found).items() if not name.endswith("-operator")]
@@ -500,7 +542,7 @@ def test_it_is_a_dependency_of_another_chart(parent: Path) -> None:
     assert {image.rpartition("/")[0] for image in own} == {"mirror.example.com:5000/mlplatform"}
     assert len(own) == 4
     accounts = objects("ServiceAccount", found).values()
-    assert [account["imagePullSecrets"] for account in accounts] == [[{"name": "mirror"}]] * 3
+    assert [account["imagePullSecrets"] for account in accounts] == [[{"name": "mirror"}]] * 4
 
 
 def test_as_a_dependency_it_can_be_left_out(parent: Path) -> None:
@@ -578,7 +620,6 @@ def test_every_value_is_in_the_schema() -> None:
 
 
 KUSTOMIZE_ALONE = {("Namespace", "", "mlplatform-system")}
-HELM_ALONE = {("Pod", "mlplatform-system", "mlplatform-test")}
 
 
 @pytest.mark.parametrize(
@@ -592,16 +633,17 @@ HELM_ALONE = {("Pod", "mlplatform-system", "mlplatform-test")}
     ids=["kind", "eks"],
 )  # fmt: skip
 def test_kustomize_offers_the_same(overlay: str, values: tuple[str, ...], tmp_path: Path) -> None:
-    """Less the test pod and what only Helm reads, with the namespace, and with credentials that the user gave."""
+    """Less the test and what only Helm reads, with the namespace, and with credentials that the user gave."""
     shutil.copytree(REPOSITORY / "manifests", tmp_path / "manifests")
     (tmp_path / "manifests/overlays/kind/store.env").write_text("AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\n")
     command = [binary("kubectl"), "kustomize", tmp_path / "manifests/overlays" / overlay]
     built = subprocess.run(command, capture_output=True, text=True, check=True)
     by_kustomize = {identity(o): o for o in yaml.safe_load_all(built.stdout)}
-    by_helm = {identity(o): o for o in rendered(*values)}
+    by_helm = {identity(o): o for o in without_tests(rendered(*values))}
     if overlay == "kind":  # Where no credentials are given, no checksum of them is on the store's pod.
-        by_helm |= {identity(o): o for o in rendered(*values, "store.existingSecret=mlplatform-store")}
-    assert by_kustomize.keys() - KUSTOMIZE_ALONE == by_helm.keys() - HELM_ALONE
+        existing = rendered(*values, "store.existingSecret=mlplatform-store")
+        by_helm |= {identity(o): o for o in without_tests(existing)}
+    assert by_kustomize.keys() - KUSTOMIZE_ALONE == by_helm.keys()
     for key in by_kustomize.keys() & by_helm.keys():
         assert content(by_kustomize[key]) == content(by_helm[key]), key
 

@@ -99,7 +99,7 @@ def definitions(facts: Facts) -> Iterator[Finding]:
             yield _failure(
                 "API",
                 f"CRD {name} is another release's: it does not have {_some(lacks)} as {facts.release} has it",
-                f"{_UPGRADE} --set crds.install=true, or kubectl apply --server-side --force-conflicts -f manifests/crd",
+                f"{_UPGRADE} --set crds.install=true, or, without Helm, kubectl apply --server-side -f manifests/crd",
             )
         elif more := difference(schema(live), schema(wanted)):
             yield _warning(

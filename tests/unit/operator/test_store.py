@@ -79,3 +79,9 @@ def test_only_what_decisions_rest_on_is_kept() -> None:
     assert "last-applied" in json.dumps(whole), "what was given is as it was"
     pod = {**job(), "kind": "Pod", "status": {"phase": "Running"}}
     assert slim("Pod", pod).keys() == {"apiVersion", "kind", "metadata", "status"}, "most of a pod is its spec"
+    waits = {"conditions": [{"type": "PodScheduled", "status": "False"}]}
+    spec = {"nodeSelector": {"pool": "gpu"}, "containers": [{"name": "c", "env": [], "resources": {"limits": {}}}]}
+    assert slim("Pod", {**pod, "status": waits, "spec": spec})["spec"] == {
+        "nodeSelector": {"pool": "gpu"},
+        "containers": [{"resources": {"limits": {}}}],
+    }, "what no node has is told"
