@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -215,6 +216,12 @@ def _failure(error: Exception, action: str, uri: str) -> JobFailure:
             f"Give this namespace the ConfigMap that the chart's trust.configMap names, with the key {bundle.rpartition('/')[2]}",
         ),
         (
+            bool(bundle) and not _holds_certificates(bundle),
+            FailureClass.STORE_ACCESS,
+            f"{could_not}: the bundle of trusted authorities {bundle} holds no certificate in PEM",
+            f"Put the PEM of the authorities into the key {bundle.rpartition('/')[2]} of the ConfigMap that the chart's trust.configMap names",
+        ),
+        (
             distrusted and "mismatch" in cause,
             FailureClass.STORE_ACCESS,
             f"{could_not}: {cause}",
@@ -271,6 +278,14 @@ def _failure(error: Exception, action: str, uri: str) -> JobFailure:
         ),
     )
     return next(JobFailure(kind, message, advice) for fits, kind, message, advice in rules if fits)
+
+
+def _holds_certificates(bundle: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(bundle)
+    except OSError:
+        return False
+    return True
 
 
 def _code(error: BaseException | None) -> str:

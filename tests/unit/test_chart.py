@@ -228,11 +228,11 @@ def named(value: Any) -> Iterator[str]:
 def test_the_list_for_a_mirror_is_whole() -> None:
     """What the chart's pods name, and what the operator with that chart's settings puts into those of models."""
     init = "servingRuntime.spec.initContainers[0].image=registry.example.com/warm:1"
-    found = rendered(*EVERYTHING, "images.jobs=registry.example.com/jobs@sha256:0123", init)
+    found = rendered(*EVERYTHING, "images.jobs=registry.example.com/jobs@sha256:" + "01" * 32, init)
     pulled = {
         *named([spec for _, spec in pods(found)]),
         *named(serving(found)),
-        "registry.example.com/jobs@sha256:0123",
+        "registry.example.com/jobs@sha256:" + "01" * 32,
     }
     assert Settings.from_env(environment(found)).jobs_image in pulled
     listed = script("images")
@@ -582,6 +582,73 @@ REJECTED = [
     ("prometheusRule.runbookBase=docs/runbooks", "/prometheusRule/runbookBase"),
     ("dashboards.labels=grafana", "/dashboards/labels"),
 ]
+
+
+MALFORMED = [
+    ("gateway.domain=models..local", "/gateway/domain", "an empty label"),
+    ("gateway.domain=models_local", "/gateway/domain", "no character of a host name"),
+    ("gateway.domain=-models.local", "/gateway/domain", "a label that begins with a hyphen"),
+    ("gateway.domain=203.0.113.7", "/gateway/domain", "an address is no domain: no name is below it"),
+    ("gateway.name=mlplatform", "/gateway/name", "without its namespace"),
+    ("gateway.tlsSecret=Models_TLS", "/gateway/tlsSecret", "no name of a Secret"),
+    ("gateway.selector.istio=a b", "/gateway/selector/istio", "no value of a label"),
+    ("proxy.http=proxy.example.com:3128", "/proxy/http", "no scheme"),
+    ("proxy.https=http://proxy.example.com:312800", "/proxy/https", "no port"),
+    ("proxy.https=http://proxy example.com", "/proxy/https", "no host"),
+    (r"proxy.noProxy=10.0.0.0/8\,10.96.0.0/33", "/proxy/noProxy", "no prefix of IPv4"),
+    ("proxy.noProxy=10.0.0.300", "/proxy/noProxy", "no address"),
+    ("proxy.noProxy=fd00::/129", "/proxy/noProxy", "no prefix of IPv6"),
+    (
+        r"proxy.noProxy=a.example.com\, b.example.com",
+        "/proxy/noProxy",
+        "a blank, which some programs take for a part of the name",
+    ),
+    ("proxy.noProxy=http://a.example.com", "/proxy/noProxy", "a URL"),
+    ("trust.configMap=Company CA", "/trust/configMap", "no name of a ConfigMap"),
+    ("trust.key=certs/ca.crt", "/trust/key", "a path"),
+    ("trust.key=", "/trust/key", "no key"),
+    ("store.endpoint=https://minio.example.com:90000", "/store/endpoint", "no port"),
+    ("store.artifactRoot=s3://My_Bucket/x", "/store/artifactRoot", "no name of a bucket"),
+    ("store.existingSecret=my secret", "/store/existingSecret", "no name of a Secret"),
+    ("images.registry=https://registry.example.com", "/images/registry", "a URL"),
+    ("images.tag=v1 beta", "/images/tag", "no tag"),
+    ("images.jobs=Registry/Jobs:1", "/images/jobs", "a path has no capitals"),
+    ("images.jobs=registry.example.com/jobs@sha256:0123", "/images/jobs", "a digest that was cut off"),
+    ("images.pullSecrets={my secret}", "/images/pullSecrets/0", "no name of a Secret"),
+    ("scheduling.jobs.nodeSelector.pool=a b", "/scheduling/jobs/nodeSelector/pool", "no value of a label"),
+    ("scheduling.serving.nodeSelector.a b=c", "invalid propertyName 'a b'", "no key of a label"),
+    ("scheduling.jobs.tolerations[0].effect=Never", "/scheduling/jobs/tolerations/0/effect", "no effect of a taint"),
+    ("scheduling.serving.tolerations[0].oprator=Exists", "additional properties 'oprator' not allowed", "a slip"),
+    ("operator.tolerations[0].operator=Equals", "/operator/tolerations/0/operator", "no operator of a toleration"),
+    ("scheduling.jobs.gpuResource=gpu", "/scheduling/jobs/gpuResource", "an extended resource has a domain"),
+    ("scheduling.jobs.priorityClassName=High!", "/scheduling/jobs/priorityClassName", "no name of a PriorityClass"),
+]
+
+
+@pytest.mark.parametrize(("value", "message", "reason"), MALFORMED)
+def test_what_is_no_such_thing_is_refused(value: str, message: str, reason: str) -> None:
+    """A domain, a CIDR, a proxy, an image or a label that is none would fail each model, and each in another way."""
+    done = helm("template", "x", str(CHART), "--set", value)
+    assert done.returncode != 0, reason
+    assert message in done.stderr, reason
+
+
+def test_what_is_well_formed_is_taken() -> None:
+    """As people write it."""
+    digest = "sha256:" + "0a" * 32
+    found = rendered(
+        "gateway.domain=ml.example.com", "gateway.name=istio-system/shared.gateway", "gateway.tlsSecret=models.tls",
+        "proxy.http=http://user:secret@proxy.example.com:3128/", "proxy.https=http://[fd00::7]:3128",
+        r"proxy.noProxy=minio\,.corp.example.com\,*.x.org:443\,10.0.0.0/8\,10.1.2.3:80\,fd00::/8\,::1\,[::1]:80",
+        "trust.configMap=company.ca", "trust.key=ca-bundle.crt", "store.embedded.enabled=false",
+        "store.endpoint=http://minio.store.svc:9000", "store.artifactRoot=s3://my-bucket.eu/models/prod",
+        "images.registry=registry.example.com:5000/team/ml_platform", "images.tag=v0.1.0-rc.1",
+        f"images.jobs=registry.example.com/jobs:v1@{digest}", f"images.serving=[fd00::1]:5000/serving@{digest}",
+        "images.pullSecrets={registry.example}", "scheduling.jobs.nodeSelector.pool=gpu", "scheduling.jobs.tolerations[0].operator=Exists",
+        r"scheduling.serving.nodeSelector.node\.kubernetes\.io/instance-type=m5.large", r"scheduling.serving.tolerations[0].key=nvidia\.com/gpu",
+        "scheduling.jobs.gpuResource=nvidia.com/mig-1g.5gb", "scheduling.jobs.priorityClassName=system-node-critical",
+    )  # fmt: skip
+    assert environment(found)["MLPLATFORM_NO_PROXY"].count(",") == 7
 
 
 @pytest.mark.parametrize(("value", "message"), REJECTED)

@@ -181,6 +181,17 @@ def test_a_bundle_that_is_not_there_is_named(environment: pytest.MonkeyPatch) ->
     assert "trust.configMap" in caught.value.failure.next_action
 
 
+@pytest.mark.parametrize("content", ["", "company\n", "\x30\x82"], ids=["empty", "words", "DER"])
+def test_a_bundle_without_a_certificate_is_named(environment: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    """A ConfigMap whose key was filled with something else."""
+    (tmp_path / "ca.crt").write_text(content)
+    environment.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.crt"))
+    with pytest.raises(JobFailure, match=r"ca\.crt holds no certificate in PEM") as caught:
+        Store("s3://bucket/data").read("rows.csv")
+    assert caught.value.failure.reason is FailureClass.STORE_ACCESS, "to try again does not mend it"
+    assert "key ca.crt of the ConfigMap that the chart's trust.configMap names" in caught.value.failure.next_action
+
+
 # Proxies.
 
 

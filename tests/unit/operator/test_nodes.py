@@ -66,6 +66,15 @@ CASES = [
         "See which (kubectl describe nodes), and add it to spec.scheduling.tolerations",
     ),
     Case(
+        "as Kubernetes 1.36 has it, of GPUs that are busy beside a node that takes no such pods",
+        "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 Insufficient amd.com/gpu. no new claims to deallocate, "
+        "preemption: 0/3 nodes are available: 1 Preemption is not helpful for scheduling, 2 No preemption victims found for "
+        "incoming pod.",
+        "none has 1 amd.com/gpu free; it does not tolerate a taint of theirs (0/3",
+        "Wait until others have ended, or add such nodes: it goes on by itself; or see which",
+        requests={"amd.com/gpu": "1"},
+    ),
+    Case(
         "nodes that are ill are no matter of tolerations",
         "0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/disk-pressure: }. preemption: x",
         "the taint {node.kubernetes.io/disk-pressure: }",
