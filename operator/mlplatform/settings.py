@@ -45,6 +45,8 @@ class Settings:
         renewal_seconds: Within that time every model has its turn to have pods of an earlier release replaced.
         kserve_mode: Value of ``serving.kserve.io/deploymentMode``; KServe before 0.16 calls it ``RawDeployment``.
         gateway: Istio Gateway, ``<namespace>/<name>``, that the models' routes attach to.
+        gateway_scheme: What clients reach it by, ``http`` or ``https``, wherever the certificate is.
+        gateway_port: And at which port.
         domain: Models answer at ``<model>.<namespace>.<domain>``.
         istio_api_version: ``networking.istio.io/v1``, or ``…/v1beta1`` before Istio 1.22.
         watch_namespaces: Namespaces to serve, by comma; empty for all.
@@ -75,6 +77,8 @@ class Settings:
     renewal_seconds: int = 1800
     kserve_mode: str = "Standard"
     gateway: str = "mlplatform-system/mlplatform"
+    gateway_scheme: str = "http"
+    gateway_port: int = 80
     domain: str = "models.local"
     istio_api_version: str = "networking.istio.io/v1"
     watch_namespaces: str = ""
@@ -118,6 +122,7 @@ _FORMS: Final = {
         "a duration such as 90s, 10m or 24h, or to 0 to keep them for ever",
     ),
     "run_as_user": (r"([1-9]\d{0,9})?", "the number of a user who is not root, or leave it empty"),
+    "gateway_scheme": (r"https?", "http or https"),
     "istio_api_version": (
         r"networking\.istio\.io/v1(beta1|alpha3)?",
         "networking.istio.io/v1 or networking.istio.io/v1beta1",

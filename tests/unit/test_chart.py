@@ -25,7 +25,7 @@ from local import upstream
 from mlplatform import api
 from mlplatform.actions import Apply, Create
 from mlplatform.doctor import facts
-from mlplatform.resources import KINDS, scheduling, servingruntime
+from mlplatform.resources import KINDS, scheduling, servingruntime, virtualservice
 from mlplatform.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -164,6 +164,38 @@ def test_istio_api_follows_the_server(apis: tuple[str, ...], expected: str) -> N
     (gateway,) = objects("Gateway", found).values()
     assert gateway["apiVersion"] == expected
     assert environment(found)["MLPLATFORM_ISTIO_API_VERSION"] == expected
+
+
+OWN = ("gateway.create=false", "gateway.name=mesh/shared")
+TLS = "gateway.tlsSecret=certificate"
+
+
+@pytest.mark.parametrize(
+    ("reason", "values", "url", "plain"),
+    [
+        ("no certificate", (), "http://adult.default.models.local", ["serves"]),
+        ("a certificate: who comes by HTTP is sent to HTTPS", (TLS,), "https://adult.default.models.local", ["redirects"]),
+        ("both, for clients that cannot yet", (TLS, "gateway.scheme=http"), "http://adult.default.models.local", ["serves"]),
+        ("a port of its own", (TLS, "gateway.port=8443"), "https://adult.default.models.local:8443", ["redirects"]),
+        ("a port that goes without saying", (TLS, "gateway.port=443"), "https://adult.default.models.local", ["redirects"]),
+        ("a load balancer has the certificate, and comes by HTTP", ("gateway.scheme=https",), "https://adult.default.models.local", ["serves"]),
+        ("a Gateway of their own", OWN, "http://adult.default.models.local", []),
+        ("which has a certificate", (*OWN, "gateway.scheme=https"), "https://adult.default.models.local", []),
+        ("whose certificate is no matter of the chart's", (*OWN, TLS), "http://adult.default.models.local", []),
+    ],
+)  # fmt: skip
+def test_a_models_url_is_what_clients_use(reason: str, values: tuple[str, ...], url: str, plain: list[str]) -> None:
+    found = rendered(*values)
+    assert virtualservice.url(mlmodel(), Settings.from_env(environment(found))) == url, reason
+    servers = [server for made in objects("Gateway", found).values() for server in made["spec"]["servers"]]
+    redirects = [s.get("tls", {}).get("httpsRedirect", False) for s in servers if s["port"]["protocol"] == "HTTP"]
+    assert ["redirects" if redirect else "serves" for redirect in redirects] == plain, reason
+
+
+def test_the_notes_have_the_url_of_status() -> None:
+    flags = [flag for value in (*CREDENTIALS, TLS, "gateway.port=8443") for flag in ("--set", value)]
+    done = helm("install", "mlplatform", str(CHART), "--dry-run=client", *flags)
+    assert "It answers at https://adult-income.default.models.local:8443/predict" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("plural", ["mlmodels", "modelversions"])
@@ -573,6 +605,8 @@ REJECTED = [
     ("modelNamespaces={Team_A}", "/modelNamespaces"),
     ("gateway.create=false", "/gateway/name"),
     ("gateway.apiVersion=networking.istio.io/v2", "/gateway/apiVersion"),
+    ("gateway.scheme=HTTPS", "/gateway/scheme"),
+    ("gateway.port=65536", "/gateway/port"),
     ("store.artifactRoot=/var/lib", "/store/artifactRoot"),
     ("store.endpoint=minio:9000", "/store/endpoint"),
     ("store.accessKeyId=half", "/store/secretAccessKey"),

@@ -82,6 +82,23 @@ http://{{ include "mlplatform.fullname" . }}-store.{{ .Release.Namespace }}.svc:
 {{- .Values.gateway.name | default (printf "%s/%s" .Release.Namespace (include "mlplatform.fullname" .)) -}}
 {{- end -}}
 
+{{/* How clients reach the gateway. */}}
+{{- define "mlplatform.gatewayScheme" -}}
+{{- $own := and .Values.gateway.create (not .Values.gateway.name) -}}
+{{- .Values.gateway.scheme | default (ternary "https" "http" (and $own (not (empty .Values.gateway.tlsSecret)))) -}}
+{{- end -}}
+{{- define "mlplatform.gatewayPort" -}}
+{{- .Values.gateway.port | int | default (ternary 443 80 (eq (include "mlplatform.gatewayScheme" .) "https")) -}}
+{{- end -}}
+
+{{/* Where a model answers, as the operator's `virtualservice.url` puts it; call with (list $ "model" "namespace"). */}}
+{{- define "mlplatform.modelUrl" -}}
+{{- $root := index . 0 -}}
+{{- $scheme := include "mlplatform.gatewayScheme" $root -}}{{- $port := include "mlplatform.gatewayPort" $root | int -}}
+{{- printf "%s://%s.%s.%s" $scheme (index . 1) (index . 2) $root.Values.gateway.domain -}}
+{{- if ne $port (ternary 443 80 (eq $scheme "https")) }}:{{ $port }}{{ end -}}
+{{- end -}}
+
 {{/* Istio before 1.22 serves no v1. */}}
 {{- define "mlplatform.istioApiVersion" -}}
 {{- if .Values.gateway.apiVersion -}}

@@ -19,6 +19,9 @@ from mlplatform.snapshot import Object, annotations_of, name_of, namespace_of
 ROLLOUT: Final = f"{contract.GROUP}/rollout"
 """Annotation: `mlplatform.rollout.Record` as JSON."""
 
+_PORTS: Final = {"http": 80, "https": 443}
+"""That go without saying."""
+
 _SPLIT: Final = "predict"
 """Name of the route whose weights are read back."""
 
@@ -57,7 +60,9 @@ def render(model: Object, weights: Mapping[str, int], forced: Sequence[str], rec
 
 def url(model: Object, settings: Settings) -> str:
     """Where the model answers, through the gateway."""
-    return f"http://{name_of(model)}.{namespace_of(model)}.{settings.domain}"
+    scheme, port = settings.gateway_scheme, settings.gateway_port
+    host = f"{name_of(model)}.{namespace_of(model)}.{settings.domain}"
+    return f"{scheme}://{host}" if port == _PORTS[scheme] else f"{scheme}://{host}:{port}"
 
 
 def weights(route: Object | None) -> dict[str, int]:
