@@ -6,7 +6,6 @@ asks a real model, and so does test_standalone_serve.py at its URL.
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 import threading
@@ -168,9 +167,9 @@ READY: Answers = {SERVICE: service(15021, 80), ENDPOINTS: endpoints(8080, "p80")
             "--gateway URL",
         ),
         (
-            "a gateway that speaks no HTTP",
-            {SERVICE: service(443), ENDPOINTS: endpoints(8443, "p443")},
-            "Service istio-ingressgateway in 'istio-system' has no port 80",
+            "a gateway that speaks neither HTTP nor HTTPS",
+            {SERVICE: service(15021), ENDPOINTS: endpoints(15021, "p15021")},
+            "Service istio-ingressgateway in 'istio-system' has neither port 80 nor 443",
             "--gateway URL",
         ),
         (
@@ -230,10 +229,10 @@ def test_a_model_that_hangs_does_not_hang_predict(tmp_path: Path, monkeypatch: p
 def test_a_gateway_that_cannot_be_reached_is_not_the_models_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def time_out(_self: http.client.HTTPConnection) -> None:
+    def time_out(*_: object) -> None:
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr(http.client.HTTPConnection, "connect", time_out)
+    monkeypatch.setattr(predict.socket, "create_connection", time_out)
     with a_cluster(tmp_path, {}) as cluster, pytest.raises(CliError, match="the gateway does not answer: timed out"):
         predict.ask(cluster, QUESTION, "http://192.0.2.1")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import queue
 import threading
 import time
@@ -16,15 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 import urllib3
-import yaml
-from kubernetes import client, config, watch
+from kubernetes import client, watch
 
 from mlplatform import contract
+from mlplatform.cli import credentials
 from mlplatform.cli.view import Object
-from mlplatform.errors import EXIT_USAGE, CliError
+from mlplatform.errors import CliError
 from mlplatform.refusals import lacks_right
 
 VERSION: Final = contract.API_VERSION.rpartition("/")[2]
@@ -67,39 +66,21 @@ class Cluster:
     """MLModels and ModelVersions of one cluster.
 
     Attributes:
-        namespace: The namespace of every call: `--namespace`, else the context's, else `default`.
+        namespace: The namespace of every call: `--namespace`, else the context's or the pod's, else `default`.
+        inside: Whether this is a pod of the cluster.
     """
 
     def __init__(self, kubeconfig: str | None, context: str | None, namespace: str | None) -> None:
-        """Reads the kubeconfig; opens no connection yet.
+        """Reads the kubeconfig, or what a pod has in its place; opens no connection yet.
 
         Raises:
-            CliError: There is no usable kubeconfig, or no such context.
+            CliError: There is neither, or no such context.
         """
-        # Read here: the library reads it once, when it is imported.
-        kubeconfig = kubeconfig or os.environ.get("KUBECONFIG") or None
-        try:
-            _, active = config.list_kube_config_contexts(kubeconfig)
-            settings = client.Configuration()
-            config.load_kube_config(kubeconfig, context, client_configuration=settings)
-        except config.ConfigException as error:
-            hint = (
-                f"choose one of `kubectl config get-contexts`, not {context!r}"
-                if context
-                else "set KUBECONFIG or pass --kubeconfig"
-            )
-            raise CliError(f"no usable kubeconfig: {error}", hint, code=EXIT_USAGE) from None
-        except (yaml.YAMLError, OSError, ValueError, TypeError) as error:
-            # The library takes a readable file of the right shape for granted.
-            raise CliError(
-                f"no usable kubeconfig: cannot read {kubeconfig or '~/.kube/config'}: {' '.join(str(error).split())}",
-                "correct that file, or name another one with KUBECONFIG or --kubeconfig",
-                code=EXIT_USAGE,
-            ) from None
-        settings.retries = False
-        self._api = client.ApiClient(settings)
-        self.host: str = settings.host
-        self.namespace = namespace or _namespace_of(kubeconfig, context, active)
+        found = credentials.find(kubeconfig, context)
+        self._api = client.ApiClient(found.settings)
+        self.host: str = found.settings.host
+        self.namespace = namespace or found.namespace
+        self.inside = found.inside
         self.objects = client.CustomObjectsApi(self._api)
         self.core = client.CoreV1Api(self._api)
 
@@ -297,11 +278,3 @@ def explain(error: client.ApiException, doing: str) -> CliError:
     return CliError(
         f"cannot {doing}: {error.status} {said}", "`kubectl get --raw /readyz` shows the API server's health"
     )
-
-
-def _namespace_of(kubeconfig: str | None, context: str | None, active: Any) -> str:
-    chosen = active
-    if context:
-        contexts, _ = config.list_kube_config_contexts(kubeconfig)
-        chosen = next(c for c in contexts if c["name"] == context)
-    return str((chosen or {}).get("context", {}).get("namespace") or "default")

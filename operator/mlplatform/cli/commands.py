@@ -202,7 +202,9 @@ def predict_command(args: argparse.Namespace, cluster: Cluster, out: Console) ->
         raise CliError(
             f"{args.name} serves nothing yet", f"wait for it: kubectl mlmodel watch {args.name} -n {cluster.namespace}"
         )
-    answer = predict.ask(cluster, predict.Question(view.url, args.features, args.model_version), args.gateway)
+    answer = predict.ask(
+        cluster, predict.Question(view.url, args.features, args.model_version, args.ca_file), args.gateway
+    )
     dump(answer, "json", out)
     return EXIT_OK
 

@@ -43,6 +43,7 @@ examples:
   kubectl mlmodel rollback adult-income                 back to the version that served before
   kubectl mlmodel rollback adult-income --to v3 --wait  back to that one; end when it takes all the traffic
   kubectl mlmodel predict adult-income --features '{"age": 39, "education": "Bachelors"}'
+  kubectl mlmodel predict adult-income --gateway https://bastion:8443 --ca-file ca.crt --features '{"age": 39}'
 
   kubectl mlmodel predict --url http://127.0.0.1:8080/predictions/adult-income --features '{"age": 39}'
   kubectl mlmodel run -f mlmodel.yaml                   the whole pipeline on this machine
@@ -107,7 +108,7 @@ def _dispatch(args: argparse.Namespace, out: Console, err: Console) -> int:
         from mlplatform.cli import predict  # noqa: PLC0415
         from mlplatform.cli.terminal import dump  # noqa: PLC0415
 
-        dump(predict.ask_url(args.url, args.features), "json", out)
+        dump(predict.ask_url(args.url, args.features, args.ca_file), "json", out)
         return EXIT_OK
     from mlplatform.cli import commands  # noqa: PLC0415
 
@@ -216,7 +217,14 @@ def parser() -> argparse.ArgumentParser:
         "--gateway",
         default=os.environ.get("GATEWAY_URL", ""),
         metavar="URL",
-        help="address of the gateway (default: GATEWAY_URL, else a port-forward)",
+        help="address of the gateway (default: GATEWAY_URL; else in a pod its Service, elsewhere a port-forward)",
+    )
+    sub.add_argument(
+        "--ca-file",
+        default="",
+        metavar="FILE",
+        help="PEM of the authorities to trust (default: SSL_CERT_FILE, else this machine's); "
+        "the certificate must name the model's host, whatever the address",
     )
     sub = command("doctor", "check that everything is there that models need, and say what to do where it is not")
     sub.add_argument("-o", "--output", choices=("json",))
@@ -273,7 +281,10 @@ def _add_cluster_flags(to: argparse.ArgumentParser, *, again: bool) -> None:
     _add_own_flags(to, again=again)
     group = to.add_argument_group("cluster", argument_default=argparse.SUPPRESS if again else None)
     group.add_argument("--context", help="kubeconfig context to use")
-    group.add_argument("--kubeconfig", help="path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
+    group.add_argument(
+        "--kubeconfig",
+        help="path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config, then what a pod has of its ServiceAccount)",
+    )
 
 
 def _add_own_flags(to: argparse.ArgumentParser, *, again: bool) -> None:
