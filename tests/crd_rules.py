@@ -119,6 +119,25 @@ RULES = [
         accepted=(Case("both ends count as passed", {"gates": [{"metric": "roc_auc", "min": 0.9, "max": 0.9}]}),),
     ),
     Rule(
+        "spec.serving.host: must be a host name alone, in lower case and with its domain, without scheme, port, path or "
+        "wildcard; write it like credit.example.com",
+        refused=(
+            Case("a URL", {"serving.host": "https://credit.example.com"}),
+            Case("a port", {"serving.host": "credit.example.com:443"}),
+            Case("a wildcard would be everybody's", {"serving.host": "*.example.com"}),
+            Case("a name without a domain is a Service's", {"serving.host": "credit"}),
+            Case("an address", {"serving.host": "10.0.0.1"}),
+            Case("capitals", {"serving.host": "Credit.example.com"}),
+            Case("a dot at the end", {"serving.host": "credit.example.com."}),
+            Case("a label of 64 characters", {"serving.host": f"{'a' * 64}.example.com"}),
+        ),
+        accepted=(
+            Case("one of the company's own", {"serving.host": "credit.example.com"}),
+            Case("digits and hyphens", {"serving.host": "3-d.xn--bcher-kva.example"}),
+            Case("none", {"serving.host": ""}),
+        ),
+    ),
+    Rule(
         "spec.training.strategy: single is one process; set workers and processesPerWorker to 1, or use fsdp",
         refused=(
             Case("it cannot be two pods", {"training.strategy": "single"}),

@@ -333,8 +333,9 @@ class Scheduling(PodScheduling):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """How a version is served: a KServe InferenceService."""
+    """How a version is served: a KServe InferenceService. `host` is one beside that which the platform gives the model."""
 
+    host: str = ""
     runtime: Literal["torchserve"] = "torchserve"
     runtime_update: Literal["Keep", "Roll"] = "Keep"
     replicas: Replicas = Replicas()
@@ -753,6 +754,8 @@ def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:
         found.append(
             "spec.optimization.candidates: must contain fp32, the reference that the others are compared with; add it"
         )
+    if not _HOST_NAME.fullmatch(spec.serving.host):
+        found.append(f"spec.serving.host: {_HOST_WORDS}")
     if spec.serving.replicas.max < spec.serving.replicas.min:
         found.append("spec.serving.replicas: max is below min; raise max")
     found += _rollout_problems(spec.rollout)
@@ -773,6 +776,11 @@ def scheduling_problems(scheduling: PodScheduling, path: str) -> list[str]:
     return found
 
 
+_HOST_NAME: Final = re.compile(r"(([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)+[a-z]([-a-z0-9]{0,61}[a-z0-9])?)?")
+_HOST_WORDS: Final = (
+    "must be a host name alone, in lower case and with its domain, without scheme, port, path or wildcard; "
+    "write it like credit.example.com"
+)
 _QUALIFIED_NAME: Final = re.compile(
     r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII
 )

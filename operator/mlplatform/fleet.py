@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -101,29 +101,34 @@ class Fleet:
             change: ADDED, MODIFIED or DELETED; None for what a list has shown.
             obj: As it is, or as it was last.
         """
-        model = model_of(kind, obj)
-        if not model:
+        model, key = model_of(kind, obj), (namespace_of(obj), name_of(obj))
+        if not model and kind != "Ingress":
             return
         if change == "DELETED":
-            self._lose(kind, (namespace_of(obj), name_of(obj)), uid_of(obj))
+            self._lose(kind, key, uid_of(obj))
             return
+        before = self._store.hosts(kind, key)
         news = self._store.put(kind, model, obj)
         if news and self._synced:
-            self._wake(kind, obj, model)
+            self._wake(kind, obj, model, before ^ self._store.hosts(kind, key))
         elif news and kind in {"MLModel", "ModelVersion"}:  # At the start each is looked at once.
             self._queue.wake((kind, namespace_of(obj), name_of(obj), model), later=True)
 
     def _lose(self, kind: str, key: Key, uid: str) -> bool:
         """Lets go of an object that is gone, and of what its reconciler remembers; whether it was that one."""
-        gone = self._store.discard(kind, key, uid)
+        hosts, gone = self._store.hosts(kind, key), self._store.discard(kind, key, uid)
         if gone is None:
             return False
         model = model_of(kind, gone)
         self._reconcilers.pop((kind, *key, model), None)
-        self._wake(kind, gone, model)
+        self._wake(kind, gone, model, hosts)
         return True
 
-    def _wake(self, kind: str, obj: Object, model: str) -> None:
+    def _wake(self, kind: str, obj: Object, model: str, hosts: Iterable[str]) -> None:
+        for where, name in {key for host in hosts for key in self._store.asking(host)}:
+            self._queue.wake(("MLModel", where, name, name))
+        if not model:
+            return
         namespace = namespace_of(obj)
         self._queue.wake(("MLModel", namespace, model, model))
         for version in self._store.objects("ModelVersion", namespace, model):
@@ -239,7 +244,8 @@ class Fleet:
             except Expired:
                 found, rest = {}, ""
                 continue
-            mine = (item for item in items if kind == "ModelVersion" or model_of(kind, item))
+            whole = kind in {"ModelVersion", "Ingress"}
+            mine = (item for item in items if whole or model_of(kind, item))
             found |= {(namespace_of(item), name_of(item)): uid_of(item) for item in mine}
             more = bool(rest)
         return found

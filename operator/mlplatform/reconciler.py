@@ -26,7 +26,7 @@ from mlplatform.inquiry import Inquiry
 from mlplatform.plan import Plan, plan_model, plan_version
 from mlplatform.plan.plan import LEFTOVERS, conditions_json, leftovers
 from mlplatform.refusals import gist
-from mlplatform.resources import KINDS, adoption, forgetting, inferenceservice
+from mlplatform.resources import KINDS, adoption, forgetting, host, inferenceservice
 from mlplatform.resources.metadata import belongs
 from mlplatform.settings import Settings
 from mlplatform.snapshot import (
@@ -67,6 +67,9 @@ class Store(Protocol):
 
     def objects(self, kind: str, namespace: str, model: str) -> Iterable[Object]:
         """Objects of that kind that belong to the model, in no order; of kind MLModel, the model itself."""
+
+    def claims(self, host: str, namespace: str, model: str) -> Iterable[Object]:
+        """Objects that name the host, but for those of that model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +367,7 @@ class Reconciler:
             ingresses={name: ingress for name, ingress in published.items() if ingress},
             apex=self._own("Service", me).get(self._name),
             route=self._own("VirtualService", me).get(self._name),
+            claims=tuple(self._world.store.claims(host.asked(me), self._namespace, self._name)),
             missing=missing,
         )
 

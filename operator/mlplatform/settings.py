@@ -47,6 +47,7 @@ class Settings:
         gateway: Istio Gateway, ``<namespace>/<name>``, that the models' routes attach to.
         gateway_scheme: What clients reach it by, ``http`` or ``https``, wherever the certificate is.
         gateway_port: And at which port.
+        gateway_hosts: Hosts that models may ask for, by comma, ``[<namespace>/]<name>`` each, as it lists them.
         domain: Models answer at ``<model>.<namespace>.<domain>``.
         istio_api_version: ``networking.istio.io/v1``, or ``…/v1beta1`` before Istio 1.22.
         watch_namespaces: Namespaces to serve, by comma; empty for all.
@@ -79,6 +80,7 @@ class Settings:
     gateway: str = "mlplatform-system/mlplatform"
     gateway_scheme: str = "http"
     gateway_port: int = 80
+    gateway_hosts: str = ""
     domain: str = "models.local"
     istio_api_version: str = "networking.istio.io/v1"
     watch_namespaces: str = ""
@@ -114,6 +116,8 @@ class Settings:
         return cls(**values)  # type: ignore[arg-type]  # each value has its field's type by the loop above
 
 
+_HOST: Final = r"((\*|[-a-z0-9]+)/)?(\*\.)?([a-z0-9]([-a-z0-9]*[a-z0-9])?\.)+[a-z]([-a-z0-9]*[a-z0-9])?"
+
 _FORMS: Final = {
     "lease": (r"([a-z0-9-]+/[a-z0-9.-]+)?", "<namespace>/<name>, or leave it empty"),
     "max_cpu_request": (r"(\d+m?|\d+\.\d{1,3})?", "a number of CPU cores such as 100m or 0.5, or leave it empty"),
@@ -122,6 +126,7 @@ _FORMS: Final = {
         "a duration such as 90s, 10m or 24h, or to 0 to keep them for ever",
     ),
     "run_as_user": (r"([1-9]\d{0,9})?", "the number of a user who is not root, or leave it empty"),
+    "gateway_hosts": (rf"({_HOST}(,{_HOST})*)?", "hosts by comma, like credit.example.com or team-a/*.ml.example.com"),
     "gateway_scheme": (r"https?", "http or https"),
     "istio_api_version": (
         r"networking\.istio\.io/v1(beta1|alpha3)?",

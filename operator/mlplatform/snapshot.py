@@ -93,6 +93,7 @@ class ModelSnapshot:
         ingresses: What KServe publishes its InferenceServices by, by their names.
         apex: The Service `<model>`; its selector is the record of which version is stable.
         route: The VirtualService `<model>`; it holds the weights, and the times of the rollout.
+        claims: What of others names the host that the model asks for: MLModels, their VirtualServices, anybody's Ingresses.
         missing: Kinds that the API server does not serve, e.g. ``InferenceService``.
         refusals: What became of the plan for the rest of this snapshot, the one to tell of first.
     """
@@ -106,6 +107,7 @@ class ModelSnapshot:
     ingresses: Mapping[str, Object] = field(default_factory=dict)
     apex: Object | None = None
     route: Object | None = None
+    claims: tuple[Object, ...] = ()
     missing: frozenset[str] = frozenset()
     refusals: tuple[Refusal, ...] = ()
 

@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from mlplatform import contract
+from mlplatform.resources.host import named
 from mlplatform.snapshot import Object, condition, name_of, namespace_of, stamp, uid_of, written
 
 Key = tuple[str, str]
@@ -31,6 +32,7 @@ class _Held:
     model: str
     uid: str
     revision: int
+    hosts: frozenset[str]
     data: bytes
 
 
@@ -40,9 +42,15 @@ class Store:
     def __init__(self) -> None:
         self._held: dict[str, dict[Key, _Held]] = defaultdict(dict)
         self._of: dict[Key, set[tuple[str, str]]] = {}
+        self._naming: dict[str, set[tuple[str, Key]]] = {}
 
     def put(self, kind: str, model: str, obj: Object) -> bool:
         """Takes in an object's state, unless a newer one of that name is known: events of a namesake come in any order.
+
+        Args:
+            kind: The object's.
+            model: That it belongs to; empty for an Ingress of nobody's, which counts for the hosts that it names.
+            obj: It.
 
         Returns:
             Whether it is another state than the one before.
@@ -51,11 +59,14 @@ class Store:
         before, revision = self._held[kind].get(key), int(obj["metadata"]["resourceVersion"])
         if before is not None and before.revision >= revision:
             return False
-        if before is not None and before.model != model:
-            self._leave(kind, key, before.model)
+        if before is not None:
+            self._leave(kind, key, before)
         data = zlib.compress(json.dumps(slim(kind, obj), separators=(",", ":")).encode(), 1)
-        self._held[kind][key] = _Held(sys.intern(model), uid_of(obj), revision, data)
+        hosts = named(kind, obj)
+        self._held[kind][key] = _Held(sys.intern(model), uid_of(obj), revision, hosts, data)
         self._of.setdefault((key[0], model), set()).add((kind, key[1]))
+        for host in hosts:
+            self._naming.setdefault(host, set()).add((kind, key))
         return True
 
     def discard(self, kind: str, key: Key, uid: str) -> Object | None:
@@ -64,7 +75,7 @@ class Store:
         if held is None or held.uid != uid:
             return None
         del self._held[kind][key]
-        self._leave(kind, key, held.model)
+        self._leave(kind, key, held)
         return _read(held.data)
 
     def objects(self, kind: str, namespace: str, model: str) -> Iterable[Object]:
@@ -75,15 +86,36 @@ class Store:
         names = [name for of, name in self._of.get((namespace, model), ()) if of == kind]
         return tuple(_read(self._held[kind][namespace, name].data) for name in names)
 
+    def claims(self, host: str, namespace: str, model: str) -> Iterable[Object]:
+        """Objects that name the host, but for those of that model."""
+        mine, found = (namespace, model), sorted(self._naming.get(host, ()))
+        held = [(key[0], self._held[kind][key]) for kind, key in found]
+        return tuple(_read(h.data) for where, h in held if (where, h.model) != mine)
+
+    def hosts(self, kind: str, key: Key) -> frozenset[str]:
+        """What the object names."""
+        held = self._held[kind].get(key)
+        return held.hosts if held else frozenset()
+
+    def asking(self, host: str) -> Iterable[Key]:
+        """MLModels that name the host."""
+        return [key for kind, key in self._naming.get(host, ()) if kind == "MLModel"]
+
     def uids(self, kind: str) -> dict[Key, str]:
         """Every object of a kind: its uid by namespace and name."""
         return {key: held.uid for key, held in self._held[kind].items()}
 
-    def _leave(self, kind: str, key: Key, model: str) -> None:
-        family = self._of[key[0], model]
-        family.discard((kind, key[1]))
-        if not family:
-            del self._of[key[0], model]
+    def _leave(self, kind: str, key: Key, held: _Held) -> None:
+        _take(self._of, (key[0], held.model), (kind, key[1]))
+        for host in held.hosts:
+            _take(self._naming, host, (kind, key))
+
+
+def _take(index: dict[Any, set[Any]], key: object, value: object) -> None:
+    """Takes a value out of an index, and the key with the last."""
+    index[key].discard(value)
+    if not index[key]:
+        del index[key]
 
 
 def slim(kind: str, obj: Object) -> Object:

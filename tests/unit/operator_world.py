@@ -25,6 +25,7 @@ from mlplatform.cluster import Cluster, ClusterError, Conflict, NameTaken, path
 from mlplatform.contract import Failure, FailureClass, Stage, Summary
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import adoption, forgetting, inferenceservice, virtualservice
+from mlplatform.resources.host import named
 from mlplatform.resources.metadata import stray
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, annotations_of, labels_of, name_of, stamp, uid_of
@@ -202,6 +203,10 @@ class Fake:
             return name_of(obj) == model if kind == "MLModel" else labels_of(obj).get(contract.LABEL_MODEL) == model
 
         return [o for (k, _), o in self._objects.items() if k == kind and belongs(o)]
+
+    def claims(self, host: str, _namespace: str, model: str) -> list[Object]:
+        found = [o for (k, _), o in self._objects.items() if host in named(k, o)]
+        return [o for o in found if o["kind"] == "Ingress" or name_of(o) != model]
 
     # What tests do.
 

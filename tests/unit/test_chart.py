@@ -192,6 +192,15 @@ def test_a_models_url_is_what_clients_use(reason: str, values: tuple[str, ...], 
     assert ["redirects" if redirect else "serves" for redirect in redirects] == plain, reason
 
 
+def test_hosts_of_the_companys_own() -> None:
+    """The Gateway accepts what models may ask for, in the namespaces in which they may."""
+    found = rendered("gateway.hosts={team-a/credit.example.com,*.ml.example.com}", TLS)
+    hosts = ["team-a/credit.example.com", "*.ml.example.com"]
+    (gateway,) = objects("Gateway", found).values()
+    assert [server["hosts"] for server in gateway["spec"]["servers"]] == [["*.models.local", *hosts]] * 2
+    assert Settings.from_env(environment(found)).gateway_hosts == ",".join(hosts)
+
+
 def test_the_notes_have_the_url_of_status() -> None:
     flags = [flag for value in (*CREDENTIALS, TLS, "gateway.port=8443") for flag in ("--set", value)]
     done = helm("install", "mlplatform", str(CHART), "--dry-run=client", *flags)
@@ -607,6 +616,10 @@ REJECTED = [
     ("gateway.apiVersion=networking.istio.io/v2", "/gateway/apiVersion"),
     ("gateway.scheme=HTTPS", "/gateway/scheme"),
     ("gateway.port=65536", "/gateway/port"),
+    ("gateway.hosts={*}", "/gateway/hosts/0"),
+    ("gateway.hosts={team-a/credit}", "/gateway/hosts/0"),
+    ("gateway.hosts={https://credit.example.com}", "/gateway/hosts/0"),
+    ("gateway.hosts={10.0.0.1}", "/gateway/hosts/0"),
     ("store.artifactRoot=/var/lib", "/store/artifactRoot"),
     ("store.endpoint=minio:9000", "/store/endpoint"),
     ("store.accessKeyId=half", "/store/secretAccessKey"),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
-import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +13,7 @@ from pathlib import Path
 import fsspec
 import kopf
 import pytest
+from certificates import Authority
 from kubernetes.config import incluster_config
 
 from mljobs.failure import JobFailure
@@ -64,68 +62,12 @@ class Private:
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Private]:
-    folder = tmp_path_factory.mktemp("pki")
-    openssl = functools.partial(subprocess.run, cwd=folder, check=True, capture_output=True)
-    openssl(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.crt",
-            "-days",
-            "1",
-            "-subj",
-            "/CN=Private",
-        ]
-    )
-    openssl(
-        [
-            "openssl",
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-keyout",
-            "server.key",
-            "-out",
-            "server.csr",
-            "-subj",
-            "/CN=localhost",
-        ]
-    )
-    (folder / "names").write_text("subjectAltName=DNS:localhost,DNS:store.example.com")
-    openssl(
-        [
-            "openssl",
-            "x509",
-            "-req",
-            "-in",
-            "server.csr",
-            "-CA",
-            "ca.crt",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-out",
-            "server.crt",
-            "-days",
-            "1",
-            "-extfile",
-            "names",
-        ]
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    authority = Authority.founded(tmp_path_factory.mktemp("pki"))
+    context = authority.server("localhost", "store.example.com")
     server = Quiet(("127.0.0.1", 0), Bucket)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield Private(f"https://localhost:{server.server_port}", folder / "ca.crt")
+    yield Private(f"https://localhost:{server.server_port}", authority.certificate)
     server.shutdown()
     server.server_close()
 

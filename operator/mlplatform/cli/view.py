@@ -236,6 +236,7 @@ _NEXT: Final = {
     "Accepted": "correct the MLModel and apply it again",
     "VersionReady": "correct what the message names; `kubectl describe modelversion` has the whole story",
     "RolloutPassed": "correct the cause and apply again, or try the same spec anew: kubectl mlmodel retrain",
+    "HostAssigned": "do what the message says; all else of the model goes on meanwhile",
 }
 """Conditions of what the user asked for, and what to do about each where the operator says nothing better.
 

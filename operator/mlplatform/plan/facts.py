@@ -11,6 +11,7 @@ from datetime import datetime
 
 from mlplatform import api, failures, rollout
 from mlplatform.contract import ANNOTATION_ROLLBACK
+from mlplatform.plan.host import Grant, decide
 from mlplatform.resources import inferenceservice, modelversion, service, virtualservice
 from mlplatform.rollout import Record, View
 from mlplatform.settings import Settings
@@ -25,6 +26,7 @@ class Facts:
         snapshot: Where it comes from.
         settings: The operator's settings.
         spec: What the user wants.
+        grant: What becomes of the host that the spec asks for; None when it asks for none.
         latest: Name of the version that the spec asks for.
         trigger: The retrain annotation's value.
         way_back: The rollback annotation's value; empty when nobody asks for one.
@@ -38,6 +40,7 @@ class Facts:
     snapshot: ModelSnapshot
     settings: Settings
     spec: api.MLModelSpec
+    grant: Grant | None
     latest: str
     trigger: str
     way_back: str
@@ -54,6 +57,11 @@ class Facts:
     def sequence(self, version: str) -> int:
         """The version's number for people; 0 when the version is gone."""
         return int(self.snapshot.versions.get(version, {}).get("spec", {}).get("sequence", 0))
+
+    @property
+    def host(self) -> str:
+        """The model's own host; empty when it has none."""
+        return self.grant.host if self.grant else ""
 
     @property
     def highest_sequence(self) -> int:
@@ -213,6 +221,7 @@ def gather(snapshot: ModelSnapshot, settings: Settings, spec: api.MLModelSpec, n
         snapshot=snapshot,
         settings=settings,
         spec=spec,
+        grant=decide(snapshot, spec, settings),
         latest=modelversion.wanted(snapshot.model, spec, snapshot.versions, _taken(snapshot)),
         trigger=modelversion.trigger(snapshot.model),
         way_back=annotations_of(snapshot.model).get(ANNOTATION_ROLLBACK, ""),

@@ -18,7 +18,7 @@ from mlplatform.actions import Event
 from mlplatform.conditions import Book
 from mlplatform.plan import children, traffic, wayback
 from mlplatform.plan.facts import Facts, gather
-from mlplatform.plan.model_status import OBSERVED, describe, observed
+from mlplatform.plan.model_status import OBSERVED, describe, host_condition, observed
 from mlplatform.plan.plan import LEFTOVERS, Plan, conditions_json
 from mlplatform.resources import names
 from mlplatform.settings import Settings
@@ -100,6 +100,7 @@ def _refuse(snapshot: ModelSnapshot, book: Book, reason: str, message: str, fact
     if facts is not None:
         _keep_serving(facts, plan)
         previous = {**{k: v for k, v in previous.items() if k not in OBSERVED}, **observed(facts, book, plan)}
+        host_condition(facts, book)
     for kind in ("VersionReady", "Serving", "RolloutPassed"):
         if book.get(kind) is None:
             book.keep(kind)

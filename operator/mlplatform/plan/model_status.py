@@ -34,6 +34,7 @@ def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Pl
     _version_condition(facts, book)
     _serving_condition(facts, book)
     _rollout_condition(facts, verdict, book)
+    host_condition(facts, book)
     _stand_still(facts, book)
     _ready_condition(facts, book)
     _stalled_condition(facts, book)
@@ -45,7 +46,7 @@ def describe(facts: Facts, verdict: rollout.Verdict | None, book: Book, plan: Pl
         latest_version=facts.latest,
         latest_sequence=facts.sequence(facts.latest),
         highest_sequence=facts.highest_sequence,
-        url=virtualservice.url(facts.snapshot.model, facts.settings),
+        url=virtualservice.url(facts.snapshot.model, facts.settings, facts.host),
         conditions=book.conditions(),
         stable=_stable_status(facts, history),
         rollout=_rollout_status(facts, verdict),
@@ -146,6 +147,12 @@ def _rollout_condition(facts: Facts, verdict: rollout.Verdict | None, book: Book
         )
 
 
+def host_condition(facts: Facts, book: Book) -> None:
+    """`HostAssigned`: the model has the host that it asks for; absent where it asks for none."""
+    if facts.grant:
+        book.set("HostAssigned", "True" if facts.host else "False", facts.grant.reason, facts.grant.message)
+
+
 def _stand_still(facts: Facts, book: Book) -> None:
     """What waits for a write that the API server has refused says so, and nothing tells of a step that was not taken."""
     refusal, rolling = facts.standing, book.get("RolloutPassed")
@@ -167,7 +174,7 @@ def _ready_condition(facts: Facts, book: Book) -> None:
         serves = f". {facts.label(facts.stable)} goes on serving." if facts.stable and not down else ""
         book.set("Ready", "False", facts.told.reason, f"{down}{facts.told.message.rstrip('.')}{serves}")
         return
-    parts = [c for kind in ("VersionReady", "RolloutPassed", "Serving") if (c := book.get(kind))]
+    parts = [c for kind in ("VersionReady", "RolloutPassed", "Serving", "HostAssigned") if (c := book.get(kind))]
     worst = next((c for c in parts if c.status == "False"), next((c for c in parts if c.status != "True"), None))
     if facts.spec.suspend and (worst is None or worst.status == "Unknown"):
         book.set(
@@ -196,6 +203,8 @@ def _stalled_condition(facts: Facts, book: Book) -> None:
         book.stall("RolloutPassed")
     elif condition(facts.snapshot.versions.get(facts.latest), "Stalled").get("status") == "True":
         book.stall("VersionReady")
+    elif facts.grant and not facts.host and rollout_passed and rollout_passed.status == "True":
+        book.stall("HostAssigned")
 
 
 def _stable_status(facts: Facts, history: Iterable[api.Decision]) -> api.StableStatus | None:

@@ -244,7 +244,8 @@ def _apply_route(
     """
     model, live = facts.snapshot.model, facts.snapshot.route
     forced = sorted(facts.snapshot.services.keys() | {v for v, weight in weights.items() if weight})
-    wanted = virtualservice.render(model, weights, forced, record.to_json() if record else "", facts.settings)
+    told = record.to_json() if record else ""
+    wanted = virtualservice.render(model, weights, forced, told, facts.settings, host=facts.host)
     if live is None or not same(live, wanted) or virtualservice.drifted(live, wanted):
         plan.traffic.append(Apply(_unless_changed(wanted, live), event))
 

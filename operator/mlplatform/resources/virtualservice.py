@@ -26,7 +26,9 @@ _SPLIT: Final = "predict"
 """Name of the route whose weights are read back."""
 
 
-def render(model: Object, weights: Mapping[str, int], forced: Sequence[str], record: str, settings: Settings) -> Object:
+def render(  # noqa: PLR0913  what a route consists of
+    model: Object, weights: Mapping[str, int], forced: Sequence[str], record: str, settings: Settings, *, host: str = ""
+) -> Object:
     """VirtualService ``<model>``.
 
     Args:
@@ -35,6 +37,7 @@ def render(model: Object, weights: Mapping[str, int], forced: Sequence[str], rec
         forced: Versions that the header `x-mlplatform-version` may ask for.
         record: The rollout's record as JSON; empty for none.
         settings: Gateway, domain and API version.
+        host: The model's own; empty for none.
     """
     name, namespace = name_of(model), namespace_of(model)
     meta = metadata(model, name, "route")
@@ -50,7 +53,7 @@ def render(model: Object, weights: Mapping[str, int], forced: Sequence[str], rec
             "metadata": meta,
             "spec": {
                 # Istio completes a name without a dot by the route's namespace and by the cluster's domain, which it knows.
-                "hosts": [f"{name}.{namespace}.{settings.domain}", name],
+                "hosts": [f"{name}.{namespace}.{settings.domain}", name, *([host] if host else ())],
                 "gateways": [settings.gateway, "mesh"],
                 "http": routes,
             },
@@ -58,10 +61,10 @@ def render(model: Object, weights: Mapping[str, int], forced: Sequence[str], rec
     )
 
 
-def url(model: Object, settings: Settings) -> str:
-    """Where the model answers, through the gateway."""
+def url(model: Object, settings: Settings, host: str = "") -> str:
+    """Where the model answers, through the gateway: at its own host, if it has one."""
     scheme, port = settings.gateway_scheme, settings.gateway_port
-    host = f"{name_of(model)}.{namespace_of(model)}.{settings.domain}"
+    host = host or f"{name_of(model)}.{namespace_of(model)}.{settings.domain}"
     return f"{scheme}://{host}" if port == _PORTS[scheme] else f"{scheme}://{host}:{port}"
 
 

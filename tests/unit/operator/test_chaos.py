@@ -143,6 +143,9 @@ class LateWatches:
                 del self._due[kind]
         return self._seen[kind]
 
+    def claims(self, host: str, namespace: str, model: str) -> Iterable[Object]:
+        return self._fake.claims(host, namespace, model)
+
     @property
     def next(self) -> datetime | None:
         """When one of them shows something newer."""

@@ -109,11 +109,19 @@ async def until(happens: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def following(server: Server, script: Callable[[Fleet], Any], *, told: bool = True, watch: str = "") -> Fleet:
+def following(
+    server: Server,
+    script: Callable[[Fleet], Any],
+    *,
+    told: bool = True,
+    watch: str = "",
+    settings: Settings | None = None,
+) -> Fleet:
     """A fleet that was told of everything, works, and is stopped after a script."""
 
     async def scenario() -> Fleet:
-        found, stop = Fleet(cast("Cluster", server), Settings(watch_namespaces=watch), KINDS), asyncio.Event()
+        chosen, stop = settings or Settings(watch_namespaces=watch), asyncio.Event()
+        found = Fleet(cast("Cluster", server), chosen, KINDS)
         for obj in server.every() if told else ():
             found.see(obj["kind"], None, obj)
         running = asyncio.create_task(found.run(stop))

@@ -54,6 +54,7 @@ def test_a_service_of_that_name_sets_a_variable_that_is_no_port() -> None:
         ("MLPLATFORM_ISTIO_API_VERSION", "v1", "the group is missing"),
         ("MLPLATFORM_METRICS_PORT", "99999", "no port"),
         ("MLPLATFORM_GATEWAY_SCHEME", "HTTPS", "schemes are in lower case"),
+        ("MLPLATFORM_GATEWAY_HOSTS", "a.example.com, b.example.com", "by comma alone"),
         ("MLPLATFORM_METRICS_PORT", "0", "no port that anybody could ask"),
     ],
 )
