@@ -234,6 +234,48 @@ def test_a_request_that_cannot_be_carried_out_is_taken_off(
     eventually(lambda: "RollbackRefused" in {e["reason"] for e in get(server, namespace, "events")["items"]})
 
 
+def ingress(host: str) -> str:
+    backend = {"service": {"name": "web", "port": {"number": 80}}}
+    rule = {"host": host, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
+    meta = {"name": "web"}
+    return json.dumps(
+        {"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": meta, "spec": {"rules": [rule]}}
+    )
+
+
+def test_who_has_a_host_keeps_it_and_the_next_is_woken(
+    server: ApiServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an Ingress of somebody else's the watch for KServe's tells."""
+    host = "credit.example.com"
+    monkeypatch.setenv("MLPLATFORM_GATEWAY_HOSTS", f"{namespace}/{host}")
+    operator = Program(server, tmp_path / "operator.log")
+    operator.start()
+
+    def answer(name: str) -> str:
+        return str(condition(get(server, namespace, f"mlmodel/{name}"), "HostAssigned").get("message", ""))
+
+    def says(name: str, part: str) -> None:
+        eventually(lambda: part in answer(name), lambda: f"{answer(name)}\n{operator.log.read_text()[-3000:]}")
+
+    try:
+        apply(server, namespace, ingress(host))
+        for name in ("adult-income", "younger"):
+            model = yaml.safe_load(MLMODEL)
+            model["metadata"]["name"] = name
+            model["spec"].setdefault("serving", {})["host"] = host
+            apply(server, namespace, json.dumps(model))
+            says(name, f"Ingress {namespace}/web has {host}")
+        server.kubectl("-n", namespace, "delete", "ingress", "web")
+        says("adult-income", f"{host} is this model's")
+        says("younger", f"MLModel {namespace}/adult-income has {host}")
+        assert get(server, namespace, "mlmodel/adult-income")["status"]["url"] == f"http://{host}"
+        server.kubectl("-n", namespace, "delete", "mlmodel", "adult-income", "--timeout=10s")
+        says("younger", f"{host} is this model's")
+    finally:
+        operator.stop(kill=True)
+
+
 def version_settled(server: ApiServer, namespace: str) -> bool:
     [version] = get(server, namespace, "modelversions")["items"]
     return bool(condition(version, "Trained").get("reason") == "Running")
