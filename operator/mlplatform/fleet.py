@@ -19,7 +19,7 @@ from mlplatform import contract
 from mlplatform.actions import Ref
 from mlplatform.cluster import WORKERS, Backoffs, Cluster, ClusterError, Expired, Forbidden, NotFound
 from mlplatform.reconciler import Reconciler, World
-from mlplatform.resources import inferenceservice, modelversion
+from mlplatform.resources import host, inferenceservice, modelversion
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object, condition, labels_of, name_of, namespace_of, status_of, uid_of
 from mlplatform.store import Key, Store
@@ -107,10 +107,10 @@ class Fleet:
         if change == "DELETED":
             self._lose(kind, key, uid_of(obj))
             return
-        before = self._store.hosts(kind, key)
-        news = self._store.put(kind, model, obj)
+        before, hosts = self._store.hosts(kind, key), host.named(kind, obj)
+        news = self._store.put(kind, model, obj, hosts)
         if news and self._synced:
-            self._wake(kind, obj, model, before ^ self._store.hosts(kind, key))
+            self._wake(kind, obj, model, before ^ hosts)
         elif news and kind in {"MLModel", "ModelVersion"}:  # At the start each is looked at once.
             self._queue.wake((kind, namespace_of(obj), name_of(obj), model), later=True)
 
@@ -125,7 +125,7 @@ class Fleet:
         return True
 
     def _wake(self, kind: str, obj: Object, model: str, hosts: Iterable[str]) -> None:
-        for where, name in {key for host in hosts for key in self._store.asking(host)}:
+        for where, name in {key for named in hosts for key in self._store.asking(named)}:
             self._queue.wake(("MLModel", where, name, name))
         if not model:
             return

@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any, Final
 
 from mlplatform import contract
-from mlplatform.resources.host import named
 from mlplatform.snapshot import Object, condition, name_of, namespace_of, stamp, uid_of, written
 
 Key = tuple[str, str]
@@ -44,13 +43,14 @@ class Store:
         self._of: dict[Key, set[tuple[str, str]]] = {}
         self._naming: dict[str, set[tuple[str, Key]]] = {}
 
-    def put(self, kind: str, model: str, obj: Object) -> bool:
+    def put(self, kind: str, model: str, obj: Object, hosts: frozenset[str] = frozenset()) -> bool:
         """Takes in an object's state, unless a newer one of that name is known: events of a namesake come in any order.
 
         Args:
             kind: The object's.
             model: That it belongs to; empty for an Ingress of nobody's, which counts for the hosts that it names.
             obj: It.
+            hosts: Those that it names.
 
         Returns:
             Whether it is another state than the one before.
@@ -62,7 +62,6 @@ class Store:
         if before is not None:
             self._leave(kind, key, before)
         data = zlib.compress(json.dumps(slim(kind, obj), separators=(",", ":")).encode(), 1)
-        hosts = named(kind, obj)
         self._held[kind][key] = _Held(sys.intern(model), uid_of(obj), revision, hosts, data)
         self._of.setdefault((key[0], model), set()).add((kind, key[1]))
         for host in hosts:

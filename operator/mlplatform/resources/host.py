@@ -1,6 +1,6 @@
 """Which hosts an object names, beside those that the platform gives to models.
 
-Called by `mlplatform.store`, which finds objects by them, and by `mlplatform.reconciler`.
+Called by `mlplatform.fleet`, which finds objects by them, by `mlplatform.reconciler` and by `mlplatform.plan`.
 """
 
 from __future__ import annotations

@@ -191,13 +191,17 @@ def revised(obj: Object, revision: int) -> Object:
 
 def test_the_store_finds_who_names_a_host() -> None:
     store = Store()
-    store.put("MLModel", "adult", revised(asking("adult"), 1))
-    store.put("VirtualService", "adult", revised(route("adult", HOST), 2))
-    store.put("Ingress", "", revised(ingress(), 3))
+
+    def put(model: str, obj: Object) -> None:
+        store.put(obj["kind"], model, obj, hosts.named(obj["kind"], obj))
+
+    put("adult", revised(asking("adult"), 1))
+    put("adult", revised(route("adult", HOST), 2))
+    put("", revised(ingress(), 3))
     assert [o["kind"] for o in store.claims(HOST, NAMESPACE, "zoo")] == ["Ingress", "MLModel", "VirtualService"]
     assert [o["kind"] for o in store.claims(HOST, NAMESPACE, "adult")] == ["Ingress"], "its own do not count"
     assert list(store.asking(HOST)) == [(NAMESPACE, "adult")]
-    store.put("MLModel", "adult", revised(asking("adult", "new.example.com"), 4))
+    put("adult", revised(asking("adult", "new.example.com"), 4))
     store.discard("Ingress", ("shop", "web"), "web")
     assert [o["kind"] for o in store.claims(HOST, NAMESPACE, "zoo")] == ["VirtualService"]
     assert (list(store.claims("", NAMESPACE, "zoo")), list(store.asking(HOST))) == ([], [])
