@@ -241,6 +241,11 @@ CASES = [
         {"settings": replace(SETTINGS, domain="ml.example.com")},
         Level.FAILURE, "gateway", "takes requests for *.models.local, and models answer at *.ml.example.com", "gateway.domain",
     ),
+    Case(
+        "a Gateway without a host that models may ask for",
+        {"settings": replace(SETTINGS, gateway_hosts="team-a/credit.example.com,a.models.local")},
+        Level.FAILURE, "gateway", "does not take requests for team-a/credit.example.com, which", "gateway.hosts of the chart",
+    ),
     Case("no certificate", tls("cert", None), Level.FAILURE, "certificate", "there is no Secret istio-system/cert"),
     Case("one that is none", tls("cert", secret("x")), Level.FAILURE, "certificate", "holds no certificate"),
     Case("one that has ended", tls("cert", secret(pem(-2))), Level.FAILURE, "certificate", "(*.models.local) ended at 2026-02-27"),
@@ -357,6 +362,27 @@ def test_who_may_see_nothing_is_told_of_no_failure() -> None:
 )
 def test_a_gateways_host_covers_a_domain(host: str, domain: str, *, expected: bool) -> None:
     assert checks.covers(host, domain) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "entry", "expected"),
+    [
+        ("credit.example.com", "credit.example.com", True),
+        ("credit.example.com", "team-a/credit.example.com", True),
+        ("team-a/credit.example.com", "team-a/credit.example.com", True),
+        ("team-b/credit.example.com", "team-a/credit.example.com", False),
+        ("team-a/credit.example.com", "credit.example.com", False),
+        ("*.example.com", "team-a/credit.example.com", True),
+        ("*.example.com", "*.ml.example.com", True),
+        ("*.ml.example.com", "*.example.com", False),
+        ("*.example.com", "example.com", False),
+        ("*/*.example.com", "a.b.example.com", True),
+        ("*", "team-a/credit.example.com", True),
+        ("other.example.com", "credit.example.com", False),
+    ],
+)
+def test_a_gateways_host_takes_what_gateway_hosts_promises(host: str, entry: str, *, expected: bool) -> None:
+    assert checks.takes(host, entry) is expected
 
 
 @pytest.mark.parametrize(

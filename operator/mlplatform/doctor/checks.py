@@ -302,6 +302,13 @@ def gateway(facts: Facts) -> Iterator[Finding]:
             f"Gateway {where} takes requests for {_some(hosts) or 'no host'}, and models answer at *.{facts.settings.domain}",
             f"Give it the host *.{facts.settings.domain}, or let gateway.domain of the chart be what it has",
         )
+    asked = [entry for entry in facts.settings.gateway_hosts.split(",") if entry]
+    if strange := [entry for entry in asked if not any(takes(host, entry) for host in hosts)]:
+        yield _failure(
+            name,
+            f"Gateway {where} does not take requests for {_some(strange)}, which models may ask for (gateway.hosts)",
+            "Give it those hosts, or take them out of gateway.hosts of the chart",
+        )
     yield from chain.from_iterable(_certificate(key, secret, facts.now) for key, secret in facts.certificates.items())
     if facts.url:
         trouble, action = facts.url
@@ -331,6 +338,13 @@ def covers(host: str, domain: str) -> bool:
     """Whether a Gateway's host takes requests for every host below `domain`."""
     name = host.rpartition("/")[2]
     return name == "*" or (name.startswith("*.") and f".{domain}".endswith(name[1:]))
+
+
+def takes(host: str, entry: str) -> bool:
+    """Whether a Gateway's host takes the requests that an entry of gateway.hosts promises, in its namespaces."""
+    (where, _, name), (namespace, _, asked) = host.rpartition("/"), entry.rpartition("/")
+    ending = name.startswith("*") and asked.removeprefix("*").endswith(name[1:])
+    return where in {"", "*", namespace} and (name == asked or ending)
 
 
 def _certificate(key: str, secret: Seen, now: datetime) -> Iterator[Finding]:
