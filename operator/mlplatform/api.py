@@ -564,6 +564,12 @@ def json_name(attribute: str) -> str:
 
 
 @cache
+def named(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a dataclass by their names in JSON."""
+    return {json_name(f.name): f for f in dataclasses.fields(cls)}
+
+
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -586,6 +592,8 @@ def decode(cls: type[T], raw: object, path: str = "spec", *, unknown: Unknown = 
 
 
 def _decode(hint: Any, raw: Any, path: str, unknown: Unknown) -> Any:  # noqa: C901, PLR0911  a branch a kind of type
+    if hint in _JSON_TYPES:  # Most fields, so first.
+        return float(raw) if hint is float and type(raw) is int else _expect(hint, raw, path)
     if dataclasses.is_dataclass(hint):
         return _decode_dataclass(typing.cast("type", hint), raw, path, unknown)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -609,15 +617,13 @@ def _decode(hint: Any, raw: Any, path: str, unknown: Unknown) -> Any:  # noqa: C
             return parse_duration(_expect(str, raw, path))
         except SpecError as error:
             raise SpecError(f"{path}: {error}") from None
-    if hint is float and type(raw) is int:
-        return float(raw)
     return _expect(hint, raw, path)
 
 
 def _decode_dataclass(cls: type, raw: Any, path: str, unknown: Unknown) -> Any:
     mapping = _expect(dict, raw, path)
     hints = _hints(cls)
-    names = {json_name(f.name): f for f in dataclasses.fields(cls)}
+    names = named(cls)
     for key in mapping:
         if key not in names and unknown == "reject" and not _asks_for_nothing(mapping[key]):
             msg = f"{path}.{key}: unknown field{suggest(key, names)}; known: {', '.join(names)}"
@@ -661,6 +667,9 @@ _JSON_TYPES: Final[dict[type, str]] = {
 }  # fmt: skip
 
 
+_SCALARS: Final = (str, int, float)
+
+
 def suggest(word: object, known: typing.Iterable[object]) -> str:
     """`` (did you mean epochs?)`` for a word that is nearly one of those; empty for one that is not."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
@@ -699,15 +708,17 @@ def _arranged(f: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _encode(value: Any, *, sparse: bool = False, arranged: bool = False) -> Any:
+    if isinstance(value, _SCALARS):
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = {}
-        for f in dataclasses.fields(value):
+        for name, f in named(type(value)).items():
             item, default = getattr(value, f.name), _default(f)
             if arranged:
                 item, default = _arranged(f, item), _arranged(f, default)
             if item is None or (sparse and item == default):
                 continue
-            kept[json_name(f.name)] = _encode(item, sparse=sparse, arranged=arranged)
+            kept[name] = _encode(item, sparse=sparse, arranged=arranged)
         return kept
     if isinstance(value, (tuple, list)):
         return [_encode(item, sparse=sparse, arranged=arranged) for item in value]

@@ -8,7 +8,7 @@ what `cleanup` destroys, `status` has recorded before.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -78,15 +78,16 @@ def leftovers(obj: Object, refusals: Iterable[Refusal], now: datetime) -> tuple[
 
 
 def _compact(value: Any) -> Any:
-    if is_dataclass(value):
-        members = {f: _compact(getattr(value, f.name)) for f in fields(value)}
-        kept = {f: small for f, small in members.items() if api.is_required(f) or small not in _EMPTY}
-        return {api.json_name(f.name): small for f, small in kept.items()}
+    if isinstance(value, str):
+        return str(value)  # an enum's member becomes its plain value
     if isinstance(value, dict):
         return {k: small for k, v in value.items() if (small := _compact(v)) not in _EMPTY}
     if isinstance(value, (list, tuple)):
         return [_compact(item) for item in value]
-    return str(value) if isinstance(value, str) else value  # an enum's member becomes its plain value
+    if is_dataclass(value):
+        members = {name: (f, _compact(getattr(value, f.name))) for name, f in api.named(type(value)).items()}
+        return {name: small for name, (f, small) in members.items() if small not in _EMPTY or api.is_required(f)}
+    return value
 
 
 _EMPTY: Final[tuple[object, ...]] = (None, "", [], {})
