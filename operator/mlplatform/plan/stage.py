@@ -5,6 +5,7 @@ Called by `plan.version`, which folds the stages over this.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal
@@ -78,7 +79,8 @@ class Pass:
         snapshot: What the cluster shows.
         spec: The version's spec, decoded.
         settings: The operator's.
-        held: Why no stage may run now (a condition's reason and message); None when they may.
+        held: Says why no stage may run now (a condition's reason and message), None when they may; what has ended does
+            not ask.
         reports: What a restored version had finished.
         scheduling: When and where the model's pods may run.
         again: What runs a failed stage again, for messages.
@@ -89,7 +91,7 @@ class Pass:
     snapshot: VersionSnapshot
     spec: api.ModelVersionSpec
     settings: Settings
-    held: tuple[str, str] | None
+    held: Callable[[], tuple[str, str] | None]
     reports: adoption.Reports
     scheduling: api.Scheduling
     again: str
@@ -225,7 +227,7 @@ def keep_workload(stage: Definition, progress: Progress, recorded: api.StageStat
     """Makes the stage's workload, stops it, lets it go on, or takes it away."""
     child = look.snapshot.children.get(stage.name)
     if child is None:
-        if progress.state == "Pending" and not look.held and stage.kind not in look.snapshot.missing:
+        if progress.state == "Pending" and not look.held() and stage.kind not in look.snapshot.missing:
             manifest = stage.render(look.snapshot.version, look.spec, look.settings, look.scheduling)
             numbered = workload.numbered(manifest, recorded.attempt if recorded else 1)
             look.plan.writes.append(Create(numbered, Event("Normal", f"{stage.doing}Started", progress.message)))
@@ -257,12 +259,12 @@ def _keep_failed(stage: Definition, child: Object, recorded: api.StageStatus | N
 def _halt_or_resume(stage: Definition, child: Object, recorded: api.StageStatus | None, look: Pass) -> None:
     """A stage that nobody waits for holds no pods; one that somebody else has suspended is theirs to resume."""
     found, queue = stage.read(child), workload.queue(child)
-    if found.finished or (stage.resume is None and look.held):
+    if found.finished or (stage.resume is None and look.held()):
         return
     suspended = found.phase is Phase.SUSPENDED
-    if look.held:
+    if held := look.held():
         if queue or not suspended:
-            _halt(stage, child, look.held[0], look)
+            _halt(stage, child, held[0], look)
     elif scheduling.asked(child) != scheduling.text(look.scheduling) and not work.begun(recorded):
         look.plan.cleanup.append(Delete(Ref.to(child)))  # Made anew, its pods go where they are to go now.
     elif suspended and stage.resume and _ours(stage, child, look):
@@ -306,7 +308,7 @@ def _absent(stage: Definition, old: Object | None, look: Pass) -> Progress:
         return Progress(state="Pending", status="False", reason=refusal.reason, message=refusal.message)
     name = f"{name_of(look.snapshot.version)}-{stage.name}"
     message = f"{stage.kind} {name} {'of the attempt before is being deleted' if old else 'was created'}"
-    reason, message = look.held or ("Starting", message)
+    reason, message = look.held() or ("Starting", message)
     return Progress(state="Pending", status="Unknown", reason=reason, message=message)
 
 
@@ -325,8 +327,8 @@ def _standing(sight: Sight) -> Progress:
 
 def _suspended(sight: Sight) -> Progress:
     queue = workload.queue(sight.child)
-    if _ours(sight.stage, sight.child, sight.look) or (sight.look.held and queue):
-        reason, message = sight.look.held or ("Resuming", "its pods may run again")
+    if _ours(sight.stage, sight.child, sight.look) or (sight.look.held() and queue):
+        reason, message = sight.look.held() or ("Resuming", "its pods may run again")
     elif queue:
         reason, message = "Queued", f"waits until Kueue's queue {queue} lets it run"
     else:

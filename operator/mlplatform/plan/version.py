@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 
 from mlplatform import api
 from mlplatform.actions import Event
@@ -75,7 +76,7 @@ def plan_version(
         snapshot=snapshot,
         spec=spec,
         settings=settings,
-        held=_resting(snapshot) or _superseded(snapshot),
+        held=cache(lambda: _resting(snapshot) or _superseded(snapshot)),
         reports=adoption.reports(snapshot, spec, settings, scheduling, now, plan),
         scheduling=scheduling,
         again=again or f"kubectl mlmodel retry {spec.model} -n {namespace_of(version)}",
