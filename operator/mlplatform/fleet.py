@@ -90,7 +90,8 @@ class Fleet:
         self._world = World(cluster, self._store, settings)
         self._reconcilers: dict[Who, Reconciler] = {}
         self._queue: WorkQueue[Who] = WorkQueue(self._work)
-        self._synced = False
+        self._begun = self._synced = False
+        self._unseen: set[Who] = set()
         self._hidden: frozenset[str] = frozenset()
 
     def see(self, kind: str, change: str | None, obj: Object) -> None:
@@ -112,7 +113,14 @@ class Fleet:
         if news and self._synced:
             self._wake(kind, obj, model, before ^ hosts)
         elif news and kind in {"MLModel", "ModelVersion"}:  # At the start each is looked at once.
-            self._queue.wake((kind, namespace_of(obj), name_of(obj), model), later=True)
+            who = (kind, namespace_of(obj), name_of(obj), model)
+            self._unseen.add(who)
+            self._queue.wake(who, later=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that there was at the start has been looked at; whoever waits for its turn to begin is ready for it."""
+        return not self._begun or (self._synced and not self._unseen)
 
     def _lose(self, kind: str, key: Key, uid: str) -> bool:
         """Lets go of an object that is gone, and of what its reconciler remembers; whether it was that one."""
@@ -137,6 +145,7 @@ class Fleet:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keeps all models until told to stop; begins when the watches have shown everything that there is."""
+        self._begun = True
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORKERS))
         syncing, told = asyncio.create_task(self._sync()), asyncio.create_task(stop.wait())
         await asyncio.wait({syncing, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -164,10 +173,12 @@ class Fleet:
     async def _work(self, who: Who) -> float | None:
         """One pass; whoever has nothing to remember is made anew for the next."""
         if who[1] in self._hidden:  # What is seen of it may be half of what there is.
+            self._unseen.discard(who)
             return HIDDEN
         reconciler = self._reconcilers.get(who) or Reconciler(self._world, *who)
         self._reconcilers[who] = reconciler
         pause = await reconciler.attempt()
+        self._unseen.discard(who)
         if reconciler.at_rest:
             self._reconcilers.pop(who, None)
         return pause

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import kopf
@@ -140,7 +140,7 @@ async def serve(settings: Settings, lease: Lease | None, cluster: Cluster) -> No
 
     for number in (signal.SIGTERM, signal.SIGINT):  # Until kopf, which has handlers of its own, has begun.
         loop.add_signal_handler(number, end)
-    async with await asyncio.start_server(_alive, port=settings.health_port):
+    async with await asyncio.start_server(_health(lambda: fleet.ready), port=settings.health_port):
         if lease is not None and not await asyncio.to_thread(lease.acquire, stop):
             return
         # A thread of its own: neither a busy loop nor slow writes may keep it from renewing.
@@ -171,13 +171,19 @@ def _keep_lease(lease: Lease | None, stop: threading.Event) -> None:
         os._exit(1)  # Whatever is under way ends with it.
 
 
-async def _alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Liveness: the loop answers, be it that of an operator that works or of one that waits."""
-    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
-        await writer.drain()
-    writer.close()
+def _health(ready: Callable[[], bool]) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """Answers probes: any path for liveness, as the loop answers; ``/readyz`` is refused until all that there is was looked at."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            asked = await reader.readuntil(b"\r\n\r\n")
+            well = ready() or not asked.startswith(b"GET /readyz ")
+            status = b"200 OK" if well else b"503 Service Unavailable"
+            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    return answer
 
 
 def candidate(settings: Settings) -> Lease | None:

@@ -85,6 +85,7 @@ class WorkQueue(Generic[K]):
                 self.wake(key)
             elif pause is not None and not self._stopping:
                 self._timers[key] = asyncio.get_running_loop().call_later(pause, self.wake, key)
+            await asyncio.sleep(0)  # Probes and watches have their turn, also where a pass waits for nothing.
 
     async def _take(self) -> K | None:
         """Whose turn it is; None at the end."""

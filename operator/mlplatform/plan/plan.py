@@ -84,7 +84,7 @@ def _compact(value: Any) -> Any:
         return {k: small for k, v in value.items() if (small := _compact(v)) not in _EMPTY}
     if isinstance(value, (list, tuple)):
         return [_compact(item) for item in value]
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         members = {name: (f, _compact(getattr(value, f.name))) for name, f in api.named(type(value)).items()}
         return {name: small for name, (f, small) in members.items() if small not in _EMPTY or api.is_required(f)}
     return value

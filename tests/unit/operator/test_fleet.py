@@ -168,6 +168,28 @@ def nothing_more(_fleet: Fleet) -> None:
     """It only starts."""
 
 
+def test_it_is_ready_once_everything_that_there_was_has_been_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, attempt, looked = served(), fleet.Reconciler.attempt, list[str]()
+    held = asyncio.Event()
+
+    async def last(self: fleet.Reconciler) -> float | None:
+        looked.append(str(self))
+        await held.wait()
+        return await attempt(self)
+
+    monkeypatch.setattr(fleet.Reconciler, "attempt", last)
+
+    async def begun(found: Fleet) -> None:
+        await until(lambda: len(looked) == 2)
+        assert found._synced  # noqa: SLF001  it is nowhere to be seen
+        assert not found.ready
+        held.set()
+        await until(lambda: found.ready)
+
+    following(server, begun)
+    assert Fleet(cast("Cluster", server), Settings(), KINDS).ready, "one that waits for the lease is as it should be"
+
+
 def test_nothing_is_done_before_the_watches_have_shown_everything() -> None:
     """Without its route, its model would look like one that has none."""
     server = served()

@@ -99,13 +99,22 @@ def test_whoever_shares_a_lease_has_a_name_of_its_own(monkeypatch: pytest.Monkey
         Settings.from_env({"MLPLATFORM_LEASE": "operator"})
 
 
-def test_liveness_answers_whether_it_works_or_waits() -> None:
+@pytest.mark.parametrize(
+    ("reason", "page", "ready", "status"),
+    [
+        ("one that works or waits is alive", "healthz", True, b"200 OK"),
+        ("so is one that has only begun", "healthz", False, b"200 OK"),
+        ("but not ready", "readyz", False, b"503 Service Unavailable"),
+        ("until it has looked at everything", "readyz", True, b"200 OK"),
+    ],
+)
+def test_probes(reason: str, page: str, ready: bool, status: bytes) -> None:  # noqa: FBT001  a table's
     async def ask() -> bytes:
-        async with await asyncio.start_server(main._alive, host="127.0.0.1") as server:  # noqa: SLF001  its handler
+        async with await asyncio.start_server(main._health(lambda: ready), host="127.0.0.1") as server:  # noqa: SLF001  its handler
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: pod\r\n\r\n")
+            writer.write(f"GET /{page} HTTP/1.1\r\nHost: pod\r\n\r\n".encode())
             answer = await reader.read()
             writer.close()
             return answer
 
-    assert asyncio.run(ask()).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert asyncio.run(ask()).startswith(b"HTTP/1.1 " + status), reason

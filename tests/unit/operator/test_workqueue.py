@@ -124,3 +124,27 @@ def test_what_is_under_way_at_the_end_may_end_within_some_time(*, takes: float, 
 
     asyncio.run(scenario())
     assert done == (["a"] if ends else [])
+
+
+def test_others_have_their_turn_between_two_passes() -> None:
+    """Probes and watches: passes over what is at rest wait for nothing, and a start has tens of thousands of them."""
+
+    async def scenario() -> list[int]:
+        done, seen, stop = list[int](), list[int](), asyncio.Event()
+
+        async def work(key: int) -> None:
+            done.append(key)
+
+        queue = WorkQueue(work)
+        for key in range(100):
+            queue.wake(key)
+        running = asyncio.create_task(queue.run(1, stop, 1.0))
+        while len(done) < 100:
+            await asyncio.sleep(0)
+            seen.append(len(done))
+        stop.set()
+        await running
+        return seen
+
+    seen = asyncio.run(scenario())
+    assert len({*seen}) > 90
