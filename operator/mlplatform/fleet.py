@@ -269,15 +269,16 @@ async def _answer(question: Callable[[], T], *final: type[ClusterError]) -> T:
         question: Asks it, in a thread.
         final: Errors that are an answer.
     """
-    for pause in Backoffs():
+    pauses = iter(Backoffs())
+    while True:
         try:
             return await asyncio.to_thread(question)
         except final:
             raise
         except ClusterError as error:
+            pause = next(pauses)
             log.warning("what there is cannot be listed, trying again in %.1f s: %s", pause, error)
         await asyncio.sleep(pause)
-    raise AssertionError("backoffs end")
 
 
 async def _told(stop: asyncio.Event, seconds: float) -> bool:
