@@ -64,7 +64,7 @@ def test_a_table_for_people_and_progress_beside_it(run: Run, capsys: pytest.Capt
 def test_json_for_programs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(HEALTHY, "-o", "json", probed=Probed()) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"check", "level", "message", "next_action"} == set(found[0])
+    assert set(found[0]) == {"check", "level", "message", "nextAction"}
     assert {f["level"] for f in found} == {"ok"}
 
 

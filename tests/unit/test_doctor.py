@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mlplatform import __version__
-from mlplatform.doctor import Finding, Level, checks, failed, gather, sentence
+from mlplatform.doctor import Finding, Level, addons, checks, failed, gather, ingress, sentence
 from mlplatform.doctor.facts import API_VERSIONS, METRICS, Facts, Probed, Stay, Unseen
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object
@@ -361,7 +361,7 @@ def test_who_may_see_nothing_is_told_of_no_failure() -> None:
     ],
 )
 def test_a_gateways_host_covers_a_domain(host: str, domain: str, *, expected: bool) -> None:
-    assert checks.covers(host, domain) is expected
+    assert ingress.covers(host, domain) is expected
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_gateways_host_covers_a_domain(host: str, domain: str, *, expected: bo
     ],
 )
 def test_a_gateways_host_takes_what_gateway_hosts_promises(host: str, entry: str, *, expected: bool) -> None:
-    assert checks.takes(host, entry) is expected
+    assert ingress.takes(host, entry) is expected
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_an_image_or_a_label_says_the_version(
 ) -> None:
     found = deployment("d", "n", image)
     found["metadata"]["labels"] = labels
-    assert checks.deployed(found) == expected
+    assert addons.deployed(found) == expected
 
 
 def test_levels_are_counted_from_the_worst() -> None:

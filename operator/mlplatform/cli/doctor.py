@@ -9,14 +9,14 @@ import argparse
 import sys
 import urllib.error
 import urllib.request
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlplatform import doctor
+from mlplatform import api, doctor
 from mlplatform.cli import terminal
 from mlplatform.cli.cluster import Cluster
 from mlplatform.doctor import Finding, Level, checks, probe
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
         facts = replace(facts, url=answered(args.url))
     found = checks.findings(facts)
     if args.output == "json":
-        terminal.dump([asdict(finding) for finding in found], "json", out)
+        terminal.dump([api.encode(finding) for finding in found], "json", out)
     else:
         terminal.print_table(table(found), out)
         terminal.say(out, doctor.sentence(found))

@@ -84,7 +84,8 @@ class Asker:
 
     def _may(self, attributes: Object, user: str) -> bool | Unseen:
         kind = "SubjectAccessReview" if user else "SelfSubjectAccessReview"
-        who = {"user": user, "groups": ["system:serviceaccounts", "system:authenticated"]} if user else {}
+        home = user.rpartition(":")[0].replace("serviceaccount", "serviceaccounts")
+        who = {"user": user, "groups": ["system:serviceaccounts", home, "system:authenticated"]} if user else {}
         spec = {"resourceAttributes": attributes, **who}
         review = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
         found = self._request("POST", f"/apis/authorization.k8s.io/v1/{kind.lower()}s", review)
