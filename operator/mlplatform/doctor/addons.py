@@ -59,7 +59,7 @@ def kserve(facts: Facts) -> Iterator[Finding]:
             f"{text(release)} does not know the deployment mode Standard that the chart has",
             f"{UPGRADE} --set kserve.deploymentMode=RawDeployment",
         )
-    elif facts.settings:
+    elif facts.settings and found is not None:
         yield ok(name, f"{_release(found, release)}; models ask for the deployment mode {facts.settings.kserve_mode}")
 
 
@@ -160,9 +160,7 @@ def _first(found: Listed) -> Object | None:
     return None if isinstance(found, Unseen) or not found else found[0]
 
 
-def _release(deployment: Object | None, found: Version | None) -> str:
-    if deployment is None:
-        return "its version cannot be looked at"
+def _release(deployment: Object, found: Version | None) -> str:
     image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
     return text(found) if found else f"image {image} does not say its version"
 
