@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from written import SCENARIOS, scenario, send
 from mlplatform.actions import Delete
 from mlplatform.cli.main import main
 from mlplatform.cluster import Cluster
+from mlplatform.doctor import __main__ as doctor_main
+from mlplatform.doctor import probe
 from mlplatform.resources import service
 
 pytestmark = pytest.mark.apiserver
@@ -146,6 +149,48 @@ def test_the_doctor_tells_who_may_see_little_what_that_is(
     found = doctor(replace(installed, kubeconfig=tmp_path / "ann"), capsys, monkeypatch)
     assert {f["level"] for f in found.values()} <= {"ok", "skipped", "warning"}, found
     assert any('cannot list resource "deployments"' in said for said, f in found.items() if f["level"] == "skipped")
+
+
+def of_the_test(server: ApiServer) -> set[str]:
+    kinds = "serviceaccounts,clusterroles,clusterrolebindings,roles,rolebindings,pods"
+    label = "app.kubernetes.io/component=test"
+    return set(server.kubectl("get", kinds, "-A", "-l", label, "-o", "name").split())
+
+
+def test_what_the_test_of_a_release_may_do_goes_with_it(installed: ApiServer) -> None:
+    """Of one that fails (here no node runs its pod), the pod stays, for its log."""
+    failed = tried(installed, "test", "mlplatform", "--timeout", "5s")
+    assert failed.returncode != 0
+    assert of_the_test(installed) == {"pod/mlplatform-test"}
+    installed.kubectl("delete", "pod", "mlplatform-test", "-n", SYSTEM, "--force")
+
+
+def test_the_test_of_a_release_may_see_all_but_secrets(
+    installed: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And may make a pod where models live, and take it away: nobody runs it here, which it says."""
+    only = ("--show-only", "templates/tests/installation.yaml", "--set", "store.existingSecret=ours")
+    rights = [
+        o
+        for o in yaml.safe_load_all(helm(installed, "template", "mlplatform", str(CHART), *only))
+        if o["kind"] != "Pod"
+    ]
+    installed.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(rights))
+    kubeconfig = yaml.safe_load(installed.kubeconfig.read_text())
+    kubeconfig["users"][0]["user"] = {
+        "token": installed.kubectl("create", "token", "mlplatform-test", "-n", SYSTEM).strip()
+    }
+    (tmp_path / "test").write_text(yaml.safe_dump(kubeconfig))
+    monkeypatch.setattr(doctor_main, "connect", lambda: config.new_client_from_config(str(tmp_path / "test")))
+    monkeypatch.setattr(probe, "run", partial(probe.run, deadline=2.0))
+    monkeypatch.setattr("sys.argv", ["doctor", "--namespace=default"])
+    assert doctor_main.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("SKIPPED") and "secrets" not in line] == []
+    assert any(line.startswith("FAILURE  store: from default: pod mlplatform-doctor-") for line in lines), lines
+    assert any(line.startswith("OK       rights: ") for line in lines), lines
+    assert installed.kubectl("get", "pods", "-n", "default", "-o", "name") == ""
+    installed.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(rights))
 
 
 def test_uninstalling_leaves_models_and_installing_again_takes_them_over(installed: ApiServer) -> None:
