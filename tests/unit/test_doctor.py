@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mlplatform import __version__
-from mlplatform.doctor import Finding, Level, addons, checks, failed, gather, ingress, sentence
+from mlplatform.doctor import Finding, Level, addons, checks, failed, gather, ingress, sentence, words
 from mlplatform.doctor.facts import API_VERSIONS, METRICS, Facts, Probed, Stay, Unseen
 from mlplatform.settings import Settings
 from mlplatform.snapshot import Object
@@ -90,7 +90,7 @@ OPERATOR = labelled(
 LEASE: Object = {"spec": {"holderIdentity": "pod-1", "renewTime": "2026-03-01T11:59:59.000000Z"}}
 STAY = Stay(
     namespace={"metadata": {"name": "team-a", "labels": {}}},
-    accounts={"mlplatform-jobs": {}, "mlplatform-serving": {}},
+    accounts={"mlplatform-jobs": {"metadata": {}}, "mlplatform-serving": {"metadata": {}}},
     secret={
         "metadata": {
             "annotations": {
@@ -268,6 +268,11 @@ CASES = [
         Level.OK, "GPUs", "nodes offer amd.com/gpu",
     ),
     Case("no metrics API", {"served": served(metrics_k8s_io__v1beta1=frozenset())}, Level.WARNING, "metrics API", "are not scaled", "metrics-server"),
+    Case(
+        "one that is registered and does not answer",
+        {"served": {**HEALTHY.served, METRICS: Unseen("503 the server is currently unable to handle the request")}},
+        Level.WARNING, "metrics API", "is not served (503 the server is currently unable",
+    ),
     Case("a queue without Kueue", {"stays": stay(queues={"gpus": None})}, Level.FAILURE, "Kueue", "Kueue is not installed"),
     Case(
         "a queue that is not there",
@@ -292,6 +297,11 @@ CASES = [
         "KServe is not told of the authority",
         {"stays": stay(secret={"metadata": {}, "data": {}})},
         Level.WARNING, "namespace team-a", "not told to trust ConfigMap company", "kubectl annotate --overwrite secret mlplatform-store -n team-a serving",
+    ),
+    Case(
+        "with a role in place of keys the ServiceAccount tells it",
+        {"stays": stay(secret={"metadata": {}, "data": {}}, accounts={"mlplatform-serving": STAY.secret})},
+        Level.OK, "namespace team-a", "has all",
     ),
     Case("a Secret that a pod was given need not be read", {"stays": stay(secret=FORBIDDEN)}, Level.OK, "namespace team-a", "has all"),
     Case("no ConfigMap of the authorities", {"stays": stay(trust=None)}, Level.FAILURE, "namespace team-a", "no ConfigMap company", "trust-manager"),
@@ -346,6 +356,14 @@ def test_who_may_see_nothing_is_told_of_no_failure() -> None:
         stays=stay(operators=FORBIDDEN, own=FORBIDDEN, accounts=dict.fromkeys(STAY.accounts, FORBIDDEN)),
     )
     assert not [f for f in checks.findings(blind) if f.level is Level.FAILURE]
+    mine = checks.findings(replace(blind, stays=stay(own=("create mlmodels",))))
+    assert [f.message for f in mine if "you may view models there" in f.message], "one's own rights can always be seen"
+
+
+def test_the_versions_are_those_of_the_documents() -> None:
+    """Which are those that tests run."""
+    supported = f"Kubernetes {words.text(checks.OLDEST)} to {words.text(checks.NEWEST)}"
+    assert supported in (Path(__file__).parents[2] / "docs/deployment.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -254,10 +254,12 @@ def _gpus(model: Object, settings: Settings) -> tuple[str, int]:
 
 def autoscaling(facts: Facts) -> Iterator[Finding]:
     """What the autoscaler goes by."""
-    if not facts.served.get(METRICS):
+    served = facts.served.get(METRICS)
+    if not served or isinstance(served, Unseen):
+        why = f" ({served.why})" if isinstance(served, Unseen) else ""
         yield warning(
             "metrics API",
-            f"{METRICS} is not served: models with more replicas at most than at least are not scaled",
+            f"{METRICS} is not served{why}: models with more replicas at most than at least are not scaled",
             "Install metrics-server, or another source of the Kubernetes metrics API",
         )
     else:

@@ -76,7 +76,7 @@ def gather(ask: Asker, now: datetime, namespaces: tuple[str, ...], here: str = "
         certificates=certificates,
         nodes=ask.list("/api/v1/nodes"),
         models=models,
-        stays=look.stays(namespaces or _homes(ask, models)),
+        stays=look.stays(namespaces or _homes(ask, known, models)),
         cluster_rights=_everywhere(ask, known, account),
     )
 
@@ -122,11 +122,11 @@ def _models(ask: Asker, namespaces: tuple[str, ...]) -> Listed:
     return tuple(found)
 
 
-def _homes(ask: Asker, models: Listed) -> tuple[str, ...]:
-    """Namespaces that the chart has set up, or in which there are models."""
+def _homes(ask: Asker, settings: Settings, models: Listed) -> tuple[str, ...]:
+    """Namespaces that the chart has set up, that the operator watches by name, or in which there are models."""
     accounts = ask.list("/api/v1/serviceaccounts", f"{OURS}=jobs")
     lists = [found for found in (accounts, models) if not isinstance(found, Unseen)]
-    return tuple(sorted({namespace_of(obj) for found in lists for obj in found}))
+    return tuple(sorted({*settings.namespaces, *(namespace_of(obj) for found in lists for obj in found)}))
 
 
 def _gateway(ask: Asker, settings: Settings) -> tuple[Seen, Listed, dict[str, Seen]]:

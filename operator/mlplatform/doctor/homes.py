@@ -28,9 +28,10 @@ def namespaces(facts: Facts) -> Iterator[Finding]:
             "none is set up for models, and there is no model",
             "List one in modelNamespaces of the chart, or name one with -n",
         )
-    if facts.settings is None:
-        return
     for place, stay in facts.stays.items():
+        if facts.settings is None:  # Of what should be there, nobody knows the names.
+            yield from _own_rights(f"namespace {place}", place, stay.own)
+            continue
         found = list(_namespace(place, stay, facts.settings, facts.now))
         yield from found
         if all(f.level is Level.OK for f in found):
@@ -93,7 +94,10 @@ def _store_secret(name: str, place: str, stay: Stay, settings: Settings, setup: 
             "serving.kserve.io/s3-cabundle-configmap": settings.trust_config_map,
             "serving.kserve.io/s3-cabundle": f"{pod.TRUST}/{settings.trust_key}",
         }
-        said = annotations_of(found)
+        account = stay.accounts.get(
+            settings.serving_service_account
+        )  # Where there are no keys but a role, KServe reads it.
+        said = {**(annotations_of(account) if isinstance(account, dict) else {}), **annotations_of(found)}
         if any(said.get(key) != value for key, value in wanted.items()):
             yield warning(
                 name,
@@ -176,7 +180,9 @@ def _own_rights(name: str, place: str, own: tuple[str, ...] | Unseen | None) -> 
             f"you may not {some(list(own))} there",
             f"Ask for the role: kubectl create rolebinding mlmodels --clusterrole=view --user=<you> -n {place}",
         )
-    elif own:
+    elif not own:
+        yield ok(name, "you may view and edit models there")
+    else:
         yield ok(name, f"you may view models there, but not {some(list(own))} (--clusterrole=edit gives that)")
 
 
