@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from mlplatform import contract
 from mlplatform.actions import Ref
-from mlplatform.cluster import WORKERS, Backoffs, Cluster, ClusterError, Expired, Forbidden, NotFound
+from mlplatform.cluster import WORKERS, Backoffs, Cluster, ClusterError, Expired, Forbidden, NotFound, Rejected
 from mlplatform.reconciler import Reconciler, World
 from mlplatform.resources import host, inferenceservice, modelversion
 from mlplatform.settings import Settings
@@ -244,15 +244,14 @@ class Fleet:
 
     async def _list_in(self, namespace: str, kind: str) -> dict[Key, str]:
         selector, of = contract.LABEL_MODEL if labelled(kind) else "", Ref(self._kinds[kind], kind, namespace, "")
-        refusal = (Forbidden,) if namespace else ()  # One namespace may be left alone; all of them may not.
+        final = (NotFound, Forbidden) if namespace else (NotFound,)  # One namespace may be left alone; all may not.
         found: dict[Key, str] = {}
         rest, more = "", True
         while more:  # Page by page, so that nobody who wants to end waits for the last.
+            anew = (Expired, Rejected) if rest else ()
             try:
-                items, rest = await _answer(
-                    partial(self._cluster.page, of, selector, rest), Expired, NotFound, *refusal
-                )
-            except Expired:
+                items, rest = await _answer(partial(self._cluster.page, of, selector, rest), *final, *anew)
+            except anew:
                 found, rest = {}, ""
                 continue
             whole = kind in {"ModelVersion", "Ingress"}

@@ -14,7 +14,7 @@ from unit.operator_world import NAMESPACE, Fake, mlmodel, play
 
 from mlplatform import contract, fleet
 from mlplatform.actions import Create, Ref, Write
-from mlplatform.cluster import WORKERS, Cluster, ClusterError, Expired, Forbidden, NotFound
+from mlplatform.cluster import WORKERS, Cluster, ClusterError, Expired, Forbidden, NotFound, Rejected
 from mlplatform.fleet import Fleet
 from mlplatform.main import watched
 from mlplatform.settings import Settings
@@ -280,6 +280,7 @@ def test_a_sweep_is_one_list_a_kind_however_many_models_there_are() -> None:
     [
         ("whoever has too much to do is asked for the same page later", ClusterError("429 too many requests"), 0),
         ("a list that has become too old begins anew, that one alone", Expired("410 the list is too old"), 1),
+        ("so does one whose next page an API server of another release cannot find", Rejected("400 no such page"), 1),
         ("a kind that has just gone is not waited for", NotFound("404 no such kind"), 0),
     ],
 )
