@@ -58,12 +58,13 @@ def test_nothing_stays(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert Store(root).names() == []
 
 
-def test_a_bucket_that_is_not_there(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failure = probed(f"{root.rpartition('/')[0]}-no-such", tmp_path / "message", monkeypatch).failure
+def test_a_key_that_the_store_does_not_know(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-key")
+    failure = probed(root, tmp_path / "message", monkeypatch).failure
     assert failure is not None
-    assert (failure.reason, "the bucket does not exist" in failure.message) == (FailureClass.STORE_ACCESS, True), (
-        failure
-    )
+    assert failure.reason is FailureClass.STORE_ACCESS, failure
+    assert "the store refused to write" in failure.message, failure
+    assert "Check the keys" in failure.next_action
 
 
 def test_who_may_write_and_not_read_leaves_nothing(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
