@@ -111,13 +111,18 @@ class Inquiry:
 
 def refusal(events: Iterable[Object], workload: Object, pods: Iterable[Object]) -> str:
     """What the newest event about a refused pod says, unless pods were made, or the work began anew, after it."""
-    said = [(when, event) for event in events if event.get("reason") in REASONS and (when := _last(event))]
+    said = [(when, event) for event in events if _refuses(event) and (when := _last(event))]
     when, event = max(said, key=lambda pair: pair[0], default=(None, {}))
     times = [status_of(workload).get("startTime"), *(pod["metadata"].get("creationTimestamp") for pod in pods)]
     known = [time for time in map(moment, times) if time]
     if when is None or any(when + SKEW < time for time in known):
         return ""
     return str(event.get("message", ""))
+
+
+def _refuses(event: Object) -> bool:
+    """Whether it is about a pod that may not be; one whose predecessor has yet to go is only early."""
+    return event.get("reason") in REASONS and not str(event.get("message", "")).endswith("already exists")
 
 
 def _last(event: Object) -> datetime | None:

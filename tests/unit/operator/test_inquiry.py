@@ -175,6 +175,13 @@ def event(seconds: float, message: str = QUOTA, why: str = "FailedCreatePod", **
         ("nothing was said", [], [], None, ""),
         ("the newest counts", [event(10, "old"), event(90), event(20, "older")], [], None, QUOTA),
         ("others are about something else", [event(90, why="FailedMount")], [], None, ""),
+        (
+            "the pod before has yet to go",
+            [event(90, 'object is being deleted: pods "a-0" already exists')],
+            [],
+            None,
+            "",
+        ),
         ("an event of the newer kind", [event(0, eventTime=stamp(START))], [], None, QUOTA),
         ("and one that was repeated", [event(0, series={"lastObservedTime": stamp(START)})], [], None, QUOTA),
         ("the master came at the same second", [event(90)], [91], None, QUOTA),
