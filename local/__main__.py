@@ -32,6 +32,7 @@ EXAMPLES: Final = """examples:
   python3 -m local down                        remove the cluster; builds stay in the cache
 
 environment:
+  VARIANT=ipv6             another cluster: pods and Services with IPv6 addresses alone, its domain corp.internal
   MLPLATFORM_CACHE         where builds are kept (default ~/.cache/mlplatform)
   MLPLATFORM_TORCH_INDEX   pip index for PyTorch, e.g. https://download.pytorch.org/whl/cpu
   NO_COLOR                 no colours

@@ -138,34 +138,34 @@ class Cluster:
         """Runs helm and returns what it printed."""
         return run([self.tool("helm"), *arguments], self.env, seconds=seconds)
 
-    def image_values(self) -> list[str]:
-        """`--set` arguments for helm that name this cluster's images; none where the chart's own are pulled."""
-        names = ("operator", "jobs", "serving", "seaweedfs")
+    def images(self) -> dict[str, str]:
+        """Name → reference of this cluster's images; none where the chart's own are pulled."""
+        refs: dict[str, str] = {}
         if self.kind == "local":
             refs = json.loads(run([sys.executable, "-m", "local", "images", "--json"], self.env, seconds=2400))
         elif self.kind == "kind":
             if not KIND_IMAGES.exists():
                 raise AccessError(f"{KIND_IMAGES} is not there", "make up CLUSTER=kind builds the images and writes it")
             refs = json.loads(KIND_IMAGES.read_text(encoding="utf-8"))
-        else:
-            return []
-        return [word for name in names for word in ("--set-string", f"images.{name}={refs[name]}")]
+        return {name: refs[name] for name in ("operator", "jobs", "serving", "seaweedfs") if refs}
 
     def install(self, *values: str, seconds: int = 300) -> str:
         """Installs or upgrades the chart and waits until it is ready; returns helm's status line."""
         if self.kind == "local":
             # The local cluster provisions no volumes, and its few cores must do for training beside a rollout.
             values = ("--set", "store.embedded.persistence.enabled=false", "--set", "maxCpuRequest=100m", *values)
+        images = (word for name, ref in self.images().items() for word in ("--set-string", f"images.{name}={ref}"))
         self.helm(
             "upgrade", "--install", RELEASE, "charts/mlplatform", "--namespace", SYSTEM, "--create-namespace",
-            "--wait", "--timeout", f"{seconds}s", *self.image_values(), *values, seconds=seconds + 30,
+            "--wait", "--timeout", f"{seconds}s", *images, *values, seconds=seconds + 30,
         )  # fmt: skip
         return self.helm("list", "--namespace", SYSTEM, "--filter", RELEASE, "--no-headers").strip()
 
-    def gateway(self) -> str:
+    def gateway(self, scheme: str = "http") -> str:
         """Base URL of the gateway: GATEWAY_URL, the Service's address, or a port-forward."""
         given = os.environ.get("GATEWAY_URL", "")
-        return given.rstrip("/") if given else self._service(GATEWAY_NAMESPACE, GATEWAY, 80)
+        port = {"http": 80, "https": 443}[scheme]
+        return given.rstrip("/") if given else self._service(GATEWAY_NAMESPACE, GATEWAY, port, scheme)
 
     def store_environment(self, namespace: str = "default") -> dict[str, str]:
         """Environment by which a program on the host reads and writes the artifact store."""
@@ -176,11 +176,11 @@ class Cluster:
             found["AWS_ENDPOINT_URL"] = self._service(SYSTEM, STORE, 8333)
         return {**self.env, **found}
 
-    def _service(self, namespace: str, name: str, port: int) -> str:
+    def _service(self, namespace: str, name: str, port: int, scheme: str = "http") -> str:
         if self.kind == "local":
             address = self.get("service", name, "--namespace", namespace)["spec"]["clusterIP"]
-            return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-        return self._forward(namespace, name, port)
+            return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
+        return f"{scheme}://127.0.0.1:{self._forward(namespace, name, port)}"
 
     def _file(self, text: str) -> str:
         """A file that only this user may read, for as long as this is open."""
@@ -190,7 +190,7 @@ class Cluster:
             file.write(text)
         return path
 
-    def _forward(self, namespace: str, name: str, port: int) -> str:
+    def _forward(self, namespace: str, name: str, port: int) -> int:
         command = [self.tool("kubectl"), "--namespace", namespace, "port-forward", f"service/{name}", f":{port}"]
         process = self._opened.enter_context(
             subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -207,7 +207,7 @@ class Cluster:
         self._opened.callback(drain.join)
         self._opened.callback(process.terminate)
         wait_for_port(int(found[1]))
-        return f"http://127.0.0.1:{found[1]}"
+        return int(found[1])
 
 
 def wait_for_port(port: int) -> None:

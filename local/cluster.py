@@ -31,7 +31,7 @@ from local import (
     wheelhouse,
 )
 from local.console import Console, seconds
-from local.layout import Layout
+from local.layout import VARIANT, Layout
 from local.steps import RunError, Shell, Step, StepError, Timing, run_steps, timing_table
 
 START_TIMEOUT: Final = 60.0
@@ -176,7 +176,7 @@ class Cluster:
         self.layout.state.mkdir(parents=True, exist_ok=True)
         self.layout.state.chmod(0o711)
         pki.issue(shell, self.layout)
-        (self.layout.state / "kubernetes").write_text(upstream.named("kubernetes").version)
+        (self.layout.state / "variant").write_text(VARIANT)
         node.write_files(self._files())
 
     def _files(self) -> dict[Path, str]:

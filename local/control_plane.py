@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local.layout import API_PORT, NODE_IP, POD_CIDR, SERVICE_CIDR, Layout
+from local.layout import API_PORT, CLUSTER_DOMAIN, NODE_IP, POD_CIDR, SERVICE_CIDR, Layout
 from local.pki import FRONT_PROXY
 
 
@@ -96,7 +96,7 @@ def daemons(layout: Layout, binaries: Path, path: str) -> list[Daemon]:
             f"--kubelet-client-certificate={pki}/apiserver-kubelet.crt",
             f"--kubelet-client-key={pki}/apiserver-kubelet.key",
             "--kubelet-preferred-address-types=InternalIP",
-            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            f"--service-account-issuer=https://kubernetes.default.svc.{CLUSTER_DOMAIN}",
             f"--service-account-signing-key-file={pki}/service-account.key",
             f"--service-account-key-file={pki}/service-account.pub",
             # So that the API server is believed by those it hands requests on to (metrics-server).

@@ -5,6 +5,7 @@ Called by every other module here, so that a path or an address is written down 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +21,52 @@ LINK_ALIAS: Final = "mlplatform-local"
 NODE_LINK: Final = "uplink"
 POD_BRIDGE: Final = "cni0"
 
-HOST_IP: Final = "10.243.0.1"
-NODE_IP: Final = "10.243.0.2"
-LINK_CIDR: Final = "10.243.0.0/30"
-POD_CIDR: Final = "10.244.0.0/24"
-POD_GATEWAY: Final = "10.244.0.1"
-SERVICE_CIDR: Final = "10.96.0.0/16"
-SERVICE_IP: Final = "10.96.0.1"
-DNS_IP: Final = "10.96.0.10"
-CLUSTER_DOMAIN: Final = "cluster.local"
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What clusters do not have in common.
+
+    Attributes:
+        link: Two addresses: of the host, and of the node.
+        pods: Their addresses; the bridge has the first.
+        services: Their addresses; the API server has the first, DNS the tenth.
+        domain: Under which Services have their names.
+    """
+
+    link: str
+    pods: str
+    services: str
+    domain: str
+
+
+VARIANTS: Final = {
+    "": Network("10.243.0.0/30", "10.244.0.0/24", "10.96.0.0/16", "cluster.local"),
+    # Pods and Services have no IPv4 address.
+    "ipv6": Network("fd6d:6c70:0:1::/126", "fd6d:6c70:0:2::/64", "fd6d:6c70:0:3::/112", "corp.internal"),
+}
+VARIANT: Final = os.environ.get("VARIANT", "")
+"""Which of them `up` makes."""
+if VARIANT not in VARIANTS:
+    raise SystemExit(f"error: VARIANT={VARIANT}; choose one of {', '.join(filter(None, VARIANTS))}, or none")
+NETWORK: Final = VARIANTS[VARIANT]
+
+
+def _address(network: str, number: int) -> str:
+    return str(ipaddress.ip_network(network)[number])
+
+
+LINK_CIDR: Final = NETWORK.link
+HOST_IP: Final = _address(LINK_CIDR, 1)
+NODE_IP: Final = _address(LINK_CIDR, 2)
+POD_CIDR: Final = NETWORK.pods
+POD_GATEWAY: Final = _address(POD_CIDR, 1)
+SERVICE_CIDR: Final = NETWORK.services
+SERVICE_IP: Final = _address(SERVICE_CIDR, 1)
+DNS_IP: Final = _address(SERVICE_CIDR, 10)
+CLUSTER_DOMAIN: Final = NETWORK.domain
+IS_IPV6: Final = ":" in NODE_IP
 API_PORT: Final = 6443
-API_URL: Final = f"https://{NODE_IP}:{API_PORT}"
+API_URL: Final = f"https://[{NODE_IP}]:{API_PORT}" if IS_IPV6 else f"https://{NODE_IP}:{API_PORT}"
 
 CGROUP: Final = "mlplatform-local"
 """Every pod's cgroup is below this one, in every hierarchy."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -86,11 +87,11 @@ def check_overlap(routes: Iterable[dict[str, Any]]) -> Check:
     ours = [ipaddress.ip_network(cidr) for cidr in (layout.LINK_CIDR, layout.POD_CIDR, layout.SERVICE_CIDR)]
     for route in routes:
         target = str(route.get("dst", ""))
-        if route.get("dev") == layout.HOST_LINK or not target[:1].isdigit() or ":" in target:
+        if route.get("dev") == layout.HOST_LINK or not re.match(r"[0-9a-f]+[.:]", target):
             continue
         network = ipaddress.ip_network(target, strict=False)
         for mine in ours:
-            if network.prefixlen > 0 and network.overlaps(mine):
+            if network.version == mine.version and network.prefixlen > 0 and network.overlaps(mine):
                 return Check(
                     "addresses", str(network), f"{network} (dev {route.get('dev')}) overlaps the cluster's {mine}"
                 )
@@ -195,14 +196,13 @@ def _disk(cache: Path) -> Check:
 
 
 def check_state(state: Path) -> Check:
-    """No cluster of an earlier kind lies there: its etcd and its configuration do not fit."""
-    if not (state / "kubeconfig").exists() or (state / "kubernetes").exists():
+    """No cluster of another kind lies there: its certificates and its etcd do not fit."""
+    mark = state / "variant"
+    found = f"with VARIANT={mark.read_text()}" if mark.exists() else "by an earlier version of this project"
+    if not (state / "kubeconfig").exists() or found == f"with VARIANT={layout.VARIANT}":
         return Check("state", str(state))
-    return Check(
-        "state",
-        str(state),
-        f"{state} holds a cluster of Kubernetes 1.20, made by an earlier version of this project: run `make down` first",
-    )
+    wanted = f"not with VARIANT={layout.VARIANT}"
+    return Check("state", str(state), f"{state} holds a cluster made {found}, {wanted}: run `make down` first")
 
 
 def examine(cache: Path) -> list[Check]:

@@ -76,19 +76,28 @@ def setup_commands(layout: Layout, existing_tunables: list[str]) -> list[list[st
         ]
     commands += [
         ["ip", "link", "set", "lo", "up"],
-        ["ip", "address", "add", f"{net.NODE_IP}/30", "dev", net.NODE_LINK],
+        _address(net.NODE_IP, net.LINK_CIDR, net.NODE_LINK),
         ["ip", "link", "set", net.NODE_LINK, "up"],
         # Pods reach each other and this host; anything else fails at once instead of hanging.
-        ["ip", "route", "add", "unreachable", "default"],
-        ["ip", "link", "add", net.POD_BRIDGE, "type", "bridge"],
-        ["ip", "address", "add", f"{net.POD_GATEWAY}/24", "dev", net.POD_BRIDGE],
+        *(["ip", family, "route", "add", "unreachable", "default"] for family in ("-4", "-6")),
+        # Without a hardware address of its own a bridge has the lowest of its ports', and pods lose their gateway when that changes.
+        ["ip", "link", "add", net.POD_BRIDGE, "address", "02:6d:6c:70:00:01", "type", "bridge"],
+        _address(net.POD_GATEWAY, net.POD_CIDR, net.POD_BRIDGE),
         ["ip", "link", "set", net.POD_BRIDGE, "up"],
         # The API server calls webhooks by their Services: kube-proxy turns the address, but a route must be there first.
         ["ip", "route", "add", net.SERVICE_CIDR, "dev", net.POD_BRIDGE],
     ]
     # A pod reaches itself through its Service only when bridged traffic passes iptables.
-    settings = ("net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=1")
+    if net.IS_IPV6:
+        settings = ("net.ipv6.conf.all.forwarding=1", "net.bridge.bridge-nf-call-ip6tables=1")
+    else:
+        settings = ("net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=1")
     return [*commands, *(["sysctl", "-q", "-w", setting] for setting in settings)]
+
+
+def _address(address: str, network: str, link: str) -> list[str]:
+    # Without the second in which IPv6 would look whether somebody else has it.
+    return ["ip", "address", "add", f"{address}/{network.partition('/')[2]}", "dev", link, *["nodad"] * net.IS_IPV6]
 
 
 def host_link_commands(node_pid: int) -> list[list[str]]:
@@ -97,7 +106,7 @@ def host_link_commands(node_pid: int) -> list[list[str]]:
     return [
         ["ip", "link", "add", link, "type", "veth", "peer", "name", net.NODE_LINK, "netns", str(node_pid)],
         ["ip", "link", "set", link, "alias", net.LINK_ALIAS],
-        ["ip", "address", "add", f"{net.HOST_IP}/30", "dev", link],
+        _address(net.HOST_IP, net.LINK_CIDR, link),
         ["ip", "link", "set", link, "up"],
         ["ip", "route", "add", net.POD_CIDR, "via", net.NODE_IP],
         ["ip", "route", "add", net.SERVICE_CIDR, "via", net.NODE_IP],
@@ -150,7 +159,7 @@ def cni_config() -> dict[str, Any]:
                 "ipam": {
                     "type": "host-local",
                     "ranges": [[{"subnet": net.POD_CIDR, "gateway": net.POD_GATEWAY}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "routes": [{"dst": "::/0" if net.IS_IPV6 else "0.0.0.0/0"}],
                     "dataDir": "/run/cni",
                 },
             },

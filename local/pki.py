@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from local.layout import API_URL, NODE_IP, NODE_NAME, SERVICE_IP, Layout
+from local.layout import API_URL, CLUSTER_DOMAIN, NODE_IP, NODE_NAME, SERVICE_IP, Layout
 from local.steps import Shell
 
 DAYS: Final = "3650"
@@ -39,7 +39,7 @@ class Certificate:
 
 def _webhook(name: str, service: str) -> Certificate:
     return Certificate(
-        f"addons-{name}", f"/CN={service}", (f"DNS:{service}", f"DNS:{service}.cluster.local"), "addons-ca"
+        f"addons-{name}", f"/CN={service}", (f"DNS:{service}", f"DNS:{service}.{CLUSTER_DOMAIN}"), "addons-ca"
     )
 
 
@@ -54,7 +54,7 @@ CERTIFICATES: Final = (
             "DNS:kubernetes",
             "DNS:kubernetes.default",
             "DNS:kubernetes.default.svc",
-            "DNS:kubernetes.default.svc.cluster.local",
+            f"DNS:kubernetes.default.svc.{CLUSTER_DOMAIN}",
             "DNS:localhost",
         ),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from local import machine, packages, processes, teardown
+from local import layout, machine, packages, processes, teardown
 from local.machine import Check
 
 BOOKWORM = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_CODENAME=bookworm\n'
@@ -42,6 +43,7 @@ def test_distribution(os_release: str, fits: bool, reason: str) -> None:  # noqa
             True,
             "neighbours do not matter",
         ),
+        ([{"dst": "ff00::/8", "dev": "eth0"}, {"dst": "local"}], True, "of another family, or no address at all"),
     ],
 )
 def test_overlap(routes: list[dict[str, Any]], fits: bool, reason: str) -> None:  # noqa: FBT001 - a table
@@ -82,14 +84,15 @@ def test_disk(free: float, wanted: list[str], problem: str, reason: str) -> None
 @pytest.mark.parametrize(
     ("files", "fits", "reason"),
     [
-        ([], True, "no cluster"),
-        (["kubeconfig", "kubernetes"], True, "one of ours"),
-        (["kubeconfig"], False, "one of Kubernetes 1.20, which left no version"),
+        ({}, True, "no cluster"),
+        ({"kubeconfig": "", "variant": ""}, True, "one of ours"),
+        ({"kubeconfig": "", "variant": "ipv6"}, False, "its addresses and names are in every certificate"),
+        ({"kubeconfig": ""}, False, "an earlier version of this project left no variant"),
     ],
 )
-def test_a_cluster_of_an_earlier_kind(tmp_path: Path, files: list[str], fits: bool, reason: str) -> None:  # noqa: FBT001 - a table
-    for name in files:
-        (tmp_path / name).touch()
+def test_a_cluster_of_another_kind(tmp_path: Path, files: dict[str, str], fits: bool, reason: str) -> None:  # noqa: FBT001 - a table
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     found = machine.check_state(tmp_path)
     assert (found.problem == "") is fits, reason
     assert fits or "make down" in found.problem, "the next action"
@@ -217,3 +220,24 @@ def test_mounts_below_gives_the_deepest_first() -> None:
 def test_a_machine_without_ip_has_no_link_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert teardown.remove_link() is False, "`make down` on a fresh Debian"
+
+
+@pytest.mark.parametrize("name", layout.VARIANTS)
+def test_variants(name: str) -> None:
+    network = layout.VARIANTS[name]
+    link, pods, services = (ipaddress.ip_network(cidr) for cidr in (network.link, network.pods, network.services))
+    assert not any(a.overlaps(b) for a, b in ((link, pods), (pods, services), (link, services)))  # type: ignore[arg-type]
+    assert services.max_prefixlen - services.prefixlen <= 20, "kube-apiserver refuses more Service addresses"
+    assert link.num_addresses == 4, "the network, the host, the node"
+
+
+def test_a_variant_that_is_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "local", "up"],
+        env={"VARIANT": "ipv5"},
+        cwd=layout.REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (1, "error: VARIANT=ipv5; choose one of ipv6, or none")
