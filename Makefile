@@ -114,8 +114,8 @@ images-list: $(DEV_READY) ## Every image that an installation pulls, for a mirro
 # Of another making where KUBEBUILDER_ASSETS names their folder (envtest), so that any machine can run these tests.
 BINARIES := [ -n "$${KUBEBUILDER_ASSETS:-}" ] || python3 -m local binaries >/dev/null
 
-.PHONY: test test-unit test-apiserver test-oldest test-e2e test-nightly
-test: fit test-unit test-apiserver test-e2e ## All tests, fast ones first
+.PHONY: test test-unit test-apiserver test-oldest test-e2e test-company test-nightly
+test: fit test-unit test-apiserver test-e2e test-company ## All tests, fast ones first
 
 test-unit: $(DEV_READY) ## Pure tables, golden scenarios, the chart, jobs and handlers on small data
 	@$(BINARIES)
@@ -133,7 +133,14 @@ test-oldest: $(DEV_READY) ## The tests against a kube-apiserver, on that of the 
 
 test-e2e: fit $(DEV_READY) ## Given/When/Then on the cluster
 	@local/up
-	@$(PY) -m pytest -m "not nightly" --durations=12 tests/e2e
+	@$(PY) -m pytest -m "not nightly and not variant" --durations=12 tests/e2e
+
+# Another cluster than that of test-e2e, which ends for it.
+test-company: fit $(DEV_READY) ## A model on a cluster of IPv6 alone, with a domain, authority, proxy, user ids and nodes of its own
+	@local/down
+	@VARIANT=ipv6 local/up
+	@VARIANT=ipv6 $(PY) -m pytest -m variant --durations=12 tests/e2e
+	@local/down
 
 # Not part of `test`: they overload, upgrade and wait for minutes, and build Kueue, once.
 test-nightly: fit $(DEV_READY) ## The longer scenarios: overload, upgrades under load, quotas, the real Kueue

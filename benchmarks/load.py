@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -29,15 +30,31 @@ class Target:
     Attributes:
         gateway: Base URL of the gateway.
         host: Host name of the model, by which the gateway routes.
+        authority: File with the authority that has signed its certificate, for a gateway by HTTPS.
     """
 
     gateway: str
     host: str
+    authority: str = ""
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection to the gateway."""
         parts = urlsplit(self.gateway)
+        if parts.scheme == "https":
+            return _Secured(parts.hostname or "", parts.port or 443, self.host, self.authority)
         return http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=_TIMEOUT_SECONDS)
+
+
+class _Secured(http.client.HTTPConnection):
+    """By TLS, with a certificate of the model's host, whatever the gateway's address."""
+
+    def __init__(self, address: str, port: int, name: str, authority: str) -> None:
+        super().__init__(address, port, timeout=_TIMEOUT_SECONDS)
+        self._name, self._trust = name, ssl.create_default_context(cafile=authority or None)
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = self._trust.wrap_socket(self.sock, server_hostname=self._name)
 
 
 @dataclass(frozen=True, slots=True)

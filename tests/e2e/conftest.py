@@ -7,20 +7,17 @@ serves all scenarios.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from e2e.scenario import FOLDER, NAMESPACE, ROWS, SMALL, Model, Platform
+from e2e.scenario import FOLDER, NAMESPACE, SMALL, Model, Platform, adult
 from kubernetes import config
 
 from local import demo
 from local.access import OPERATOR, SYSTEM, AccessError, Cluster
-from local.layout import REPO
 
 RESTRICTED = "pod-security.kubernetes.io/enforce"
 
@@ -88,21 +85,8 @@ def store(cluster: Cluster, platform: Platform) -> fsspec.AbstractFileSystem:
 @pytest.fixture(scope="session")
 def small_data(store: fsspec.AbstractFileSystem) -> str:
     """The first 4,000 rows of the Adult data, in the store."""
-    example = _load(REPO / "examples" / "adult-income" / "data.py")
-    lines = example.clean(example.source_files("pypi")).splitlines(keepends=True)
-    store.pipe_file(f"{FOLDER}/adult/adult.csv", b"".join(lines[: ROWS + 1]))
+    store.pipe_file(f"{FOLDER}/adult/adult.csv", adult())
     return f"s3://{FOLDER}/adult/"
-
-
-def _load(path: Path) -> Any:
-    """A module by its file: examples/ is no package."""
-    spec = importlib.util.spec_from_file_location("adult_income_data", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

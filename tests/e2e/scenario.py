@@ -9,9 +9,11 @@ API and the gateway.
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,7 @@ from kubernetes import client, watch
 from benchmarks.load import Answer, Load, Target, predict
 from local.access import OPERATOR, RELEASE, SYSTEM, Cluster
 from local.demo import PEOPLE, weights
+from local.layout import REPO
 from mlplatform import contract
 
 Object = dict[str, Any]
@@ -83,6 +86,20 @@ SMALL: Final[dict[str, Any]] = {
 }
 """A model on 4,000 rows: everything runs, nothing takes long."""
 
+
+def adult() -> bytes:
+    """The first 4,000 rows of the Adult data, as CSV."""
+    path = REPO / "examples" / "adult-income" / "data.py"  # examples/ is no package
+    spec = importlib.util.spec_from_file_location("adult_income_data", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    lines: list[bytes] = module.clean(module.source_files("pypi")).splitlines(keepends=True)
+    return b"".join(lines[: ROWS + 1])
+
+
 OPERATOR_PODS: Final = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=operator"
 
 STAGE_SECONDS: Final = 150.0
@@ -102,6 +119,8 @@ class Platform:
     cluster: Cluster
     api: client.ApiClient
     gateway: str
+    authority: str = ""
+    """File with the authority of the gateway's certificate."""
 
     def __post_init__(self) -> None:
         self.objects = client.CustomObjectsApi(self.api)
@@ -280,7 +299,7 @@ class Model:
 
     def target(self) -> Target:
         """The model at the gateway; its host name is in the status."""
-        return Target(self.platform.gateway, urlsplit(self.get()["status"]["url"]).netloc)
+        return Target(self.platform.gateway, urlsplit(self.get()["status"]["url"]).netloc, self.platform.authority)
 
     def answers(self, person: Object | None = None, headers: dict[str, str] | None = None) -> Answer:
         """One prediction through the gateway."""
