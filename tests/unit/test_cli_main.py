@@ -769,7 +769,7 @@ def test_interrupted_terminal_is_left_clean(case: Terminal, api: FakeApi, kubeco
     assert "Traceback" not in screen
 
 
-READ_SECONDS = 30.0
+READ_SECONDS = 120.0
 
 
 def read_until(descriptor: int, enough: Callable[[str], bool]) -> str:
