@@ -189,7 +189,7 @@ REFUSED = ended(
             "a program that is not there",
             (ended(1, "No module named mljobs.probe"),),
             "No module named mljobs.probe",
-            "",
+            "images.jobs",
         ),
         ("nobody has room for it", (FULL,), "Insufficient cpu", "resources"),
         ("a namespace that is not set up", (NO_SECRET,), "has no Secret 'mlplatform-store'", "modelNamespaces"),

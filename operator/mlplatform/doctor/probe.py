@@ -18,7 +18,7 @@ import urllib3
 from kubernetes import client
 
 from mlplatform import api, contract, failures
-from mlplatform.contract import Stage
+from mlplatform.contract import FailureClass, Stage
 from mlplatform.doctor.ask import Asker
 from mlplatform.doctor.facts import Probed, Unseen
 from mlplatform.failures import Gravity
@@ -37,6 +37,9 @@ BLOCKED: Final = 10.0
 """Seconds that something must be in its way before that counts: a pull is tried again, a volume comes late."""
 PAUSE: Final = 1.0
 AT_A_TIME: Final = 5
+
+_IMAGE: Final = "Have the image of the jobs (the chart's images.jobs) of the operator's release"
+"""Of a probe that ends without words of its own."""
 
 Tell = Callable[[str], None]
 """Says how it goes, one line a change."""
@@ -183,7 +186,7 @@ def ended(live: Object, *, waited: float, over: bool) -> Probed | None:
         told = sighting.failure
         over = over or sighting.gravity in {Gravity.CRASHED, Gravity.FINAL, Gravity.DISRUPTED}
         if over or (sighting.gravity is Gravity.BLOCKED and waited >= BLOCKED):
-            return Probed(told.message, told.next_action)
+            return Probed(told.message, _IMAGE if told.class_ == FailureClass.CRASHED else told.next_action)
     phase = status_of(live).get("phase", "")
     if over or phase in {"Failed", "Succeeded"}:
         message = (
