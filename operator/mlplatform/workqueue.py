@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -29,6 +30,8 @@ class WorkQueue(Generic[K]):
         self._busy: set[K] = set()
         self._again: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: list[asyncio.Task[None]] = []
         self._some = asyncio.Event()
         self._stopping = False
 
@@ -59,41 +62,60 @@ class WorkQueue(Generic[K]):
             stop: The sign.
             patience: Seconds for what is under way then; what takes longer is cancelled.
         """
-        tasks = [asyncio.create_task(self._serve()) for _ in range(workers)]
-        told = asyncio.create_task(stop.wait())
-        await asyncio.wait([told, *tasks], return_when=asyncio.FIRST_COMPLETED)  # A worker ends by a mistake only.
+        serving, told = asyncio.create_task(self._serve(workers)), asyncio.create_task(stop.wait())
+        await asyncio.wait([told, serving], return_when=asyncio.FIRST_COMPLETED)  # It ends by a mistake only.
         told.cancel()
-        self._stopping = True
-        self._some.set()
+        self._end()
         for timer in self._timers.values():
             timer.cancel()
-        ended, late = await asyncio.wait(tasks, timeout=patience)
+        ended, late = await asyncio.wait([serving, *self._tasks], timeout=patience)
         for task in late:
             task.cancel()
-        for task in ended:
+        for task in [*ended, *self._failed]:
             task.result()
 
-    async def _serve(self) -> None:
-        while (key := await self._take()) is not None:
-            self._busy.add(key)
-            try:
-                pause = await self._work(key)
-            finally:
-                self._busy.discard(key)
-            if key in self._again:
-                self._again.discard(key)
-                self.wake(key)
-            elif pause is not None and not self._stopping:
-                self._timers[key] = asyncio.get_running_loop().call_later(pause, self.wake, key)
-            await asyncio.sleep(0)  # Probes and watches have their turn, also where a pass waits for nothing.
+    def _end(self) -> None:
+        self._stopping = True
+        self._some.set()
 
-    async def _take(self) -> K | None:
-        """Whose turn it is; None at the end."""
+    async def _serve(self, workers: int) -> None:
+        """Begins one look in each round of the event loop, so that probes and watches have their turn, however many keys wait."""
+        free = asyncio.Semaphore(workers)
         while not self._stopping:
-            while line := self._first or self._later:
-                key = line.popleft()
-                if self._waiting.pop(key, None) is not None:  # Or it stood in both lines, and has had its turn.
-                    return key
-            self._some.clear()
-            await self._some.wait()
-        return None
+            if not (self._first or self._later):
+                self._some.clear()
+                await self._some.wait()
+                continue
+            await free.acquire()
+            if (key := self._next()) is None:
+                free.release()
+                continue
+            self._busy.add(key)
+            task = asyncio.create_task(self._look(key))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._ended, free))
+            await asyncio.sleep(0)
+
+    def _next(self) -> K | None:
+        """Whose turn it is; None if it has had it, where it stood in both lines, or if nobody waits any longer."""
+        line = self._first or self._later
+        key = line.popleft() if line and not self._stopping else None
+        return key if key is not None and self._waiting.pop(key, None) is not None else None
+
+    async def _look(self, key: K) -> None:
+        try:
+            pause = await self._work(key)
+        finally:
+            self._busy.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.wake(key)
+        elif pause is not None and not self._stopping:
+            self._timers[key] = asyncio.get_running_loop().call_later(pause, self.wake, key)
+
+    def _ended(self, free: asyncio.Semaphore, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failed.append(task)
+            self._end()
+        free.release()

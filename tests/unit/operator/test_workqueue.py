@@ -126,7 +126,8 @@ def test_what_is_under_way_at_the_end_may_end_within_some_time(*, takes: float, 
     assert done == (["a"] if ends else [])
 
 
-def test_others_have_their_turn_between_two_passes() -> None:
+@pytest.mark.parametrize("workers", [1, 256])
+def test_others_have_their_turn_between_two_passes(workers: int) -> None:
     """Probes and watches: passes over what is at rest wait for nothing, and a start has tens of thousands of them."""
 
     async def scenario() -> list[int]:
@@ -138,7 +139,7 @@ def test_others_have_their_turn_between_two_passes() -> None:
         queue = WorkQueue(work)
         for key in range(100):
             queue.wake(key)
-        running = asyncio.create_task(queue.run(1, stop, 1.0))
+        running = asyncio.create_task(queue.run(workers, stop, 1.0))
         while len(done) < 100:
             await asyncio.sleep(0)
             seen.append(len(done))
