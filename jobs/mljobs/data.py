@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
-from mljobs import files
+from mljobs import files, tables
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.files import SHOWN
 from mljobs.store import Store
-from mljobs.tasks.tabular_model import MISSING_WORDS, category
+from mljobs.tables import Part
+from mljobs.tasks.tabular_model import category
 from mlplatform.api import Data, Split
 from mlplatform.contract import ENV_ROWS, FailureClass
 
@@ -47,17 +46,36 @@ class Rows:
         files: Names of the files read, in order.
         digest: ``sha256:<hex>`` over the files' contents in order, and over what a sample was drawn by.
         total: Rows of the files.
+        read: How each file was read: its rows, and of CSV the encoding and the delimiter.
+        ignored: Files below `data.uri` that are none of the data, with why.
+        left_out: Columns that are none of the data, with why.
     """
 
     table: pa.Table
     files: list[str]
     digest: str
     total: int
+    read: list[dict[str, Any]] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def sample(self) -> dict[str, int]:
         """How many rows there are of how many, as every stage's report says it."""
         return {"rows": self.table.num_rows, "of": self.total}
+
+    def remarks(self) -> list[str]:
+        """What was read otherwise than it may seem, a line each: the training says them, and its report has them all."""
+        ways = {(part["encoding"], part["delimiter"]): part["file"] for part in reversed(self.read)}
+        plain = ({"", "utf-8"}, {"", ","})
+        told = [
+            f"read {file} as {encoding} parted by {delimiter!r}"
+            for (encoding, delimiter), file in ways.items()
+            if encoding not in plain[0] or delimiter not in plain[1]
+        ]
+        told += [f"ignored the file {name}: {why}" for name, why in self.ignored.items()]
+        told += [f"left out the column {column}: {why}" for column, why in self.left_out.items()]
+        return told[:SHOWN] + ([f"and {len(told) - SHOWN} more, in the report"] if len(told) > SHOWN else [])
 
 
 class Parts(NamedTuple):
@@ -82,20 +100,14 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
     """
     wanted = _sample_size(environment.get(ENV_ROWS))
     store = Store(data.uri)
-    found = files.names(store, data)
-    tables, content_hash = [], hashlib.sha256()
-    for name in found:
+    found = files.listing(store, data)
+    parts, content_hash = [], hashlib.sha256()
+    for name in found.names:
         content = store.read(name)
         content_hash.update(content)
-        tables.append(_parse(content, data.format, store.uri(name)))
-    try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"the files of {data.uri} do not fit together: {error}",
-            "Give every file the same columns with the same types",
-        ) from error
+        parts.append(tables.read(content, data, store.uri(name)))
+    names = [store.uri(name) for name in found.names]
+    table = _together(parts, names)
     if not table.num_rows:
         raise JobFailure(FailureClass.DATA_INVALID, f"{data.uri} has no rows", "Write the data and apply again")
     total = table.num_rows
@@ -103,7 +115,12 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
         chosen = np.random.default_rng((data.split.seed, SAMPLE_STREAM)).permutation(total)[:wanted]
         table = take(table, np.sort(chosen))
         content_hash.update(f"{wanted} rows by seed {data.split.seed}".encode())
-    return Rows(table, [store.uri(name) for name in found], f"sha256:{content_hash.hexdigest()}", total)
+    read = [
+        {"file": name, "rows": part.table.num_rows, "encoding": part.encoding, "delimiter": part.delimiter}
+        for part, name in zip(parts, names, strict=True)
+    ]
+    left_out = {column: why for part in parts for column, why in part.left_out.items()}
+    return Rows(table, names, f"sha256:{content_hash.hexdigest()}", total, read, found.ignored, left_out)
 
 
 def take(table: pa.Table, rows: Indices) -> pa.Table:
@@ -121,23 +138,44 @@ def _sample_size(asked: str | None) -> int | None:
     return int(asked)
 
 
-def _parse(content: bytes, file_format: str, uri: str) -> pa.Table:
-    source = pa.BufferReader(content)
+def _together(parts: Sequence[Part], names: Sequence[str]) -> pa.Table:
+    """The rows of all files.
+
+    Raises:
+        JobFailure: A file has other columns than the first one, or other types.
+    """
+    first = parts[0].table.schema
+    for part, name in zip(parts, names, strict=True):
+        more = [column for column in part.table.column_names if column not in first.names]
+        less = [column for column in first.names if column not in part.table.column_names]
+        if more and less:
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"{name} lacks {', '.join(less[:SHOWN])} and has {', '.join(more[:SHOWN])} instead, unlike {names[0]}",
+                "Give every file the same columns, each CSV file with its header line",
+            )
     try:
-        if file_format == "parquet":
-            return pyarrow.parquet.read_table(source)
-        # Without words for true and false, such a column stays text, and `category` reads it as it reads a request's;
-        # Arrow would take 0 for false in a column of 0 and True.
-        convert = pyarrow.csv.ConvertOptions(
-            null_values=sorted(MISSING_WORDS), strings_can_be_null=True, true_values=[], false_values=[]
-        )
-        return pyarrow.csv.read_csv(source, convert_options=convert)
+        return pa.concat_tables([part.table for part in parts], promote_options="permissive")
     except pa.ArrowException as error:
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"{uri} is no {file_format} file: {error}",
-            "Correct the file, or spec.data.format",
-        ) from error
+        raise _misfit(parts, names) from error
+
+
+def _misfit(parts: Sequence[Part], names: Sequence[str]) -> JobFailure:
+    """Names the first file and column whose type does not go with those of the files before."""
+    known: dict[str, tuple[pa.Field, str]] = {}
+    for part, name in zip(parts, names, strict=True):
+        for typed in part.table.schema:
+            before, where = known.setdefault(typed.name, (typed, name))
+            try:
+                merged = pa.unify_schemas([pa.schema([before]), pa.schema([typed])], promote_options="permissive")
+            except pa.ArrowException:
+                return JobFailure(
+                    FailureClass.DATA_INVALID,
+                    f"the column {typed.name!r} is {before.type} in {where} but {typed.type} in {name}",
+                    "Write the column with one type in all files",
+                )
+            known[typed.name] = (merged.field(0), where)
+    raise AssertionError
 
 
 def labels(table: pa.Table, data: Data) -> tuple[Flags, list[str]]:

@@ -39,6 +39,8 @@ def main(job: Job) -> Summary | None:
         say(
             f"rows={len(positive)}{of} train={len(parts.train)} processes={topology.world_size} device={topology.device}"
         )
+        for line in rows.remarks():
+            say(line)
     # Shards and checkpoints take a second to import: what is wrong with the specification or the data is said before.
     from mljobs.checkpoint import Checkpoints  # noqa: PLC0415
     from mljobs.parallel import Parallel  # noqa: PLC0415
@@ -66,7 +68,15 @@ def main(job: Job) -> Summary | None:
             "worldSize": topology.world_size,
             "resumedFromStep": trainer.resumed_from,
         }
-        source = {"files": rows.files, "digest": rows.digest, "classes": classes, "features": len(config["features"])}
+        source = {
+            "files": rows.files,
+            "digest": rows.digest,
+            "read": rows.read,
+            "ignored": rows.ignored,
+            "leftOut": rows.left_out,
+            "classes": classes,
+            "features": len(config["features"]),
+        }
         report = {
             **details,
             "data": source,

@@ -86,6 +86,8 @@ class Data:
     uri: str
     label: str
     format: Literal["csv", "parquet"] = "csv"
+    encoding: str = ""
+    delimiter: str = ""
     positive_label: str = ""
     sensitive_attributes: tuple[str, ...] = field(default=(), metadata=_UNORDERED)
     split: Split = Split()

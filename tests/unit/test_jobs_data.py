@@ -144,14 +144,14 @@ LOAD_FAILURES = [
         "files of other kinds",
     ),
     ({"x.csv": "a,b\n1,2\n3\n"}, {}, FailureClass.DATA_INVALID, "is no csv file", "rows of different lengths"),
-    ({"x.csv": ""}, {}, FailureClass.DATA_INVALID, "is no csv file", "an empty file"),
+    ({"x.csv": ""}, {}, FailureClass.DATA_INVALID, "x.csv is empty", "an empty file"),
     ({"x.csv": "a,b\n"}, {}, FailureClass.DATA_INVALID, "has no rows", "a header alone"),
     ({"x.parquet": "PAR0"}, {"format": "parquet"}, FailureClass.DATA_INVALID, "is no parquet file", "not Parquet"),
     (
         {"a.csv": "a\n1\n", "b.csv": "a\nx\n"},
         {},
         FailureClass.DATA_INVALID,
-        "do not fit together",
+        "the column 'a' is int64 in",
         "one column, two types",
     ),
 ]

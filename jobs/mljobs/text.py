@@ -1,0 +1,180 @@
+"""The bytes of a text file as UTF-8: unpacked, and read in the encoding that they are in.
+
+Called by `mljobs.tables` for every CSV file. Bytes are never taken for text: an encoding is told by the bytes, said by
+`spec.data.encoding`, or refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import Final, NamedTuple
+
+import pyarrow as pa
+
+from mljobs.failure import JobFailure
+from mlplatform.contract import FailureClass
+
+COMPRESSIONS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+"""First bytes of a packed file."""
+
+MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+"""Byte order marks; UTF-32's begins like UTF-16's."""
+
+SCRIPTS: Final = ("cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr")
+"""Encodings of other than Latin letters, which a guess tells well from each other."""
+
+WESTERN: Final = "cp1252"
+"""Latin-1 and what Windows adds to it: what is neither UTF-8 nor of another script mostly is."""
+
+GUESS_BYTES: Final = 1 << 16
+LOOK_BYTES: Final = 4096
+CHAOS_LIMIT: Final = 0.1
+COHERENCE_LIMIT: Final = 0.2
+COHERENCE_LEAD: Final = 1.5
+
+_MULTIBYTE: Final = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_HIGH: Final = re.compile(rb"[\x80-\xff]")
+_STRANGE: Final = re.compile(
+    # What Windows' Western alphabet makes of Central European, Turkish and older computers' letters: a sign or a capital
+    # in the midst of a word, money before one, letters of Icelandic alone, and of other scripts whole words of accents.
+    r"[^\W\d_][¡-©«-±³-\xb8»-¿\xd7÷†‡‰•\u2013—\u02dc™\u201a“”„…][^\W\d_]"
+    r"|(?<![^\W_])[£¥¦§¨©¬®¯±³¶¹¼½¾\xd7÷†‡‰][a-zß-öø-ÿ]"
+    r"|[^\W\d_][À-ÖØ-ÞŒŠŽŸ][a-zß-öø-ÿ]"
+    r"|[ÐÝÞðýþ]|[À-ÖØ-öø-ÿ]{3}"
+)
+
+
+class Text(NamedTuple):
+    """A file's text.
+
+    Attributes:
+        content: UTF-8 without a byte order mark.
+        encoding: What it was in.
+    """
+
+    content: bytes
+    encoding: str
+
+
+def unpacked(content: bytes, uri: str) -> bytes:
+    """The content of a gzip, zstd or bzip2 file, which its first bytes tell; any other as it is.
+
+    Raises:
+        JobFailure: It is damaged or breaks off.
+    """
+    name = next((name for start, name in COMPRESSIONS.items() if content.startswith(start)), None)
+    if name is None:
+        return content
+    try:
+        with pa.input_stream(pa.BufferReader(content), compression=name) as stream:
+            return bytes(stream.read())
+    except OSError as error:  # Arrow's own errors are of this kind, too
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"{uri} cannot be unpacked as {name}: {error}",
+            "Write the file again: it is damaged, or its upload broke off",
+        ) from error
+
+
+def read(content: bytes, encoding: str, uri: str) -> Text:
+    """`content` as UTF-8.
+
+    Args:
+        content: Unpacked.
+        encoding: `spec.data.encoding`; where it is empty, the bytes tell.
+        uri: Of the file, for messages.
+
+    Raises:
+        JobFailure: The encoding is unknown (SpecInvalid), is not that of the file, or cannot be told (DataInvalid).
+    """
+    if encoding:
+        return _decoded(content, _known(encoding), uri, said=True)
+    for mark, name in MARKS:
+        if content.startswith(mark):
+            return _decoded(content, name, uri)
+    if zeros := content[:LOOK_BYTES].count(0):
+        # ASCII in UTF-16 has a zero beside each letter; UTF-8 would take it.
+        name = "utf-16-le" if content[1:LOOK_BYTES:2].count(0) * 2 > zeros else "utf-16-be"
+        return _decoded(content, name, uri)
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return _decoded(content, _told(content, error.start, uri), uri)
+    return Text(content, "utf-8")
+
+
+def _known(encoding: str) -> str:
+    try:
+        name = codecs.lookup(encoding).name
+        "".encode(name)
+    except LookupError as error:  # also of a codec that is none of text
+        raise JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"spec.data.encoding {encoding!r} is no encoding of text",
+            "Use a name that Python knows: utf-8, windows-1252, latin-1, utf-16, shift_jis",
+        ) from error
+    return name
+
+
+def _decoded(content: bytes, encoding: str, uri: str, *, said: bool = False) -> Text:
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        what = f"spec.data.encoding says {encoding}" if said else f"it looks like {encoding}"
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"{uri}: {what}, which byte {content[error.start]:#04x} in line {_line(content, error.start)} is not",
+            "Correct the file, or let spec.data.encoding name the encoding it is in",
+        ) from error
+    return Text(text.removeprefix("\ufeff").encode(), encoding)
+
+
+def _line(content: bytes, position: int) -> int:
+    return content.count(b"\n", 0, position) + 1
+
+
+def _told(content: bytes, position: int, uri: str) -> str:
+    """The encoding of a file that is not UTF-8 from `position` on.
+
+    Raises:
+        JobFailure: It cannot be told.
+    """
+    inside = sum(len(found) for found in _MULTIBYTE.findall(content))
+    if inside * 2 > len(_HIGH.findall(content)):
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"{uri} is UTF-8, but byte {content[position]:#04x} in line {_line(content, position)} is not",
+            "Correct the line, or let spec.data.encoding name the encoding of all lines",
+        )
+    lines = b"\n".join(line for line in content.splitlines() if not line.isascii())[:GUESS_BYTES]
+    if script := _script(lines):
+        return script
+    western = content.decode(WESTERN, errors="replace")
+    if strange := "\ufffd" if "\ufffd" in western else (found := _STRANGE.search(western)) and found[0]:
+        line = _line(western.encode(), len(western[: western.index(strange)].encode()))
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the encoding of {uri} cannot be told: it is no UTF-8, and as {WESTERN} line {line} would hold {strange!r}",
+            "Let spec.data.encoding name it (windows-1250, iso8859-2, mac-roman, shift_jis, …), or write the file as UTF-8",
+        )
+    return WESTERN
+
+
+def _script(lines: bytes) -> str:
+    """The encoding of a script other than Latin that these lines are in, if they are in one."""
+    from charset_normalizer import from_bytes  # noqa: PLC0415  only for what is not UTF-8
+
+    found = [match for match in from_bytes(lines, cp_isolation=[*SCRIPTS, WESTERN]) if match.chaos < CHAOS_LIMIT]
+    best = max(found, key=lambda match: match.coherence, default=None)
+    # Letters of one alphabet are letters of another one, too: only a clear lead tells them apart.
+    rest = max((match.coherence for match in found if match is not best), default=0.0)
+    if best and best.encoding in SCRIPTS and best.coherence >= max(COHERENCE_LIMIT, COHERENCE_LEAD * rest):
+        return best.encoding
+    return ""
