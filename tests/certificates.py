@@ -1,4 +1,4 @@
-"""A certificate authority in a folder, for servers of tests that speak TLS. Used by tests/unit."""
+"""A certificate authority in a folder, for servers of tests that speak TLS. Used by tests/unit and tests/e2e."""
 
 from __future__ import annotations
 
@@ -36,13 +36,17 @@ class Authority:
 
     def server(self, *names: str, days: int = 1) -> ssl.SSLContext:
         """Of a server with a certificate made out to these names, for that many days from now; less than none: expired."""
-        self.openssl("req", *KEY, "-keyout", "server.key", "-out", "server.csr", "-subj", f"/CN={names[0]}")
-        (self.folder / "names").write_text("subjectAltName=" + ",".join(f"DNS:{name}" for name in names))
-        signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", str(days))
-        self.openssl("x509", "-req", "-in", "server.csr", "-out", "server.crt", *signed)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.folder / "server.crt", self.folder / "server.key")
+        context.load_cert_chain(*self.issued("server", *(f"DNS:{name}" for name in names), days=days))
         return context
+
+    def issued(self, stem: str, *names: str, days: int = 1) -> tuple[Path, Path]:
+        """The files of a certificate made out to these names, ``DNS:…`` or ``IP:…``, and of its key."""
+        self.openssl("req", *KEY, "-keyout", f"{stem}.key", "-out", f"{stem}.csr", "-subj", f"/CN={stem}")
+        (self.folder / "names").write_text(f"subjectAltName={','.join(names)}")
+        signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", str(days))
+        self.openssl("x509", "-req", "-in", f"{stem}.csr", "-out", f"{stem}.crt", *signed)
+        return self.folder / f"{stem}.crt", self.folder / f"{stem}.key"
 
     def openssl(self, *arguments: str) -> None:
         """Runs the program in the folder."""

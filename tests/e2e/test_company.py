@@ -9,7 +9,6 @@ import base64
 import ipaddress
 import json
 import secrets
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +16,7 @@ from string import Template
 
 import fsspec
 import pytest
+from certificates import Authority
 from e2e.scenario import SMALL, STAGE_SECONDS, Model, Platform, adult, ask_until, restarts, told
 from kubernetes import config
 
@@ -42,60 +42,53 @@ SPEC = {
 }
 
 
-def signed(folder: Path, name: str, *names: str) -> dict[str, str]:
-    """A certificate for names, ``DNS:…`` or ``IP:…``, as a Secret has it; the folder's authority is made with the first."""
-
-    def certificate(stem: str, *arguments: str) -> None:
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={stem}"]
-        files = ["-keyout", f"{stem}.key", "-out", f"{stem}.crt"]
-        subprocess.run([*command, *files, *arguments], cwd=folder, check=True, capture_output=True)
-
-    if not (folder / "ca.crt").exists():
-        certificate("ca")
-    certificate(name, "-CA", "ca.crt", "-CAkey", "ca.key", "-addext", f"subjectAltName={','.join(names)}")
-    files = {f"{name}_certificate": f"{name}.crt", f"{name}_key": f"{name}.key"}
-    return {key: base64.b64encode((folder / file).read_bytes()).decode() for key, file in files.items()}
+def secret(authority: Authority, name: str, *names: str) -> dict[str, str]:
+    """A certificate and its key, as a Secret has them."""
+    files = zip((f"{name}_certificate", f"{name}_key"), authority.issued(name, *names), strict=True)
+    return {key: base64.b64encode(file.read_bytes()).decode() for key, file in files}
 
 
 @pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the company's authority and what it has signed."""
-    return tmp_path_factory.mktemp("pki")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The company's."""
+    return Authority.founded(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="module")
-def company(cluster: Cluster, pki: Path) -> Iterator[Platform]:
+def company(cluster: Cluster, authority: Authority) -> Iterator[Platform]:
     """The platform in the company's cluster, whose nodes let nobody in without a toleration."""
     known = {
         "address": ADDRESS, "password": secrets.token_hex(16), "uid": str(UID), "team": TEAM, "host": HOST,
         "seaweedfs": cluster.images()["seaweedfs"],
-        **signed(pki, "store", f"DNS:s3.{STORE}.svc", f"IP:{ADDRESS}"), **signed(pki, "gateway", f"DNS:{HOST}", f"DNS:{OWN}"),
+        **secret(authority, "store", f"DNS:s3.{STORE}.svc", f"IP:{ADDRESS}"),
+        **secret(authority, "gateway", f"DNS:{HOST}", f"DNS:{OWN}"),
     }  # fmt: skip
     manifests, values = (
         Template((HERE / name).read_text()).substitute(known) for name in ("company.yaml", "company_values.yaml")
     )
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=manifests)
-    bundle(cluster, pki / "ca.crt")
+    bundle(cluster, authority)
     cluster.kubectl("rollout", "status", "deployment/s3", "-n", STORE, "--timeout=120s")
-    (pki / "values.yaml").write_text(values)
-    cluster.install("--values", str(pki / "values.yaml"))
+    file = authority.folder / "values.yaml"
+    file.write_text(values)
+    cluster.install("--values", str(file))
     without_user(cluster)
     store = fsspec.filesystem(
         "s3", key=STORE, secret=known["password"],
-        client_kwargs={"endpoint_url": f"https://[{ADDRESS}]:8333", "verify": str(pki / "ca.crt")},
+        client_kwargs={"endpoint_url": f"https://[{ADDRESS}]:8333", "verify": str(authority.certificate)},
     )  # fmt: skip
     store.pipe_file("datasets/adult/adult.csv", adult())
     api = config.new_client_from_config(cluster.env.get("KUBECONFIG"))
     cluster.kubectl("label", "nodes", "--all", "company/pool=models", "--overwrite")
     cluster.kubectl("taint", "nodes", "--all", "company/pool=models:NoSchedule", "--overwrite")
-    yield Platform(cluster, api, cluster.gateway("https"), str(pki / "ca.crt"))
+    yield Platform(cluster, api, cluster.gateway("https"), str(authority.certificate))
     cluster.kubectl("taint", "nodes", "--all", "company/pool-")
     api.close()
 
 
-def bundle(cluster: Cluster, authority: Path) -> None:
+def bundle(cluster: Cluster, authority: Authority) -> None:
     """The ConfigMap of the authorities that the team's pods trust."""
-    made = ["create", "configmap", "company-ca", "-n", TEAM, f"--from-file=ca.crt={authority}"]
+    made = ["create", "configmap", "company-ca", "-n", TEAM, f"--from-file=ca.crt={authority.certificate}"]
     cluster.kubectl("apply", "-f", "-", stdin=cluster.kubectl(*made, "--dry-run=client", "-o", "yaml"))
 
 
@@ -181,11 +174,10 @@ def test_a_version_is_promoted_without_a_failed_request(model: Model) -> None:
 
 
 def test_an_authority_that_did_not_sign_the_store_is_named(
-    model: Model, company: Platform, pki: Path, tmp_path: Path
+    model: Model, company: Platform, authority: Authority, tmp_path: Path
 ) -> None:
     # Given pods that trust somebody else
-    signed(tmp_path, "other", "DNS:other")
-    bundle(company.cluster, tmp_path / "ca.crt")
+    bundle(company.cluster, Authority.founded(tmp_path))
     try:
         # When a version is trained, then the failure has OpenSSL's words and says what to do
         model.is_changed(training={"epochs": 4})
@@ -194,4 +186,4 @@ def test_an_authority_that_did_not_sign_the_store_is_named(
         # And what served goes on
         assert model.answers().status == 200
     finally:
-        bundle(company.cluster, pki / "ca.crt")
+        bundle(company.cluster, authority)

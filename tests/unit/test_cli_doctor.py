@@ -12,11 +12,12 @@ import pytest
 import urllib3
 import yaml
 from kubernetes import client
-from unit.test_doctor import HEALTHY, STAY
+from unit.test_doctor import HEALTHY, SETTINGS, STAY
 
 from mlplatform.cli import doctor
 from mlplatform.cli.main import main
 from mlplatform.doctor import probe
+from mlplatform.doctor.ask import Asker
 from mlplatform.doctor.facts import Facts, Probed, Unseen
 
 Run = Callable[..., int]
@@ -97,7 +98,7 @@ def test_a_cluster_that_cannot_be_reached(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object) -> Facts:
-        raise urllib3.exceptions.MaxRetryError(None, "/version", "refused")  # type: ignore[arg-type]
+        raise urllib3.exceptions.HTTPError("refused")
 
     run(HEALTHY, "--no-probe")
     monkeypatch.setattr(doctor, "gather", away)
@@ -111,7 +112,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kubectl mlmodel doctor -n team-a --no-probe" in capsys.readouterr().out
 
 
-class Store:
+class Store(Asker):
     """An API server that knows one pod, which goes from one status to the next at each look.
 
     Attributes:
@@ -203,7 +204,7 @@ def test_a_pod_is_waited_for_and_deleted(
     monkeypatch.setattr(probe, "PAUSE", 0.01)
     store = Store(*statuses)
     told: list[str] = []
-    found = probe.run(store, HEALTHY.settings, ["team-a"], told.append, 0.2)["team-a"]  # type: ignore[arg-type]
+    found = probe.run(store, SETTINGS, ["team-a"], told.append, 0.2)["team-a"]
     assert (trouble in found.trouble) if trouble else not found.trouble, (reason, found)
     assert action in found.next_action, (reason, found)
     assert len(store.deleted) == 1, reason
@@ -214,7 +215,7 @@ def test_a_pod_goes_with_whoever_is_interrupted(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(probe, "PAUSE", 0.01)
     store = Store(PENDING, {"interrupt": True})
     with pytest.raises(KeyboardInterrupt):
-        probe.run(store, HEALTHY.settings, ["team-a"], lambda _: None)  # type: ignore[arg-type]
+        probe.run(store, SETTINGS, ["team-a"], lambda _: None)
     assert len(store.deleted) == 1
 
 
@@ -227,7 +228,7 @@ def test_a_pod_goes_with_whoever_is_interrupted(monkeypatch: pytest.MonkeyPatch)
     ],
 )  # fmt: skip
 def test_who_may_not_make_a_pod_is_no_failure_of_the_store(words: str, said: str, *, skipped: bool) -> None:
-    found = probe.run(Store(refused=words), HEALTHY.settings, ["team-a"], lambda _: None)["team-a"]  # type: ignore[arg-type]
+    found = probe.run(Store(refused=words), SETTINGS, ["team-a"], lambda _: None)["team-a"]
     assert said in (found.skipped if skipped else found.trouble)
     assert found.next_action
 
@@ -235,7 +236,7 @@ def test_who_may_not_make_a_pod_is_no_failure_of_the_store(words: str, said: str
 def test_the_pod_is_a_stages_pod() -> None:
     """With all that makes a difference on the way to the store, and of no model's: the operator does not count it."""
     settings = replace(
-        HEALTHY.settings,  # type: ignore[type-var]
+        SETTINGS,
         https_proxy="http://proxy:3128",
         jobs_scheduling='{"nodeSelector": {"pool": "gpu"}, "labels": {"team": "a"}}',
     )

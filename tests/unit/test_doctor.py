@@ -88,18 +88,19 @@ OPERATOR = labelled(
     deployment("mlplatform-operator", "mlplatform-system", "x/operator:1"), app_kubernetes_io__version=__version__
 )
 LEASE: Object = {"spec": {"holderIdentity": "pod-1", "renewTime": "2026-03-01T11:59:59.000000Z"}}
+STORE: Object = {
+    "metadata": {
+        "annotations": {
+            "serving.kserve.io/s3-cabundle-configmap": "company",
+            "serving.kserve.io/s3-cabundle": "/etc/mlplatform/trust/ca.crt",
+        }
+    },
+    "data": {"AWS_ACCESS_KEY_ID": True, "AWS_SECRET_ACCESS_KEY": True},
+}
 STAY = Stay(
     namespace={"metadata": {"name": "team-a", "labels": {}}},
     accounts={"mlplatform-jobs": {"metadata": {}}, "mlplatform-serving": {"metadata": {}}},
-    secret={
-        "metadata": {
-            "annotations": {
-                "serving.kserve.io/s3-cabundle-configmap": "company",
-                "serving.kserve.io/s3-cabundle": "/etc/mlplatform/trust/ca.crt",
-            }
-        },
-        "data": {"AWS_ACCESS_KEY_ID": True, "AWS_SECRET_ACCESS_KEY": True},
-    },
+    secret=STORE,
     trust={"data": {"ca.crt": pem()}},
     own=(),
     probe=Probed(),
@@ -292,7 +293,7 @@ CASES = [
     Case("a ServiceAccount that is missing", {"stays": stay(accounts={"mlplatform-jobs": None})}, Level.FAILURE, "namespace team-a", "no ServiceAccount mlplatform-jobs", "modelNamespaces"),
     Case("a pull secret that is missing", {"stays": stay(pull={"registry": None})}, Level.FAILURE, "namespace team-a", "no Secret registry", "create secret docker-registry registry -n team-a"),
     Case("no Secret of the store", {"stays": stay(secret=None)}, Level.FAILURE, "namespace team-a", "no Secret mlplatform-store", "modelNamespaces"),
-    Case("half a key", {"stays": stay(secret={**STAY.secret, "data": {"AWS_ACCESS_KEY_ID": True}})}, Level.FAILURE, "namespace team-a", "one of AWS_ACCESS_KEY_ID and"),  # type: ignore[dict-item]
+    Case("half a key", {"stays": stay(secret={**STORE, "data": {"AWS_ACCESS_KEY_ID": True}})}, Level.FAILURE, "namespace team-a", "one of AWS_ACCESS_KEY_ID and"),
     Case(
         "KServe is not told of the authority",
         {"stays": stay(secret={"metadata": {}, "data": {}})},

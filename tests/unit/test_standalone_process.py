@@ -267,9 +267,10 @@ signal.pause()
 
 
 PROGRAM = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from mlplatform.standalone.process import Process
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits it ignored
 say = lambda line: print(line, flush=True)
 Process([sys.executable, "-c", sys.argv[1]], os.environ, Path(sys.argv[2]), say, say).wait()
 """

@@ -7,13 +7,14 @@ nobody has it. Who has a host keeps it, and that is told by the mesh; among mode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from mlplatform import api
 from mlplatform.resources import host as hosts
 from mlplatform.settings import Settings
 from mlplatform.snapshot import ModelSnapshot, Object, name_of, namespace_of
 
-_FIELD = "spec.serving.host"
+_FIELD: Final = "spec.serving.host"
 
 
 @dataclass(frozen=True, slots=True)
