@@ -136,7 +136,7 @@ test-e2e: fit $(DEV_READY) ## Given/When/Then on the cluster
 	@$(PY) -m pytest -m "not nightly and not variant" --durations=12 tests/e2e
 
 # Another cluster than that of test-e2e, which ends for it.
-test-company: fit $(DEV_READY) ## A model on a cluster of IPv6 alone, with a domain, authority, proxy, user ids and nodes of its own
+test-company: $(DEV_READY) ## A model on a cluster of IPv6 alone, with a domain, authority, proxy, user ids and nodes of its own
 	@local/down
 	@VARIANT=ipv6 local/up
 	@VARIANT=ipv6 $(PY) -m pytest -m variant --durations=12 tests/e2e

@@ -44,6 +44,8 @@ VARIANTS: Final = {
     # Pods and Services have no IPv4 address.
     "ipv6": Network("fd6d:6c70:0:1::/126", "fd6d:6c70:0:2::/64", "fd6d:6c70:0:3::/112", "corp.internal"),
 }
+PLAIN: Final = "(none)"
+"""What people are told of the first."""
 VARIANT: Final = os.environ.get("VARIANT", "")
 """Which of them `up` makes."""
 if VARIANT not in VARIANTS:

@@ -198,11 +198,12 @@ def _disk(cache: Path) -> Check:
 def check_state(state: Path) -> Check:
     """No cluster of another kind lies there: its certificates and its etcd do not fit."""
     mark = state / "variant"
-    found = f"with VARIANT={mark.read_text()}" if mark.exists() else "by an earlier version of this project"
-    if not (state / "kubeconfig").exists() or found == f"with VARIANT={layout.VARIANT}":
+    found = mark.read_text() if mark.exists() else None
+    if not (state / "kubeconfig").exists() or found == layout.VARIANT:
         return Check("state", str(state))
-    wanted = f"not with VARIANT={layout.VARIANT}"
-    return Check("state", str(state), f"{state} holds a cluster made {found}, {wanted}: run `make down` first")
+    made = "by an earlier version of this project" if found is None else f"with VARIANT={found or layout.PLAIN}"
+    wanted = f"VARIANT={layout.VARIANT or layout.PLAIN} is asked for"
+    return Check("state", str(state), f"{state} holds a cluster made {made}, and {wanted}: run `make down` first")
 
 
 def examine(cache: Path) -> list[Check]:

@@ -44,7 +44,7 @@ SPEC = {
 
 def secret(authority: Authority, name: str, *names: str) -> dict[str, str]:
     """A certificate and its key, as a Secret has them."""
-    files = zip((f"{name}_certificate", f"{name}_key"), authority.issued(name, *names), strict=True)
+    files = zip((f"{name}_certificate", f"{name}_key"), authority.issued(name, *names, days=90), strict=True)
     return {key: base64.b64encode(file.read_bytes()).decode() for key, file in files}
 
 
@@ -132,7 +132,7 @@ def test_a_model_goes_all_the_way(model: Model, company: Platform) -> None:
         namespace=TEAM, label_selector=f"{mine},{contract.LABEL_STAGE}={contract.Stage.TRAIN}",
     )  # fmt: skip
     model.becomes_ready()
-    assert model.answers().status == 200
+    assert ask_until(model.target(), lambda answer: answer.status == 200, 10)
     # And its pods have all of it
     serving = company.list("pods", mine, TEAM)
     for pod in (training, *serving):
