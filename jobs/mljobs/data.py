@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mljobs import files, tables
+from mljobs.columns import settle
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.files import SHOWN
 from mljobs.store import Store
@@ -49,6 +50,7 @@ class Rows:
         read: How each file was read: its rows, and of CSV the encoding and the delimiter.
         ignored: Files below `data.uri` that are none of the data, with why.
         left_out: Columns that are none of the data, with why.
+        columns: What was converted in a column or looks odd there.
     """
 
     table: pa.Table
@@ -58,6 +60,7 @@ class Rows:
     read: list[dict[str, Any]] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
 
     @property
     def sample(self) -> dict[str, int]:
@@ -75,6 +78,7 @@ class Rows:
         ]
         told += [f"ignored the file {name}: {why}" for name, why in self.ignored.items()]
         told += [f"left out the column {column}: {why}" for column, why in self.left_out.items()]
+        told += [f"the column {column}: {what}" for column, what in self.columns.items()]
         return told[:SHOWN] + ([f"and {len(told) - SHOWN} more, in the report"] if len(told) > SHOWN else [])
 
 
@@ -107,7 +111,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
         content_hash.update(content)
         parts.append(tables.read(content, data, store.uri(name)))
     names = [store.uri(name) for name in found.names]
-    table = _together(parts, names)
+    table, kinds = settle(_together(parts, names, data.label), data.label, lambda row: _place(parts, names, row))
     if not table.num_rows:
         raise JobFailure(FailureClass.DATA_INVALID, f"{data.uri} has no rows", "Write the data and apply again")
     total = table.num_rows
@@ -120,7 +124,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
         for part, name in zip(parts, names, strict=True)
     ]
     left_out = {column: why for part in parts for column, why in part.left_out.items()}
-    return Rows(table, names, f"sha256:{content_hash.hexdigest()}", total, read, found.ignored, left_out)
+    return Rows(table, names, f"sha256:{content_hash.hexdigest()}", total, read, found.ignored, left_out, kinds)
 
 
 def take(table: pa.Table, rows: Indices) -> pa.Table:
@@ -138,11 +142,11 @@ def _sample_size(asked: str | None) -> int | None:
     return int(asked)
 
 
-def _together(parts: Sequence[Part], names: Sequence[str]) -> pa.Table:
+def _together(parts: Sequence[Part], names: Sequence[str], label: str) -> pa.Table:
     """The rows of all files.
 
     Raises:
-        JobFailure: A file has other columns than the first one, or other types.
+        JobFailure: A file has other columns than the first one, or other types: words where others have numbers.
     """
     first = parts[0].table.schema
     for part, name in zip(parts, names, strict=True):
@@ -157,7 +161,31 @@ def _together(parts: Sequence[Part], names: Sequence[str]) -> pa.Table:
     try:
         return pa.concat_tables([part.table for part in parts], promote_options="permissive")
     except pa.ArrowException as error:
-        raise _misfit(parts, names) from error
+        if not parts[0].delimiter:
+            raise _misfit(parts, names) from error
+    # Of CSV a part alone does not tell: one word for missing more, or numbers with thousands, and a column is text there.
+    kinds = [(typed.name, pa.types.is_string(typed.type)) for part in parts for typed in part.table.schema]
+    words = {name for name, is_text in kinds if is_text}
+    together = pa.concat_tables([_as_text(part.table, words) for part in parts], promote_options="permissive")
+    found = settle(together, label, str).table.schema
+    if any(name in words and not is_text and pa.types.is_string(found.field(name).type) for name, is_text in kinds):
+        raise _misfit(parts, names)
+    return together
+
+
+def _as_text(table: pa.Table, columns: set[str]) -> pa.Table:
+    for i, typed in enumerate(table.schema):
+        if typed.name in columns:
+            table = table.set_column(i, typed.with_type(pa.string()), table.column(i).cast(pa.string()))
+    return table
+
+
+def _place(parts: Sequence[Part], names: Sequence[str], row: int) -> str:
+    for part, name in zip(parts, names, strict=True):
+        if row < part.table.num_rows:
+            return f"row {row + 1} of {name}"
+        row -= part.table.num_rows
+    raise IndexError(row)
 
 
 def _misfit(parts: Sequence[Part], names: Sequence[str]) -> JobFailure:
@@ -186,7 +214,7 @@ def labels(table: pa.Table, data: Data) -> tuple[Flags, list[str]]:
     Raises:
         JobFailure: The label column is missing, incomplete or not of two classes.
     """
-    words = _words(table, data.label, "spec.data.label")
+    words = _classes(table, data.label, _words(table, data.label, "spec.data.label"))
     if blank := words.count(None):
         raise JobFailure(
             FailureClass.DATA_INVALID,
@@ -260,6 +288,14 @@ def split(positive: Flags, shares: Split) -> Parts:
                     f"Add rows of the {name} class, or change the shares in spec.data.split",
                 )
     return Parts(*(np.sort(np.concatenate(part)) for part in zip(*held, strict=True)))
+
+
+def _classes(table: pa.Table, column: str, words: list[str | None]) -> list[str | None]:
+    """`words`, but a word for missing is a class where but one would be left without it: None of Yes and None."""
+    if len(set(words) - {None}) != 1:
+        return words
+    texts = [value.strip() or None if isinstance(value, str) else None for value in table.column(column).to_pylist()]
+    return [text if word is None else word for word, text in zip(words, texts, strict=True)]
 
 
 def _words(table: pa.Table, column: str, field: str) -> list[str | None]:

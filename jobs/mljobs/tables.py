@@ -119,9 +119,11 @@ def _rows(content: bytes, start: int, delimiter: str, columns: Sequence[str], ur
     if not _SOMETHING.search(content, start):
         return pa.table({name: pa.array([], pa.string()) for name in columns})
     # Without words for true and false, such a column stays text, and `category` reads it as it reads a request's;
-    # Arrow would take 0 for false in a column of 0 and True.
+    # Arrow would take 0 for false in a column of 0 and True. Words for missing stay in text: None may be a class.
     convert = pyarrow.csv.ConvertOptions(
-        null_values=sorted(MISSING_WORDS), strings_can_be_null=True, true_values=[], false_values=[]
+        null_values=sorted({*MISSING_WORDS, *map(str.upper, MISSING_WORDS), "NaN", "None", "NaT", "Null", "\\N"}),
+        true_values=[],
+        false_values=[],
     )
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in content)
     for options in _ways(columns, len(content)):

@@ -73,7 +73,8 @@ def main(job: Job) -> Summary | None:
             "digest": rows.digest,
             "read": rows.read,
             "ignored": rows.ignored,
-            "leftOut": rows.left_out,
+            "leftOut": {**rows.left_out, **config.get("ignored", {})},
+            "columns": rows.columns,
             "classes": classes,
             "features": len(config["features"]),
         }

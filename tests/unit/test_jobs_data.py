@@ -57,7 +57,7 @@ def test_parquet_is_read(tmp_path: Path) -> None:
 
 def test_words_for_missing_become_null(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("age,job\n?,\n3,clerk\n")
-    table = data.load(Data(uri=str(tmp_path), label="job")).table
+    table = data.load(Data(uri=str(tmp_path), label="age")).table
     assert table.to_pydict() == {"age": [None, 3], "job": [None, "clerk"]}
 
 

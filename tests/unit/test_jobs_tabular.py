@@ -189,8 +189,8 @@ TABLE = pa.table(
 def test_only_training_rows_shape_the_preprocessing() -> None:
     config = TabularTask({"bins": 1}).fit(TABLE, "rich", ["n", "y"], np.array([0, 1, 2]))
     assert config["features"] == [
-        {"name": "age", "kind": "numeric", "edges": [30.0, 40.0]},
-        {"name": "job", "kind": "categorical", "categories": ["a", "b"], "common": "b"},
+        {"name": "age", "kind": "numeric", "edges": [30.0, 40.0], "decimal": "."},
+        {"name": "job", "kind": "categorical", "categories": ["a", "b"], "code": False, "common": "b"},
     ], "the label, a constant and a value of another part are no features"
     assert config["label"] == {"name": "rich", "classes": ["n", "y"]}
 

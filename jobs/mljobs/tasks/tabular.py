@@ -8,7 +8,7 @@ needs numpy, Arrow or scikit-learn is here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor, nn
 
+from mljobs.columns import DECIMAL
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.tasks.tabular_model import Preprocessor, RecordError, TabularModel, category
 from mlplatform.contract import TASK_METRICS, FailureClass
@@ -80,6 +81,12 @@ class Hyperparameters:
         return found
 
 
+def _is_code(values: Iterable[Any]) -> bool:
+    """Whether different texts of a column would be one number: then each is what it says."""
+    texts = {value.strip() for value in values if isinstance(value, str)}
+    return len({category(text) for text in texts}) < len({category(text, code=True) for text in texts})
+
+
 def _all(values: Any, kind: type) -> bool:
     return isinstance(values, tuple) and all(type(value) is kind for value in values)
 
@@ -110,8 +117,16 @@ class TabularTask:
                     "Correct spec.training.hyperparameters.exclude",
                 )
         names = [name for name in table.column_names if name != label and name not in self._hyper.exclude]
+        for name in names:
+            if pa.types.is_nested(table.column(name).type) or pa.types.is_binary(table.column(name).type):
+                raise JobFailure(
+                    FailureClass.DATA_INVALID,
+                    f"the column {name!r} holds {table.column(name).type}; a feature is a number, text, a boolean or a time",
+                    "Make columns of its elements, or name it in spec.training.hyperparameters.exclude",
+                )
         part = table.take(pa.array(rows))
-        features = [feature for name in names if (feature := self._feature(name, part.column(name)))]
+        found = {name: self._feature(table.schema.field(name), part.column(name)) for name in names}
+        features = [feature for feature in found.values() if feature]
         if not features:
             raise JobFailure(
                 FailureClass.DATA_INVALID,
@@ -123,21 +138,35 @@ class TabularTask:
             "format": FORMAT,
             "features": features,
             "label": {"name": label, "classes": list(classes)},
+            "ignored": {
+                **{
+                    name: "it has one value or none in the training rows"
+                    for name, feature in found.items()
+                    if not feature
+                },
+                **dict.fromkeys(self._hyper.exclude, "spec.training.hyperparameters.exclude names it"),
+            },
             "model": model,
         }
 
-    def _feature(self, name: str, column: pa.ChunkedArray) -> dict[str, Any] | None:
+    def _feature(self, field: pa.Field, column: pa.ChunkedArray) -> dict[str, Any] | None:
         """One feature's schema and statistics; None of a numeric column without two distinct values."""
-        kind = column.type
+        name, kind = field.name, field.type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             values = column.cast(pa.float64()).drop_null().to_numpy()
             edges = quantile_edges(values[np.isfinite(values)], self._hyper.bins)
-            return {"name": name, "kind": "numeric", "edges": edges} if edges else None
-        counts = Counter(word for word in map(category, column.to_pylist()) if word is not None)
+            decimal = (field.metadata or {}).get(DECIMAL, b".").decode()
+            return {"name": name, "kind": "numeric", "edges": edges, "decimal": decimal} if edges else None
+        exact = Counter(column.to_pylist())
+        code = _is_code(exact)
+        counts: Counter[str] = Counter()
+        for value, count in exact.items():
+            if (word := category(value, code=code)) is not None:
+                counts[word] += count
         frequent = [word for word, _ in counts.most_common(self._hyper.maxCategories)]
         # The commonest one is for whoever wants to try the model; the model itself does not read it.
         common = {"common": frequent[0]} if frequent else {}
-        return {"name": name, "kind": "categorical", "categories": sorted(frequent), **common}
+        return {"name": name, "kind": "categorical", "categories": sorted(frequent), "code": code, **common}
 
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
         """``(numeric, categorical)`` as `Preprocessor` makes them.

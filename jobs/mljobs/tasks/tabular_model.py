@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -21,9 +22,55 @@ MISSING: Final = 0
 UNKNOWN: Final = 1
 """Category index of a value not seen in training."""
 FIRST_CATEGORY: Final = 2
-MISSING_WORDS: Final = frozenset({"", "?", "NA", "N/A", "NaN", "nan", "null", "None"})
+MISSING_WORDS: Final = frozenset(
+    {
+        "",
+        "?",
+        "na",
+        "n/a",
+        "nan",
+        "null",
+        "none",
+        "nat",
+        "<na>",
+        "#na",
+        "#n/a",
+        "-nan",
+        "1.#ind",
+        "-1.#ind",
+        "1.#qnan",
+        "-1.#qnan",
+        "#null!",
+        "#div/0!",
+        "#value!",
+        "#ref!",
+        "#name?",
+        "#num!",
+        "\\n",
+        "#n/a n/a",
+    }
+)
+"""What pandas, R, Excel and databases write for a value that is not there, in small letters."""
 BOOLEAN_WORDS: Final = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 """How Python, R and spreadsheets write booleans, to how JSON does."""
+
+_SPACES: Final = " \u00a0\u202f\u2009"
+_MONEY: Final = r"[$¢£¤¥฿\u20a0-\u20cf]"
+_PLAIN: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER: Final = {
+    decimal: re.compile(
+        rf"(?P<sign>[+-]?){_MONEY}?\s*(?P<inner>[+-]?)"
+        rf"(?P<digits>(?:[1-9][0-9]{{0,2}}(?:(?P<group>[{grouping}\u2019'{_SPACES}])[0-9]{{3}})(?:(?P=group)[0-9]{{3}})*|[0-9]+)"
+        rf"(?:{re.escape(decimal)}[0-9]*)?|{re.escape(decimal)}[0-9]+)(?P<power>[eE][+-]?[0-9]+)?"
+        rf"\s*(?:(?P<percent>%)|{_MONEY})?(?P<after>-?)"
+    )
+    for decimal, grouping in ((".", ","), (",", "."))
+}
+"""Numbers as people write them, by the sign before the fraction."""
+_HEX: Final = re.compile("0x[0-9a-f]{1,16}")
+_INFINITE: Final = re.compile("[+-]?inf(?:inity)?")
+_FRACTION: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,14})\.[0-9]{1,15}")
+"""Text of a category that a program may have written for a number."""
 
 
 class RecordError(ValueError):
@@ -35,16 +82,20 @@ class Preprocessor:
 
     Args:
         config: The parsed ``preprocessor.json``: ``features`` (a list in schema order of
-            ``{"name", "kind": "numeric", …}`` or ``{"name", "kind": "categorical", "categories": [str, …]}``)
-            and ``label`` (``{"name", "classes": [negative, positive]}``).
+            ``{"name", "kind": "numeric", "decimal": "." or ",", …}`` or
+            ``{"name", "kind": "categorical", "categories": [str, …], "code": bool}``), ``label``
+            (``{"name", "classes": [negative, positive]}``) and ``ignored`` (``{column: why}``: a record may have it).
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.names: list[str] = [feature["name"] for feature in config["features"]]
         self.classes: list[str] = list(config["label"]["classes"])
-        self._numeric = [(i, f["name"]) for i, f in enumerate(config["features"]) if f["kind"] == "numeric"]
+        self._ignored = frozenset(config.get("ignored", ()))
+        self._numeric = [
+            (i, f["name"], f.get("decimal", ".")) for i, f in enumerate(config["features"]) if f["kind"] == "numeric"
+        ]
         self._categorical = [
-            (i, {value: index for index, value in enumerate(f["categories"], FIRST_CATEGORY)})
+            (i, {value: index for index, value in enumerate(f["categories"], FIRST_CATEGORY)}, f.get("code", True))
             for i, f in enumerate(config["features"])
             if f["kind"] == "categorical"
         ]
@@ -74,8 +125,8 @@ class Preprocessor:
             RecordError: A value is no number where one is needed.
         """
         size = len(columns[0]) if columns else 0
-        numeric = [_numbers(columns[i], name) for i, name in self._numeric]
-        categorical = [_indices(columns[i], categories) for i, categories in self._categorical]
+        numeric = [_numbers(columns[i], name, decimal) for i, name, decimal in self._numeric]
+        categorical = [_indices(columns[i], categories, code) for i, categories, code in self._categorical]
         return (
             torch.tensor(numeric, dtype=torch.float32).reshape(len(numeric), size).T.contiguous(),
             torch.tensor(categorical, dtype=torch.int64).reshape(len(categorical), size).T.contiguous(),
@@ -83,7 +134,7 @@ class Preprocessor:
 
     def _row(self, record: Sequence[Any] | Mapping[str, Any], index: int) -> Sequence[Any]:
         if isinstance(record, Mapping):
-            if strange := [str(key) for key in record if key not in self.names]:
+            if strange := [str(key) for key in record if key not in self.names and key not in self._ignored]:
                 msg = f"record {index}: unknown column {', '.join(strange)}; the columns are {', '.join(self.names)}"
                 raise RecordError(msg)
             return [record.get(name) for name in self.names]
@@ -97,14 +148,64 @@ class Preprocessor:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.strip() in MISSING_WORDS)
+    return value is None or (isinstance(value, str) and value.strip().lower() in MISSING_WORDS)
 
 
-def _numbers(column: Iterable[Any], name: str) -> list[float]:
+def number(text: str, decimal: str = ".") -> float | None:
+    """The number that `text` spells; None if it spells none.
+
+    Thousands may be grouped, a percentage is a hundredth, money may have its sign, parentheses mean less than nothing, and
+    hexadecimal is read, too.
+
+    Args:
+        text: Without what `MISSING_WORDS` has.
+        decimal: The sign before the fraction, of the whole column: ``1,234`` alone could be either.
+    """
+    if decimal == "." and _PLAIN.fullmatch(text):
+        return float(text)
+    text = text.strip().replace("\u2212", "-")
+    negative = text[:1] == "(" and text[-1:] == ")"
+    found = _NUMBER[decimal].fullmatch(text[1:-1].strip() if negative else text)
+    if not found:
+        return _special(text)
+    minus = [found["sign"], found["inner"], found["after"]].count("-") + negative
+    if minus > 1 or (found["sign"] and found["inner"]):
+        return None
+    digits = found["digits"].replace(found["group"], "") if found["group"] else found["digits"]
+    value = float(digits.replace(decimal, ".") + (found["power"] or ""))
+    return (-1 if minus else 1) * (value / 100 if found["percent"] else value)
+
+
+def _special(text: str) -> float | None:
+    """Hexadecimal, and what is no finite number."""
+    digits = text.lower()
+    if _HEX.fullmatch(digits):
+        return float(int(digits, 16))
+    return float(digits) if _INFINITE.fullmatch(digits) else None
+
+
+def _number(value: Any, decimal: str) -> float:
+    """The number that a raw value stands for; NaN if it is missing.
+
+    Raises:
+        ValueError: It stands for none.
+        TypeError: It is a list or an object.
+    """
+    if _is_missing(value):
+        return math.nan
+    if not isinstance(value, str):
+        return float(value)
+    found = number(value, decimal)
+    if found is None:
+        raise ValueError
+    return found
+
+
+def _numbers(column: Iterable[Any], name: str, decimal: str) -> list[float]:
     numbers = []
     for i, value in enumerate(column):
         try:
-            number = math.nan if _is_missing(value) else float(value)
+            number = float(value) if type(value) is float or type(value) is int else _number(value, decimal)
         except (TypeError, ValueError):
             msg = f"record {i}: column {name} needs a number, got {value!r}"
             raise RecordError(msg) from None
@@ -112,14 +213,21 @@ def _numbers(column: Iterable[Any], name: str) -> list[float]:
     return numbers
 
 
-def category(value: Any) -> str | None:
+def category(value: Any, *, code: bool = False) -> str | None:
     """The category that a raw value stands for; None if it is missing.
 
-    Numbers are written so that 1, 1.0 and "1" are one category, and booleans, also those in words, as JSON writes them.
+    Numbers are written so that 1, 1.0, "1" and "1.0" are one category, and booleans, also those in words, as JSON
+    writes them.
+
+    Args:
+        value: Of a file or a request.
+        code: Whether the column's text is taken to the letter, because there "1.10" is not 1.1, nor "01" 1.
     """
     if type(value) is str:
         text = value.strip()
-        return None if text in MISSING_WORDS else BOOLEAN_WORDS.get(text, text)
+        if text.lower() in MISSING_WORDS:
+            return None
+        return BOOLEAN_WORDS.get(text, text) if code or not _FRACTION.fullmatch(text) else category(float(text))
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool):
@@ -129,11 +237,17 @@ def category(value: Any) -> str | None:
     return str(value)
 
 
-def _indices(column: Iterable[Any], categories: Mapping[str, int]) -> list[int]:
+def _indices(column: Iterable[Any], categories: Mapping[str, int], code: bool) -> list[int]:  # noqa: FBT001  of the schema
+    known: dict[str, int] = {}
     indices = []
     for value in column:
-        name = category(value)
-        indices.append(MISSING if name is None else categories.get(name, UNKNOWN))
+        index = known.get(value) if type(value) is str else None
+        if index is None:
+            name = category(value, code=code)
+            index = MISSING if name is None else categories.get(name, UNKNOWN)
+            if type(value) is str:
+                known[value] = index
+        indices.append(index)
     return indices
 
 
