@@ -10,7 +10,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -118,31 +118,39 @@ def _rows(content: bytes, start: int, delimiter: str, columns: Sequence[str], ur
         )
     if not _SOMETHING.search(content, start):
         return pa.table({name: pa.array([], pa.string()) for name in columns})
-    # Without words for true and false, such a column stays text, and `category` reads it as it reads a request's;
-    # Arrow would take 0 for false in a column of 0 and True. Words for missing stay in text: None may be a class.
+    body = pa.py_buffer(content).slice(start)
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in content)
+    try:
+        table = _parsed(body, parse, columns, {})
+        # A time stays as it is written, which is how a request has it.
+        times = {typed.name: pa.string() for typed in table.schema if pa.types.is_temporal(typed.type)}
+        if times:
+            table = _parsed(body, parse, columns, times)
+    except pa.ArrowException as error:
+        problem = f"{error} ({len(columns)} columns in the header, parted by {delimiter!r})"
+        raise _no_file("csv", uri, problem) from error
+    _refuse_open_quote(content, table, uri)
+    return table
+
+
+def _parsed(
+    body: pa.Buffer, parse: pyarrow.csv.ParseOptions, columns: Sequence[str], types: Mapping[str, pa.DataType]
+) -> pa.Table:
+    """By blocks in parallel; if that fails as one block, which may hold a row of any length, and tells a bad row's number."""
+    # Without words for true and false, such a column stays text, and `category` reads it as it reads a request's; Arrow
+    # would take 0 for false in a column of 0 and True. Words for missing stay in text: None may be a class.
     convert = pyarrow.csv.ConvertOptions(
         null_values=sorted({*MISSING_WORDS, *map(str.upper, MISSING_WORDS), "NaN", "None", "NaT", "Null", "\\N"}),
         true_values=[],
         false_values=[],
+        column_types=types,
     )
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in content)
-    for options in _ways(columns, len(content)):
-        try:
-            table = pyarrow.csv.read_csv(pa.BufferReader(pa.py_buffer(content).slice(start)), options, parse, convert)
-        except pa.ArrowException as error:
-            problem = error
-        else:
-            _refuse_open_quote(content, table, uri)
-            return table
-    raise _no_file(
-        "csv", uri, f"{problem} ({len(columns)} columns in the header, parted by {delimiter!r})"
-    ) from problem
-
-
-def _ways(columns: Sequence[str], size: int) -> Iterator[pyarrow.csv.ReadOptions]:
-    """By blocks in parallel; if that fails as one block, which may hold a row of any length, and tells a bad row's number."""
-    yield pyarrow.csv.ReadOptions(column_names=list(columns), block_size=BLOCK_BYTES)
-    yield pyarrow.csv.ReadOptions(column_names=list(columns), block_size=max(size, 1), use_threads=False)
+    blocks = pyarrow.csv.ReadOptions(column_names=list(columns), block_size=BLOCK_BYTES)
+    try:
+        return pyarrow.csv.read_csv(pa.BufferReader(body), blocks, parse, convert)
+    except pa.ArrowException:
+        whole = pyarrow.csv.ReadOptions(column_names=list(columns), block_size=body.size, use_threads=False)
+        return pyarrow.csv.read_csv(pa.BufferReader(body), whole, parse, convert)
 
 
 def _refuse_twins(names: Sequence[str], uri: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mljobs.columns import DECIMAL
 from mljobs.failure import JobFailure, did_you_mean
-from mljobs.tasks.tabular_model import Preprocessor, RecordError, TabularModel, category
+from mljobs.tasks.tabular_model import LARGEST, Preprocessor, RecordError, TabularModel, category
 from mlplatform.contract import TASK_METRICS, FailureClass
 
 FORMAT: Final = 1
@@ -153,8 +153,8 @@ class TabularTask:
         """One feature's schema and statistics; None of a numeric column without two distinct values."""
         name, kind = field.name, field.type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            values = column.cast(pa.float64()).drop_null().to_numpy()
-            edges = quantile_edges(values[np.isfinite(values)], self._hyper.bins)
+            values = column.cast(pa.float64(), safe=False).drop_null().to_numpy()
+            edges = quantile_edges(values[np.abs(values) <= LARGEST], self._hyper.bins)
             decimal = (field.metadata or {}).get(DECIMAL, b".").decode()
             return {"name": name, "kind": "numeric", "edges": edges, "decimal": decimal} if edges else None
         exact = Counter(column.to_pylist())

@@ -51,6 +51,8 @@ MISSING_WORDS: Final = frozenset(
     }
 )
 """What pandas, R, Excel and databases write for a value that is not there, in small letters."""
+LARGEST: Final = 1e38
+"""Numbers beyond it count as missing: the difference of two must be a float32."""
 BOOLEAN_WORDS: Final = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 """How Python, R and spreadsheets write booleans, to how JSON does."""
 
@@ -209,7 +211,7 @@ def _numbers(column: Iterable[Any], name: str, decimal: str) -> list[float]:
         except (TypeError, ValueError):
             msg = f"record {i}: column {name} needs a number, got {value!r}"
             raise RecordError(msg) from None
-        numbers.append(number if math.isfinite(number) else math.nan)
+        numbers.append(number if abs(number) <= LARGEST else math.nan)
     return numbers
 
 
