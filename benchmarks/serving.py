@@ -41,7 +41,7 @@ from benchmarks.cluster import connect
 from benchmarks.table import markdown, publish
 from mlhandlers.tabular import sample_record
 from mljobs import export, package
-from mljobs.tasks.tabular import FORMAT
+from mljobs.tasks.tabular import FORMAT, TabularTask
 from mljobs.tasks.tabular_model import Preprocessor, TabularModel
 from mlplatform import api
 from mlplatform.resources import inferenceservice, virtualservice
@@ -145,7 +145,8 @@ def targets(folder: Path) -> list[Target]:
     one_tensor = export.torchscript(OneTensor(model, inputs[0].shape[1]).eval(), [encoded])
     numbers = json.dumps(encoded[0].tolist())
     ours = layout(folder / "ours", "bench-ours")
-    built = package.build(work(ours), "bench-ours", "bench-ours-1", export.torchscript(model, inputs), described)
+    parts = package.Parts(export.torchscript(model, inputs), described, TabularTask.modules)
+    built = package.build(work(ours), "bench-ours", "bench-ours-1", parts)
     built.rename(ours / "model-store/bench-ours.mar")
     found = [
         Target("bench-ours", "this platform's handler, raw records", ours, json.dumps({"features": record}),

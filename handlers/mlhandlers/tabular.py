@@ -47,12 +47,14 @@ WARM_UP_ROWS: Final = (1, 1, 2, 2, 8, 8)
 BODY_EXAMPLE: Final = '{"features": {"<column>": <value>, …}}'
 
 Record = Sequence[Any] | Mapping[str, Any]
-Answer = Callable[[list[str], list[float], float], dict[str, Any]]
-"""``(predictions, confidences, latency in ms) -> response body`` of one request."""
+Columns = Mapping[str, tuple[str, list[Any]]]
+"""Of the answers: type in the Open Inference Protocol and a value a row, by name."""
+Answer = Callable[[Columns, float], dict[str, Any]]
+"""``(its rows of the answers, latency in ms) -> response body`` of one request."""
 
 
 class TabularHandler:
-    """A binary classifier of tables as TorchServe's worker drives it: `initialize` once, then `handle` a batch."""
+    """A model of tables as TorchServe's worker drives it: `initialize` once, then `handle` a batch."""
 
     def initialize(self, context: Any) -> None:
         """Loads the model and runs it, so that the first request is as fast as the rest.
@@ -78,6 +80,7 @@ class TabularHandler:
         code = load_module(folder / "tabular_model.py")
         self._record_error: type[ValueError] = code.RecordError
         self._preprocessor = code.Preprocessor(config)
+        self._predictions = code.predictions(config["label"])
         serialized = folder / description["serializedFile"]
         self._model = torch.jit.load(serialized, map_location="cpu").eval()
         self._sample = sample_record(config)
@@ -110,12 +113,13 @@ class TabularHandler:
             except Exception as error:  # noqa: BLE001  TorchServe would answer 503 to every request of the batch
                 bodies[i] = fail(context, i, error)
         tensors = self._transform(sound, bodies, context)
-        predictions, confidences = self._score(tensors)
+        columns = self._score(tensors)
         seconds = time.perf_counter() - started
         start = 0
         for i, records, answer in sound:
             rows = slice(start, start + len(records))
-            bodies[i] = answer(predictions[rows], confidences[rows], round(seconds * 1000, 3))
+            mine = {name: (kind, values[rows]) for name, (kind, values) in columns.items()}
+            bodies[i] = answer(mine, round(seconds * 1000, 3))
             start = rows.stop
         self._latency.add_or_update(seconds, [self._name, self._version])
         for i in range(len(data)):
@@ -144,7 +148,7 @@ class TabularHandler:
                 msg = f"id must be a string, got a JSON {type(request).__name__}"
                 raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
             rows = scalars(v2_rows(body["inputs"], self._preprocessor.names))
-            return rows, lambda *scores: self._answer_v2(request, *scores)
+            return rows, lambda *answers: self._answer_v2(request, *answers)
         msg = (
             f"the body has none of features, instances and inputs; send {BODY_EXAMPLE} "
             f"with the columns {', '.join(self._preprocessor.names)}"
@@ -175,47 +179,41 @@ class TabularHandler:
         tensors: tuple[Tensor, Tensor] = self._preprocessor.transform([r for _, records, _ in sound for r in records])
         return tensors
 
-    def _score(self, tensors: tuple[Tensor, Tensor]) -> tuple[list[str], list[float]]:
-        """The likelier class of each row and its probability."""
-        if not len(tensors[0]):
-            return [], []
+    def _score(self, tensors: tuple[Tensor, Tensor]) -> Columns:
+        """The answers to all rows."""
         with torch.inference_mode():
-            positive: list[float] = torch.sigmoid(self._model(*tensors).float()).tolist()
-        classes = self._preprocessor.classes
-        return [classes[p >= 0.5] for p in positive], [round(max(p, 1 - p), 6) for p in positive]  # noqa: PLR2004  even odds
+            scores = self._predictions.scores(self._model(*tensors).float()) if len(tensors[0]) else torch.empty(0)
+        found: Columns = self._predictions.columns(scores)
+        return found
 
-    def _answer_predict(self, predictions: list[str], confidences: list[float], latency: float) -> dict[str, Any]:
+    def _answer_predict(self, columns: Columns, latency: float) -> dict[str, Any]:
         return {
-            "prediction": predictions[0],
-            "confidence": confidences[0],
+            **{name: values[0] for name, (_, values) in columns.items()},
             "latency_ms": latency,
             "model_version": self._version,
         }
 
-    def _answer_v1(self, predictions: list[str], confidences: list[float], latency: float) -> dict[str, Any]:
-        pairs = zip(predictions, confidences, strict=True)
+    def _answer_v1(self, columns: Columns, latency: float) -> dict[str, Any]:
+        rows = zip(*(values for _, values in columns.values()), strict=True)
         return {
-            "predictions": [{"prediction": label, "confidence": confidence} for label, confidence in pairs],
+            "predictions": [dict(zip(columns, row, strict=True)) for row in rows],
             "latency_ms": latency,
             "model_version": self._version,
         }
 
-    def _answer_v2(
-        self, request: str | None, predictions: list[str], confidences: list[float], latency: float
-    ) -> dict[str, Any]:
-        rows = [len(predictions)]
+    def _answer_v2(self, request: str | None, columns: Columns, latency: float) -> dict[str, Any]:
         return {
             **({} if request is None else {"id": request}),
             "model_name": self._name,
             "model_version": self._version,
             "parameters": {"latency_ms": latency},
             "outputs": [
-                {"name": "prediction", "datatype": "BYTES", "shape": rows, "data": predictions},
-                {"name": "confidence", "datatype": "FP32", "shape": rows, "data": confidences},
+                {"name": name, "datatype": kind, "shape": [len(values)], "data": values}
+                for name, (kind, values) in columns.items()
             ],
         }
 
-    def _answer_probe(self, _predictions: list[str], _confidences: list[float], latency: float) -> dict[str, Any]:
+    def _answer_probe(self, _columns: Columns, latency: float) -> dict[str, Any]:
         return {"status": "ok", "latency_ms": latency, "model_version": self._version}
 
 

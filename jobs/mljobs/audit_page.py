@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from mljobs import fairness
+from mljobs.tasks import Objective
 
 STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -24,34 +24,23 @@ svg text { font: 12px system-ui, sans-serif; fill: #1b1f24 }
 BAR_WIDTH: Final = 420
 LABEL_WIDTH: Final = 190
 ROW_HEIGHT: Final = 26
-COLOURS: Final = {
-    "selection_rate": "#4878a8",
-    "true_positive_rate": "#6a9f58",
-    "false_positive_rate": "#c9744f",
-}
-TITLES: Final = {
-    "selection_rate": "Selection rate: share predicted positive",
-    "true_positive_rate": "True positive rate: share found of those who are positive",
-    "false_positive_rate": "False positive rate: share flagged of those who are negative",
-}
+COLOURS: Final = ("#4878a8", "#6a9f58", "#c9744f")
 
 
-def render(version: str, metrics: Mapping[str, float], report: Mapping[str, Any]) -> str:
+def render(version: str, metrics: Mapping[str, float], report: Mapping[str, Any], objective: Objective) -> str:
     """The page.
 
     Args:
         version: Name of the ModelVersion.
         metrics: Test metrics.
         report: The audit's full report.
+        objective: What was learned.
     """
     title = f"Audit of {escape(version)}"
     parts = [
         f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{STYLE}</style></head><body>",
         f"<h1>{title}</h1>{_sample_notice(report['sample'])}",
-        (
-            f"<p>{report['testRows']:,} test rows that the training never saw. Positive class: "
-            f"<b>{escape(report['positiveClass'])}</b>, predicted from a probability of {report['threshold']}.</p>"
-        ),
+        (f"<p>{report['testRows']:,} test rows that the training never saw. {escape(objective.sentence)}</p>"),
         "<h2>Metrics</h2>",
         _metrics_table(metrics, report["gates"]),
         "<h2>Differences between groups</h2>",
@@ -59,11 +48,14 @@ def render(version: str, metrics: Mapping[str, float], report: Mapping[str, Any]
             f"<p>Intervals at {report['confidence']:.0%} (bootstrap). A rate is compared among groups in which at least "
             f"{report['minGroupSize']} rows count for it.</p>"
         ),
-        _differences_table(report),
+        _differences_table(report, objective.fairness),
     ]
     for attribute, result in report["attributes"].items():
         parts.append(f"<h2>By {escape(attribute)}</h2>")
-        parts += [_chart(result, rate) for rate in fairness.RATES]
+        parts += [
+            _chart(result, rate, title, COLOURS[i % len(COLOURS)])
+            for i, (rate, title) in enumerate(objective.titles.items())
+        ]
     return "\n".join([*parts, "</body></html>"])
 
 
@@ -101,10 +93,10 @@ def _metrics_table(metrics: Mapping[str, float], gates: Sequence[Mapping[str, An
     return _table(["Metric", "Value", "Gate", ""], rows)
 
 
-def _differences_table(report: Mapping[str, Any]) -> str:
+def _differences_table(report: Mapping[str, Any], metrics: Sequence[str]) -> str:
     rows = []
     for attribute, result in report["attributes"].items():
-        for metric in fairness.RATES_OF:
+        for metric in metrics:
             bound, interval = report["bounds"].get(metric), result["differences"].get(metric)
             wanted = "" if bound is None else f"≤ {bound}"
             if interval is None:  # too few large groups: the gate refuses it like a value above the bound
@@ -123,7 +115,7 @@ def _differences_table(report: Mapping[str, Any]) -> str:
     return _table(["Attribute", "Difference", "Value", "Interval", "Bound", ""], rows)
 
 
-def _chart(result: Mapping[str, Any], rate: str) -> str:
+def _chart(result: Mapping[str, Any], rate: str, title: str, colour: str) -> str:
     """Horizontal bars with whiskers; groups too small to be compared are pale."""
     bars = []
     for i, (name, group) in enumerate(result["groups"].items()):
@@ -137,13 +129,12 @@ def _chart(result: Mapping[str, Any], rate: str) -> str:
         opacity = 0.3 if rate in result["notAssessed"].get(name, ()) else 1
         bars.append(
             f"<rect x='{LABEL_WIDTH}' y='{middle - 8}' width='{value - LABEL_WIDTH:.1f}' height='16' "
-            f"fill='{COLOURS[rate]}' opacity='{opacity}'/>"
+            f"fill='{colour}' opacity='{opacity}'/>"
             f"<path d='M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8' stroke='#1b1f24'/>"
             f"<text x='{max(value, high) + 6:.1f}' y='{middle + 4}'>{interval['value']:.3f}</text>"
         )
     height = len(result["groups"]) * ROW_HEIGHT
     width = LABEL_WIDTH + BAR_WIDTH + 60
-    title = TITLES[rate]
     return (
         f"<h3>{title}</h3><svg width='{width}' height='{height}' role='img' aria-label='{title}'>{''.join(bars)}</svg>"
     )

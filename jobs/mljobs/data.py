@@ -1,4 +1,4 @@
-"""Rows from any store: loading, checking, labels, groups and the split.
+"""Rows from any store: loading, checking, groups and the split.
 
 Called by train, and by trained for the stages after it, each of which loads the same rows and
 derives the same split from them, so no stage has to store indices. `Rows.digest` lets a later
@@ -24,12 +24,12 @@ from mljobs.failure import JobFailure, did_you_mean
 from mljobs.files import SHOWN
 from mljobs.store import Store
 from mljobs.tables import Part
+from mljobs.tasks import Strata
 from mljobs.tasks.tabular_model import category
 from mlplatform.api import Data, Split
 from mlplatform.contract import ENV_ROWS, FailureClass
 
 Indices = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.str_]
 
 MISSING_GROUP: Final = "(missing)"
@@ -206,50 +206,14 @@ def _misfit(parts: Sequence[Part], names: Sequence[str]) -> JobFailure:
     raise AssertionError
 
 
-def labels(table: pa.Table, data: Data) -> tuple[Flags, list[str]]:
-    """Which rows are positive, and the names ``[negative, positive]`` of the classes.
-
-    The positive class is `data.positive_label`, or else the last in order: 1 of 0 and 1, yes of no and yes.
-
-    Raises:
-        JobFailure: The label column is missing, incomplete or not of two classes.
-    """
-    words = _classes(table, data.label, _words(table, data.label, "spec.data.label"))
-    if blank := words.count(None):
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"{blank} of {len(words)} rows have no value in the label column {data.label!r}",
-            "Remove these rows or complete them",
-        )
-    values = np.array(words, dtype=np.str_)
-    classes = sorted(np.unique(values).tolist(), key=_order)
-    if len(classes) != 2:  # noqa: PLR2004  binary
-        shown = ", ".join(classes[:SHOWN])
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"the label column {data.label!r} has {len(classes)} distinct value(s) ({shown}); two are needed",
-            "Point spec.data.label at a column of two classes, or derive one",
-        )
-    if data.positive_label and data.positive_label not in classes:
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"spec.data.positiveLabel {data.positive_label!r} is no value of {data.label!r}"
-            f"{did_you_mean(data.positive_label, classes)}",
-            f"Use one of {', '.join(classes)}",
-        )
-    positive = data.positive_label or classes[1]
-    negative = next(name for name in classes if name != positive)
-    return values == positive, [negative, positive]
-
-
 def groups(table: pa.Table, attribute: str) -> Words:
     """Each row's group by a sensitive attribute.
 
     Raises:
         JobFailure: The column is missing, or has too many values to be groups.
     """
-    words = _words(table, attribute, "spec.data.sensitiveAttributes")
-    values = np.array([MISSING_GROUP if word is None else word for word in words], dtype=np.str_)
+    found = words(table, attribute, "spec.data.sensitiveAttributes")
+    values = np.array([MISSING_GROUP if word is None else word for word in found], dtype=np.str_)
     if (count := len(np.unique(values))) > GROUPS_LIMIT:
         raise JobFailure(
             FailureClass.DATA_INVALID,
@@ -259,46 +223,48 @@ def groups(table: pa.Table, attribute: str) -> Words:
     return values
 
 
-def split(positive: Flags, shares: Split) -> Parts:
-    """Divides the rows at random, with the same share of positive ones in each part.
+def split(strata: Strata, shares: Split) -> Parts:
+    """Divides the rows at random, each part with its share of every stratum.
 
     The same rows and shares always give the same parts.
 
     Args:
-        positive: ``(rows,)``.
+        strata: Of the rows.
         shares: What to hold out, and the seed.
 
     Raises:
-        JobFailure: A part would have no row of one class: nothing could be learned or measured there.
+        JobFailure: A part would have too little of a stratum: nothing could be learned or measured there.
     """
     generator = np.random.default_rng(shares.seed)
     held: list[tuple[Indices, Indices, Indices]] = []
-    for value in (False, True):
-        order = generator.permutation(np.flatnonzero(positive == value))
+    for code, name in enumerate(strata.names):
+        order = generator.permutation(np.flatnonzero(strata.codes == code))
         test = round(len(order) * shares.test)
         validation = test + round(len(order) * shares.validation)
         held.append((order[validation:], order[test:validation], order[:test]))
         for part, rows in zip(Parts._fields, held[-1], strict=True):
-            if not len(rows):
-                name = "positive" if value else "negative"
+            if len(rows) < strata.least:
+                few = f"only {len(rows)} row" if len(rows) else "no row"
                 raise JobFailure(
                     FailureClass.DATA_INVALID,
-                    f"the {part} part of the split has no row of the {name} class, which has {len(order)} in all "
+                    f"the {part} part of the split has {few} of {name}, which has {len(order)} in all "
                     f"(validation {shares.validation}, test {shares.test})",
-                    f"Add rows of the {name} class, or change the shares in spec.data.split",
+                    f"Add rows of {name}, or change the shares in spec.data.split",
                 )
     return Parts(*(np.sort(np.concatenate(part)) for part in zip(*held, strict=True)))
 
 
-def _classes(table: pa.Table, column: str, words: list[str | None]) -> list[str | None]:
-    """`words`, but a word for missing is a class where but one would be left without it: None of Yes and None."""
-    if len(set(words) - {None}) != 1:
-        return words
-    texts = [value.strip() or None if isinstance(value, str) else None for value in table.column(column).to_pylist()]
-    return [text if word is None else word for word, text in zip(words, texts, strict=True)]
+def words(table: pa.Table, column: str, field: str) -> list[str | None]:
+    """A column's values as categories.
 
+    Args:
+        table: The rows.
+        column: Its name.
+        field: Of the specification, which names it.
 
-def _words(table: pa.Table, column: str, field: str) -> list[str | None]:
+    Raises:
+        JobFailure: There is no such column.
+    """
     if column not in table.column_names:
         shown = ", ".join(table.column_names[:SHOWN]) + (", …" if table.num_columns > SHOWN else "")
         raise JobFailure(
@@ -307,11 +273,3 @@ def _words(table: pa.Table, column: str, field: str) -> list[str | None]:
             f"Correct {field}",
         )
     return [category(value) for value in table.column(column).to_pylist()]
-
-
-def _order(name: str) -> tuple[int, float, str]:
-    """Numbers by their value, before words by the alphabet."""
-    try:
-        return 0, float(name), name
-    except ValueError:
-        return 1, 0.0, name

@@ -25,14 +25,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mljobs import data, export, fairness, trained
+from mljobs import data, export, trained
 from mljobs.choice import CONFIDENCE, QUANTILES, TIE, Choice, choose
 from mljobs.cpu import cpu_limit
 from mljobs.export import PARITY_TOLERANCE
 from mljobs.failure import JobFailure
 from mljobs.report import REASON_LIMIT, Job, run, say, shorten
-from mljobs.tasks import EVALUATION_ROWS
-from mljobs.tasks.tabular import THRESHOLD
+from mljobs.tasks import Objective
 from mljobs.trained import Trained
 from mlplatform.api import ModelVersionSpec
 from mlplatform.contract import LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
@@ -42,7 +41,7 @@ MAKE: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {REFERENCE: lambda mo
 
 Floats = npt.NDArray[np.float64]
 Score = Callable[[Sequence[Tensor]], Tensor]
-"""The logits of some rows' tensors."""
+"""A model's outputs for some rows' tensors."""
 
 ROUNDS: Final = 30
 RUNS: Final = 100
@@ -70,7 +69,7 @@ class Measured:
         latency: Of the model alone, for one record.
         metrics: On the test split.
         fairness: ``{<metric>: {<attribute>: value}}`` on the test split.
-        difference: Largest difference of a probability from the module that it was made from; None if it was
+        difference: Largest difference of a score from the module that it was made from; None if it was
             quantised since, and only its metrics tell whether it is any good.
     """
 
@@ -82,19 +81,19 @@ class Measured:
     difference: float | None
 
 
-def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec, first_metric: str) -> list[str]:
+def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec, objective: Objective) -> list[str]:
     """Why `candidate` may not ship; empty if it may.
 
     Args:
         candidate: Judged.
         reference: The fp32 candidate.
         spec: Gates, fairness bounds and the largest drop.
-        first_metric: Whose drop counts if there are no gates.
+        objective: What was learned; the drop of its first metric counts if there are no gates.
     """
     found = []
     if candidate.difference is not None and candidate.difference > PARITY_TOLERANCE:
-        found.append(f"its file differs from the model by {candidate.difference:.2g} in probability")
-    for metric in dict.fromkeys([gate.metric for gate in spec.gates] or [first_metric]):
+        found.append(f"its file differs from the model by {candidate.difference:.2g} in {objective.unit}")
+    for metric in dict.fromkeys([gate.metric for gate in spec.gates] or [objective.metrics[0]]):
         drop = reference.metrics[metric] - candidate.metrics[metric]
         drop = -drop if metric in LOWER_IS_BETTER else drop
         if drop > spec.optimization.max_metric_drop:
@@ -174,10 +173,15 @@ def by_module(module: nn.Module) -> Score:
 
     def score(inputs: Sequence[Tensor]) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = module(*inputs)
-            return logits
+            outputs: Tensor = module(*inputs)
+            return outputs
 
     return score
+
+
+def by_rows(score: Score) -> Callable[..., Tensor]:
+    """Takes the tensors one by one, as a module does."""
+    return lambda *inputs: score(inputs)
 
 
 def group_differences(found: Trained, scores: Floats, spec: ModelVersionSpec) -> dict[str, dict[str, float]]:
@@ -185,20 +189,10 @@ def group_differences(found: Trained, scores: Floats, spec: ModelVersionSpec) ->
     differences: dict[str, dict[str, float]] = {}
     for attribute in spec.data.sensitive_attributes:
         groups = data.groups(found.test, attribute)
-        values = fairness.point_estimates(groups, found.positive, scores >= THRESHOLD, spec.fairness.min_group_size)
+        values = found.objective.differences(groups, found.targets, scores, spec.fairness.min_group_size)
         for metric, value in values.items():
             differences.setdefault(metric, {})[attribute] = value
     return differences
-
-
-def onnx_probabilities(score: Score, inputs: Sequence[Tensor]) -> Floats:
-    """The positive class's probabilities, ``(rows,)``; as many rows at a time as memory is sure to hold."""
-    parts = [
-        score(tuple(part[i : i + EVALUATION_ROWS] for part in inputs))
-        for i in range(0, len(inputs[0]), EVALUATION_ROWS)
-    ]
-    found: Floats = torch.sigmoid(torch.cat(parts).double()).numpy()
-    return found
 
 
 def export_onnx(
@@ -217,7 +211,8 @@ def export_onnx(
     """
     from mljobs import onnx_files  # noqa: PLC0415  ONNX is loaded for those who ask for it
 
-    wanted = trained.probabilities(found.model, found.inputs)
+    objective = found.objective
+    wanted = trained.scores(objective, found.model, found.inputs)
     plain = onnx_files.to_onnx(found.model, found.inputs)
     names = spec.optimization.candidates
     files = {name: plain if name == REFERENCE else onnx_files.int8(plain) for name in names}
@@ -225,18 +220,18 @@ def export_onnx(
     times = measure_latency({name: runner(session, found.inputs) for name, session in sessions.items()})
     checks: dict[str, dict[str, Any]] = {}
     for name, session in sessions.items():
-        scores = onnx_probabilities(session, found.inputs)
-        difference = float(np.abs(scores - wanted).max())
+        scores = trained.scores(objective, by_rows(session), found.inputs)
+        difference = objective.difference(scores, wanted)
         if name == REFERENCE and difference > PARITY_TOLERANCE:
             raise JobFailure(
                 FailureClass.GATE_FAILED,
-                f"the ONNX file of {name} differs from the model by {difference:.2g} in probability, "
+                f"the ONNX file of {name} differs from the model by {difference:.2g} in {objective.unit}, "
                 f"over {PARITY_TOLERANCE}",
                 "Remove onnx from spec.optimization.export, or report the model's operators to ONNX's exporter",
             )
-        metrics, differences = found.task.evaluate(found.positive, scores), group_differences(found, scores, spec)
+        metrics, differences = objective.evaluate(found.targets, scores), group_differences(found, scores, spec)
         measured = Measured(name, len(files[name]), latency(times[name]), metrics, differences, None)
-        reasons = objections(measured, reference, spec, found.task.metrics[0])
+        reasons = objections(measured, reference, spec, objective)
         say(f"{name} as ONNX: {'; '.join(reasons) or 'passed'}")
         checks[name] = {**entry(measured, reasons), "maxAbsDifference": difference}
     return {name: content for name, content in files.items() if checks[name]["passed"]}, checks
@@ -251,16 +246,17 @@ def main(job: Job) -> Summary:
     files = {name: export.torchscript(module, found.inputs) for name, module in modules.items()}
     loaded = {name: export.load_torchscript(content) for name, content in files.items()}
     times = measure_latency({name: runner(by_module(module), found.inputs) for name, module in loaded.items()})
+    objective = found.objective
     candidates = []
     for name, module in loaded.items():
-        scores = trained.probabilities(module, found.inputs)
-        difference = float(np.abs(scores - trained.probabilities(modules[name], found.inputs)).max())
-        metrics = found.task.evaluate(found.positive, scores)
+        scores = trained.scores(objective, module, found.inputs)
+        difference = objective.difference(scores, trained.scores(objective, modules[name], found.inputs))
+        metrics = objective.evaluate(found.targets, scores)
         differences = group_differences(found, scores, job.spec)
         candidates.append(Measured(name, len(files[name]), latency(times[name]), metrics, differences, difference))
 
     reference = next(candidate for candidate in candidates if candidate.name == REFERENCE)
-    reasons = {c.name: objections(c, reference, job.spec, found.task.metrics[0]) for c in candidates}
+    reasons = {c.name: objections(c, reference, job.spec, objective) for c in candidates}
     passed = {name for name, reason in reasons.items() if not reason}
     for candidate in candidates:
         say(

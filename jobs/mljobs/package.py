@@ -13,13 +13,13 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.machinery import SourceFileLoader
 from io import BytesIO
@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import ts
 from ts.context import Context, RequestProcessor
@@ -38,9 +39,9 @@ from mljobs import data, export, trained
 from mljobs.export import PARITY_TOLERANCE
 from mljobs.failure import JobFailure
 from mljobs.report import Job, run, say
+from mljobs.tasks import Objective
 from mljobs.tasks.tabular import FORMAT
-from mljobs.tasks.tabular_model import Preprocessor
-from mljobs.trained import Trained, probabilities
+from mljobs.trained import Trained
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
 SERIALIZED: Final = "model.pt"
@@ -63,8 +64,21 @@ startupTimeout: 120
 """
 
 SMOKE_ROWS: Final = 16
-ROUNDED: Final = 2
-"""Digits of an example's number beyond the first one of its column's range: a hundredth of the range is fine enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is particular to an archive.
+
+    Attributes:
+        serialized: The TorchScript file.
+        config: The parsed ``preprocessor.json``.
+        modules: The task's: the handler's, then those beside it.
+    """
+
+    serialized: bytes
+    config: Mapping[str, Any]
+    modules: Sequence[str]
 
 
 def main(job: Job) -> Summary:
@@ -75,15 +89,15 @@ def main(job: Job) -> Summary:
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         work = Path(folder)
         serialized = job.store.read(uri)
-        archive = build(work, job.model, job.version, serialized, known.config)
+        archive = build(work, job.model, job.version, Parts(serialized, known.config, known.task.modules))
         content = archive.read_bytes()
         sha = hashlib.sha256(content).hexdigest()
         say(f"archive={archive.name} candidate={name} bytes={len(content)} sha256={sha}")
-        example = example_record(known.config)
+        example = known.task.example(known.config)
         rows, expected = rows_to_try(known, serialized, example)
-        difference = smoke_test(archive, work / "loaded", rows, expected)
+        difference = smoke_test(archive, work / "loaded", rows, expected, known.objective)
         tried = len(rows) - 1
-        say(f"loaded the archive: {tried} test rows, probabilities within {difference:.2e} of the candidate's")
+        say(f"loaded the archive: {tried} test rows, {known.objective.unit} within {difference:.2e} of the candidate's")
     serving = job.store.uri(Artifacts.SERVING)
     job.write(Artifacts.EXAMPLE, f"{json.dumps(example, indent=2)}\n".encode())
     # The configuration last: a folder that has it is complete.
@@ -95,7 +109,7 @@ def main(job: Job) -> Summary:
         "sample": known.sample,
         "candidate": name,
         "archiveDigest": f"sha256:{sha}",
-        "smokeTest": {"rows": tried, "maxProbabilityDifference": difference, "tolerance": PARITY_TOLERANCE},
+        "smokeTest": {"rows": tried, measured(known.objective): difference, "tolerance": PARITY_TOLERANCE},
         "example": job.store.uri(Artifacts.EXAMPLE),
         "torchserve": ts.__version__,
     }
@@ -119,15 +133,19 @@ def selected(report: Mapping[str, Any]) -> tuple[str, str]:
     return str(name), str(file)
 
 
-def build(folder: Path, model: str, version: str, serialized: bytes, config: Mapping[str, Any]) -> Path:
+def measured(objective: Objective) -> str:
+    """Under what name the report has the difference."""
+    return f"max{''.join(word.capitalize() for word in objective.unit.split())}Difference"
+
+
+def build(folder: Path, model: str, version: str, parts: Parts) -> Path:
     """Writes the archive with torch-model-archiver and makes it reproducible.
 
     Args:
         folder: An empty folder to work in.
         model: The name that the archive is served under.
         version: Name of the ModelVersion; the handler answers with it.
-        serialized: The TorchScript file.
-        config: The parsed ``preprocessor.json``.
+        parts: What goes into it.
 
     Returns:
         ``<folder>/<model>.mar``.
@@ -135,17 +153,17 @@ def build(folder: Path, model: str, version: str, serialized: bytes, config: Map
     Raises:
         JobFailure: No handler can read this preprocessing.
     """
-    if config.get("format") != FORMAT or "features" not in config:
+    if parts.config.get("format") != FORMAT or "features" not in parts.config:
         raise JobFailure(
             FailureClass.SPEC_INVALID,
-            f"no handler serves preprocessing of format {config.get('format')!r}; the tabular handler reads {FORMAT}",
+            f"no handler serves preprocessing of format {parts.config.get('format')!r}; the tabular handler reads {FORMAT}",
             "Let the task's fit return the configuration that mljobs.tasks.tabular describes",
         )
-    (folder / SERIALIZED).write_bytes(serialized)
-    (folder / "preprocessor.json").write_text(json.dumps(config, sort_keys=True, separators=(",", ":")))
+    (folder / SERIALIZED).write_bytes(parts.serialized)
+    (folder / "preprocessor.json").write_text(json.dumps(parts.config, sort_keys=True, separators=(",", ":")))
     (folder / "model-config.yaml").write_text(MODEL_CONFIG)
-    extra = [folder / "preprocessor.json", source("mljobs.tasks.tabular_model")]
-    archive(folder, model, version, source("mlhandlers.tabular"), extra)
+    handler, *beside = map(source, parts.modules)
+    archive(folder, model, version, handler, [folder / "preprocessor.json", *beside])
     path = folder / f"{model}.mar"
     normalise(path)
     return path
@@ -206,40 +224,9 @@ def serving_config(model: str) -> str:
     return f"model_store=/mnt/models/model-store\nload_models={model}={model}.mar\n"
 
 
-def example_record(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A record to try the model with: the commonest value of each column, or one from its middle.
-
-    It is made of statistics, so that it shows no person's row to whoever may ask the model.
-
-    Args:
-        config: The parsed ``preprocessor.json``.
-    """
-    return {
-        feature["name"]: example_number(feature["edges"]) if feature["kind"] == "numeric" else feature.get("common")
-        for feature in config["features"]
-    }
-
-
-def example_number(edges: Sequence[float]) -> float:
-    """About the middle one of a column's edges, an integer where the column holds integers as far as its edges tell.
-
-    A column that begins at 0 gets 0: of one that is mostly 0, as capital gains are, the edges divide the rest.
-
-    Args:
-        edges: Two or more quantiles, rising; the first and the last are values of the column.
-    """
-    low, high = edges[0], edges[-1]
-    value = 0.0 if low == 0 else round(edges[len(edges) // 2], ROUNDED - math.floor(math.log10(high - low)))
-    value = min(max(value, low), high) + 0.0  # no -0.0
-    # Quantiles of integers may lie between them, so the ends count, if there are integers enough for all edges.
-    whole = float(low).is_integer() and float(high).is_integer()
-    dense = high - low >= len(edges) or all(float(edge).is_integer() for edge in edges)
-    return round(value) if whole and dense else value
-
-
 def rows_to_try(
     known: Trained, serialized: bytes, example: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[float]]:
+) -> tuple[list[dict[str, Any]], npt.NDArray[np.float64]]:
     """Rows of the test split, evenly spread, then the example, and what the candidate says of their tensors.
 
     The stage before judged how good the candidate is; what can go wrong here is the way of a raw record to it.
@@ -247,30 +234,32 @@ def rows_to_try(
     Args:
         known: The test split.
         serialized: The candidate's TorchScript file.
-        example: `example_record`'s.
+        example: The task's.
 
     Returns:
-        Up to `SMOKE_ROWS` records as a client sends them and the example, and the probabilities of the positive class,
-        ``(rows,)``.
+        Up to `SMOKE_ROWS` records as a client sends them and the example, and their scores.
     """
     count = known.test.num_rows
     chosen = np.arange(0, count, max(1, count // SMOKE_ROWS))[:SMOKE_ROWS]
     table = data.take(known.test.select([feature["name"] for feature in known.config["features"]]), chosen)
     records: list[dict[str, Any]] = json.loads(json.dumps(table.to_pylist(), default=str))
     # One batch, as the archive gets them: what is quantised dynamically takes its scale from all rows of a run.
-    last = Preprocessor(known.config).transform([example])
+    last = known.task.read(known.config, [example])
     inputs = tuple(torch.cat([part[chosen], more]) for part, more in zip(known.inputs, last, strict=True))
-    return [*records, dict(example)], probabilities(export.load_torchscript(serialized), inputs).tolist()
+    return [*records, dict(example)], trained.scores(known.objective, export.load_torchscript(serialized), inputs)
 
 
-def smoke_test(path: Path, folder: Path, rows: Sequence[Mapping[str, Any]], expected: Sequence[float]) -> float:
+def smoke_test(
+    path: Path, folder: Path, rows: Sequence[Mapping[str, Any]], expected: npt.NDArray[np.float64], objective: Objective
+) -> float:
     """Loads the archive as a TorchServe worker does and predicts `rows`.
 
     Args:
         path: The archive.
         folder: Where to unpack it.
         rows: Raw records: of the test split, and the example as the last one.
-        expected: Their probabilities of the positive class, ``(rows,)``.
+        expected: Their scores.
+        objective: What was learned.
 
     Returns:
         The largest difference found.
@@ -279,16 +268,16 @@ def smoke_test(path: Path, folder: Path, rows: Sequence[Mapping[str, Any]], expe
         JobFailure: An answer is an error, or differs by more than `PARITY_TOLERANCE`.
     """
     handler, context = load(path, folder)
-    classes = json.loads((folder / "preprocessor.json").read_text())["label"]["classes"]
     difference = 0.0
     for i, ((status, answer), wanted) in enumerate(zip(predict(handler, context, rows), expected, strict=True)):
         if status != HTTPStatus.OK or "prediction" not in answer:
             which = f"row {i} of the test split" if i < len(rows) - 1 else "the example record"
             raise disagreement(f"it refused {which} with status {status}: {answer.get('message')}")
-        positive = answer["confidence"] if answer["prediction"] == classes[1] else 1 - answer["confidence"]
-        difference = max(difference, abs(positive - wanted))
+        difference = max(difference, objective.off(answer, wanted))
     if difference > PARITY_TOLERANCE:
-        raise disagreement(f"a probability differs by {difference:.2g} from the candidate's, over {PARITY_TOLERANCE}")
+        raise disagreement(
+            f"a {objective.unit} differs by {difference:.2g} from the candidate's, over {PARITY_TOLERANCE}"
+        )
     return difference
 
 

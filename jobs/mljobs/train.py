@@ -11,7 +11,6 @@ import sys
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -29,15 +28,16 @@ def main(job: Job) -> Summary | None:
     topology = processes.start()
     rows = data.load(job.spec.data)
     same_everywhere(rows.digest, job.spec.data.uri, topology.world_size)
-    positive, classes = data.labels(rows.table, job.spec.data)
+    targets = task.targets(rows.table, job.spec.data)
     for attribute in job.spec.data.sensitive_attributes:
         data.groups(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
-    parts = data.split(positive, job.spec.data.split)
-    config = task.fit(rows.table, job.spec.data.label, classes, parts.train)
+    parts = data.split(targets.strata, job.spec.data.split)
+    config = task.fit(rows.table, targets, parts.train)
+    objective = task.objective(config)
     if topology.rank == 0:
         of = "" if rows.table.num_rows == rows.total else f"/{rows.total}"
         say(
-            f"rows={len(positive)}{of} train={len(parts.train)} processes={topology.world_size} device={topology.device}"
+            f"rows={rows.table.num_rows}{of} train={len(parts.train)} processes={topology.world_size} device={topology.device}"
         )
         for line in rows.remarks():
             say(line)
@@ -46,14 +46,14 @@ def main(job: Job) -> Summary | None:
     from mljobs.parallel import Parallel  # noqa: PLC0415
     from mljobs.trainer import Examples, Trainer  # noqa: PLC0415
 
-    everything = Examples(task.inputs(config, rows.table), torch.from_numpy(positive.astype(np.float32)))
+    everything = Examples(task.inputs(config, rows.table), torch.from_numpy(targets.values))
     train, validation, _ = (everything.take(torch.from_numpy(part)) for part in parts)
 
     torch.manual_seed(training.seed)
     model = task.build(config)
     prepared = Parallel(model, task.blocks(model), training, topology)
     checkpoints = Checkpoints(job.store, training.checkpoint.keep, topology.rank, topology.world_size, rows.digest)
-    trainer = Trainer(task, prepared, training, (train, validation), checkpoints)
+    trainer = Trainer(objective, prepared, training, (train, validation), checkpoints)
     trainer.fit()
 
     metrics = {f"val_{name}": value for name, value in trainer.evaluate().items()}
@@ -75,7 +75,7 @@ def main(job: Job) -> Summary | None:
             "ignored": rows.ignored,
             "leftOut": {**rows.left_out, **config.get("ignored", {})},
             "columns": rows.columns,
-            "classes": classes,
+            **objective.learned,
             "features": len(config["features"]),
         }
         report = {

@@ -6,6 +6,7 @@ Called by audit, optimize and package.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from mljobs import data
 from mljobs.failure import JobFailure
 from mljobs.report import Job
-from mljobs.tasks import EVALUATION_ROWS, Task, load_task
+from mljobs.tasks import EVALUATION_ROWS, Objective, Task, load_task
 from mlplatform.contract import ENV_ROWS, Artifacts, FailureClass, Stage
 
 
@@ -28,22 +29,22 @@ class Trained:
 
     Attributes:
         task: What it was trained for.
-        config: Of preprocessing and model.
+        config: Of preprocessing, model and objective.
+        objective: What was learned.
         model: On the CPU, in evaluation mode.
         test: The test split's rows.
         inputs: Their tensors.
-        positive: Which of them are positive, ``(rows,)``.
-        classes: ``[negative, positive]``.
+        targets: What they should have been predicted as.
         sample: `data.Rows.sample`.
     """
 
     task: Task
     config: dict[str, Any]
+    objective: Objective
     model: nn.Module
     test: pa.Table
     inputs: tuple[Tensor, ...]
-    positive: npt.NDArray[np.bool_]
-    classes: list[str]
+    targets: npt.NDArray[Any]
     sample: dict[str, int]
 
 
@@ -71,8 +72,8 @@ def load(job: Job) -> Trained:
             "Retrain the model: annotate it with a new value of mlplatform.dev/retrain",
         )
     task = load_task(job.spec.training.task, job.spec.training.hyperparameters)
-    positive, classes = data.labels(rows.table, job.spec.data)
-    parts = data.split(positive, job.spec.data.split)
+    targets = task.targets(rows.table, job.spec.data)
+    parts = data.split(targets.strata, job.spec.data.split)
     test = data.take(rows.table, parts.test)
     model = task.build(config)
     weights = job.store.read(Artifacts.MODEL)
@@ -86,18 +87,20 @@ def load(job: Job) -> Trained:
             "Retrain the model: annotate it with a new value of mlplatform.dev/retrain",
         ) from error
     inputs = task.inputs(config, test)
-    return Trained(task, config, model.eval(), test, inputs, positive[parts.test], classes, rows.sample)
+    values = targets.values[parts.test]
+    return Trained(task, config, task.objective(config), model.eval(), test, inputs, values, rows.sample)
 
 
 @torch.inference_mode()
-def probabilities(model: nn.Module, inputs: tuple[Tensor, ...]) -> npt.NDArray[np.float64]:
-    """The positive class's probabilities, ``(rows,)``.
+def scores(objective: Objective, model: Callable[..., Tensor], inputs: Sequence[Tensor]) -> npt.NDArray[np.float64]:
+    """What a model says of rows; the first dimension is the row.
 
     Args:
+        objective: What its outputs mean.
         model: In evaluation mode.
         inputs: At least one row; they are scored in stretches, so that memory does not grow with the test split.
     """
     starts = range(0, len(inputs[0]), EVALUATION_ROWS)
-    logits = torch.cat([model(*(part[i : i + EVALUATION_ROWS] for part in inputs)) for i in starts])
-    found: npt.NDArray[np.float64] = torch.sigmoid(logits.double()).numpy()
+    outputs = torch.cat([model(*(part[i : i + EVALUATION_ROWS] for part in inputs)) for i in starts])
+    found: npt.NDArray[np.float64] = objective.scores(outputs.double()).numpy()
     return found

@@ -31,7 +31,7 @@ from mljobs.checkpoint import Checkpoints
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.parallel import Parallel
 from mljobs.report import say
-from mljobs.tasks import EVALUATION_ROWS, Task
+from mljobs.tasks import EVALUATION_ROWS, Objective
 from mlplatform.api import EarlyStopping, Training
 from mlplatform.contract import LOWER_IS_BETTER, FailureClass
 
@@ -55,7 +55,7 @@ class Examples:
 
     Attributes:
         inputs: The task's tensors; the first dimension of each is the row.
-        targets: ``(rows,)`` float32, 0 or 1.
+        targets: The task's (`tasks.Targets.values`); likewise.
     """
 
     inputs: tuple[Tensor, ...]
@@ -170,7 +170,7 @@ class Trainer:
     """Fits a model.
 
     Args:
-        task: Loss and metrics.
+        objective: Loss and metrics.
         model: Prepared for its strategy; it knows this process's place.
         training: The specification.
         examples: The training part and the validation part.
@@ -183,19 +183,19 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        objective: Objective,
         model: Parallel,
         training: Training,
         examples: tuple[Examples, Examples],
         checkpoints: Checkpoints,
     ) -> None:
-        self._task = task
+        self._objective = objective
         self._model = model
         self._training = training
         self._topology = model.topology
         self._train, self._validation = (part.to(self._topology.device) for part in examples)
         self._checkpoints = checkpoints
-        self._watch = watched_metric(training.early_stopping, task.metrics)
+        self._watch = watched_metric(training.early_stopping, objective.metrics)
         self._less_is_better = less_is_better(training.early_stopping, self._watch)
         self.plan = Plan(len(self._train), training, self._topology.world_size)
         self._optimizer = make_optimizer(training, model)
@@ -267,7 +267,7 @@ class Trainer:
         for i, rows in enumerate(share):
             part = self._train.take(rows)
             with self._model.microbatch(last=i == len(share) - 1):
-                loss = self._task.loss(self._model.forward(part.inputs), part.targets)
+                loss = self._objective.loss(self._model.forward(part.inputs), part.targets)
                 torch.autograd.backward(loss / len(share))
             loss_sum += loss.detach()
         for group in self._optimizer.param_groups:
@@ -324,19 +324,18 @@ class Trainer:
         Raises:
             JobFailure: A score is not finite, as after a last step that was too large.
         """
-        positive = self._validation.targets.cpu().numpy() > 0
-        logits = self._logits(self._validation)
-        if bad := int((~torch.isfinite(logits)).sum()):
+        outputs = self._outputs(self._validation)
+        if bad := int((~torch.isfinite(outputs.reshape(len(outputs), -1))).any(dim=1).sum()):
             raise JobFailure(
                 FailureClass.NON_FINITE_LOSS,
-                f"the scores of {bad} of {len(logits)} validation rows are not finite after step {self.progress.step}",
+                f"the scores of {bad} of {len(outputs)} validation rows are not finite after step {self.progress.step}",
                 DIVERGED,
             )
-        return self._task.evaluate(positive, torch.sigmoid(logits).numpy())
+        return self._objective.evaluate(self._validation.targets.cpu().numpy(), self._objective.scores(outputs).numpy())
 
     @torch.no_grad()
-    def _logits(self, examples: Examples) -> Tensor:
-        """The logits, ``(rows,)`` float64, on the CPU.
+    def _outputs(self, examples: Examples) -> Tensor:
+        """The model's outputs in float64, on the CPU; the first dimension is the row.
 
         Each rank scores a stretch of the rows; the last stretches repeat a row until all are as long.
         """

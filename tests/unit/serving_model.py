@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mljobs import package
+from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import Preprocessor, TabularModel
 
 MODEL = "adult-income"
@@ -53,7 +54,8 @@ def archive(folder: Path, version: str = VERSION) -> Path:
     store.mkdir()
     (folder / "config").mkdir()
     (folder / "config" / "config.properties").write_text(package.serving_config(MODEL))
-    return package.build(work, MODEL, version, torchscript(model()), CONFIG).rename(store / f"{MODEL}.mar")
+    parts = package.Parts(torchscript(model()), CONFIG, TabularTask.modules)
+    return package.build(work, MODEL, version, parts).rename(store / f"{MODEL}.mar")
 
 
 def probability(record: dict[str, Any] | list[Any]) -> float:

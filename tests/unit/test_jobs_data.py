@@ -21,9 +21,10 @@ from mljobs import data, trained
 from mljobs.failure import JobFailure
 from mljobs.report import Job, read_spec
 from mljobs.store import Store
-from mljobs.tasks import EVALUATION_ROWS
+from mljobs.tasks import EVALUATION_ROWS, Strata, targets
 from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import UNKNOWN, Preprocessor
+from mljobs.tasks.targets import Binary
 from mlplatform.api import Data, Split
 from mlplatform.contract import ENV_ROWS, Artifacts, FailureClass, Stage
 
@@ -68,7 +69,7 @@ def test_a_csv_file_and_the_same_text_in_a_request_give_the_same_tensors(tmp_pat
     table = data.load(Data(uri=str(tmp_path), label="rich")).table
     assert table.column("member").to_pylist() == ["True", "False", None], "as written"
     task = TabularTask({})
-    config = task.fit(table, "rich", ["no", "yes"], np.arange(3))
+    config = task.fit(table, task.targets(table, Data(uri="", label="rich")), np.arange(3))
     records = [{name: row[name] for name in row if name != "rich"} for row in csv.DictReader(io.StringIO(text))]
     read, sent = task.inputs(config, table), Preprocessor(config).transform(records)
     assert torch.equal(read[1], sent[1])
@@ -125,9 +126,9 @@ def test_what_is_no_number_of_rows_is_named(forty: Path, rows: str) -> None:
 
 
 def test_a_sample_without_enough_of_a_class_is_refused_as_such_data_is(forty: Path) -> None:
-    positive, _ = data.labels(sampled(forty, 3).table, Data(uri="", label="income"))
+    strata = targets.read(sampled(forty, 3).table, Data(uri="", label="income")).strata
     with pytest.raises(JobFailure, match="part of the split has no row"):
-        data.split(positive, Split())
+        data.split(strata, Split())
 
 
 def labelled(values: list[object]) -> pa.Table:
@@ -184,7 +185,7 @@ LABEL_FAILURES = [
 @pytest.mark.parametrize(("values", "more", "words", "reason"), LABEL_FAILURES, ids=[c[-1] for c in LABEL_FAILURES])
 def test_what_is_no_label_is_named(values: list[object], more: dict[str, str], words: str, reason: str) -> None:
     with pytest.raises(JobFailure) as caught:
-        data.labels(labelled(values), Data(**{"uri": "x", "label": "income", **more}))
+        targets.read(labelled(values), Data(**{"uri": "x", "label": "income", **more}))
     assert caught.value.failure.reason is FailureClass.DATA_INVALID, reason
     assert words in caught.value.failure.message, reason
 
@@ -201,9 +202,9 @@ def test_what_is_no_label_is_named(values: list[object], more: dict[str, str], w
     ],
 )
 def test_the_positive_class(values: list[object], positive: str, classes: list[str], reason: str) -> None:
-    flags, found = data.labels(labelled(values * 20), Data(uri="x", label="income", positive_label=positive))
-    assert found == classes, reason
-    assert flags.sum() == 20, reason
+    found = targets.read(labelled(values * 20), Data(uri="x", label="income", positive_label=positive))
+    assert found.label["classes"] == classes, reason
+    assert found.values.sum() == 20, reason
 
 
 def test_groups_name_missing_values_and_refuse_identifiers() -> None:
@@ -215,15 +216,19 @@ def test_groups_name_missing_values_and_refuse_identifiers() -> None:
         assert caught.value.failure.reason is FailureClass.DATA_INVALID
 
 
+def strata_of(positive: np.ndarray) -> Strata:
+    return Strata(positive.astype(np.int64), ("the negative class", "the positive class"))
+
+
 def test_the_split_is_a_stratified_partition_that_only_the_seed_moves() -> None:
     positive = np.arange(1000) % 5 == 0
-    parts = data.split(positive, Split(validation=0.1, test=0.2, seed=7))
+    parts = data.split(strata_of(positive), Split(validation=0.1, test=0.2, seed=7))
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(1000)), "every row once"
     assert [len(part) for part in parts] == [700, 100, 200]
     assert [int(positive[part].sum()) for part in parts] == [140, 20, 40], "a fifth of each part is positive"
-    again = data.split(positive, Split(validation=0.1, test=0.2, seed=7))
+    again = data.split(strata_of(positive), Split(validation=0.1, test=0.2, seed=7))
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
-    other = data.split(positive, Split(validation=0.1, test=0.2, seed=8))
+    other = data.split(strata_of(positive), Split(validation=0.1, test=0.2, seed=8))
     assert not np.array_equal(parts.test, other.test)
 
 
@@ -243,7 +248,7 @@ def test_a_part_without_one_of_the_classes_is_named(
 ) -> None:
     flags = np.arange(positive + negative) < positive
     with pytest.raises(JobFailure) as caught:
-        data.split(flags, Split(validation=shares[0], test=shares[1]))
+        data.split(strata_of(flags), Split(validation=shares[0], test=shares[1]))
     failure = caught.value.failure
     assert failure.reason is FailureClass.DATA_INVALID, reason
     assert words in failure.message, reason
@@ -251,7 +256,7 @@ def test_a_part_without_one_of_the_classes_is_named(
 
 
 def test_a_rare_class_that_reaches_every_part_is_split() -> None:
-    parts = data.split(np.arange(60) < 6, Split(validation=0.3, test=0.3))
+    parts = data.split(strata_of(np.arange(60) < 6), Split(validation=0.3, test=0.3))
     assert [int((part < 6).sum()) for part in parts] == [2, 2, 2]
 
 
@@ -260,7 +265,8 @@ def job_after_training(folder: Path, weights: bytes) -> Job:
     spec = people_spec(write_people(folder, rows=200))
     rows = data.load(Data(uri=spec["data"]["uri"], label="rich"))
     job = Job(Stage.AUDIT, "people", VERSION, read_spec(json.dumps(spec)), Store(str(folder / "artifacts")))
-    config = TabularTask({"hidden": [4]}).fit(rows.table, "rich", ["no", "yes"], np.arange(100))
+    task = TabularTask({"hidden": [4]})
+    config = task.fit(rows.table, task.targets(rows.table, job.spec.data), np.arange(100))
     job.store.write(Artifacts.report(Stage.TRAIN), json.dumps({"data": {"digest": rows.digest}}).encode())
     job.store.write(Artifacts.PREPROCESSOR, json.dumps(config).encode())
     job.store.write(Artifacts.MODEL, weights)
@@ -320,8 +326,8 @@ class Noting(nn.Module):
         return numeric[:, 0]
 
 
-def test_probabilities_are_scored_in_stretches() -> None:
+def test_rows_are_scored_in_stretches() -> None:
     model, numeric = Noting(), torch.linspace(-3, 3, 2 * EVALUATION_ROWS + 1).unsqueeze(1)
-    found = trained.probabilities(model, (numeric, torch.zeros(len(numeric), 0)))
+    found = trained.scores(Binary({"classes": ["no", "yes"]}), model, (numeric, torch.zeros(len(numeric), 0)))
     assert model.rows == [EVALUATION_ROWS, EVALUATION_ROWS, 1]
     assert np.array_equal(found, torch.sigmoid(numeric[:, 0].double()).numpy()), "in order"

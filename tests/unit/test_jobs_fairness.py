@@ -7,7 +7,9 @@ import pytest
 from fairlearn.metrics import demographic_parity_difference, equalized_odds_difference
 
 from mljobs import audit_page, fairness
-from mljobs.audit import audit_attribute, by_metric
+from mljobs.audit import by_metric
+from mljobs.tasks.comparison import of_two_classes
+from mljobs.tasks.targets import Binary
 from mlplatform.api import Fairness
 
 FAIRLEARN = {
@@ -30,7 +32,7 @@ def test_point_estimates_are_fairlearns(metric: str, seed: int) -> None:
     groups, positive, predicted = people(3000, seed)
     wanted = FAIRLEARN[metric](positive, predicted, sensitive_features=groups)
     assert fairness.point_estimates(groups, positive, predicted, 50)[metric] == pytest.approx(wanted, abs=1e-12)
-    audited = audit_attribute(groups, positive, predicted, Fairness())
+    audited = of_two_classes(groups, positive, predicted, Fairness())
     assert audited["differences"][metric]["value"] == pytest.approx(wanted, abs=1e-12)
 
 
@@ -119,19 +121,25 @@ SMALL = [
 def test_small_groups(
     cells: tuple[tuple[str, int, int, int], ...], wanted: dict[str, float], left_out: dict[str, list[str]], reason: str
 ) -> None:
-    found = audit_attribute(*rows_of(*cells), Fairness(min_group_size=50))
+    found = of_two_classes(*rows_of(*cells), Fairness(min_group_size=50))
     assert {metric: interval["value"] for metric, interval in found["differences"].items()} == wanted, reason
     assert found["notAssessed"] == left_out, reason
     assert fairness.point_estimates(*rows_of(*cells), 50) == wanted, reason
 
 
 def test_the_page_names_a_bounded_difference_that_was_not_assessed() -> None:
-    found = audit_attribute(*rows_of(*SMALL[1][0]), Fairness(min_group_size=50))
+    found = of_two_classes(*rows_of(*SMALL[1][0]), Fairness(min_group_size=50))
     report = {
         "sample": {"rows": 900, "of": 900}, "testRows": 190, "positiveClass": "yes", "threshold": 0.5, "gates": [], "confidence": 0.95, "minGroupSize": 50,
         "bounds": {"equalized_odds_difference": 0.1}, "attributes": {"sex": found},
     }  # fmt: skip
-    row = next(row for row in audit_page.render("m-1", {}, report).split("<tr>") if "equalized_odds" in row)
+    row = next(
+        row
+        for row in audit_page.render("m-1", {}, report, Binary({"name": "rich", "classes": ["no", "yes"]})).split(
+            "<tr>"
+        )
+        if "equalized_odds" in row
+    )
     assert "not assessed" in row
     assert "outside" in row, "the gate refuses it, too"
 
@@ -149,12 +157,14 @@ def test_the_page_says_near_its_top_that_it_is_of_a_sample(
         "sample": {"rows": rows, "of": 48842}, "testRows": 400, "positiveClass": "yes", "threshold": 0.5, "gates": [],
         "confidence": 0.95, "minGroupSize": 50, "bounds": {}, "attributes": {},
     }  # fmt: skip
-    top, _, _ = audit_page.render("m-1", {}, report).partition("test rows")
+    top, _, _ = audit_page.render("m-1", {}, report, Binary({"name": "rich", "classes": ["no", "yes"]})).partition(
+        "test rows"
+    )
     assert ("2,000 of the data's 48,842 rows" in top) is wanted, reason
 
 
 def test_a_group_without_positive_rows_has_no_true_positive_rate() -> None:
-    found = audit_attribute(*rows_of(("a", 1, 1, 60), ("a", 0, 0, 60), ("b", 0, 1, 60)), Fairness())
+    found = of_two_classes(*rows_of(("a", 1, 1, 60), ("a", 0, 0, 60), ("b", 0, 1, 60)), Fairness())
     assert found["groups"]["b"]["true_positive_rate"] is None
     assert found["groups"]["b"]["false_positive_rate"]["value"] == 1.0
 

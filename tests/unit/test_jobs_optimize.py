@@ -40,7 +40,9 @@ from mljobs.optimize import (
 from mljobs.report import Job
 from mljobs.store import Store
 from mljobs.tasks import EVALUATION_ROWS
+from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import TabularModel
+from mljobs.tasks.targets import Binary
 from mljobs.trained import Trained
 from mlplatform.api import Data, Fairness, Gate, ModelVersionSpec, Optimization
 from mlplatform.contract import TERMINATION_LIMIT, Artifacts, FailureClass, Stage
@@ -105,7 +107,7 @@ OBJECTIONS = [
 
 @pytest.mark.parametrize(("judged", "asked", "wanted", "reason"), OBJECTIONS, ids=[case[-1] for case in OBJECTIONS])
 def test_objections(judged: Measured, asked: ModelVersionSpec, wanted: list[str], reason: str) -> None:
-    assert objections(judged, FP32, asked, "roc_auc") == wanted, reason
+    assert objections(judged, FP32, asked, Binary(CONFIG["label"])) == wanted, reason
 
 
 @pytest.fixture
@@ -183,13 +185,13 @@ def test_the_objective_says_which_time_counts(objective: str, wanted: str, reaso
 # ONNX files.
 
 
-class ByScores:
-    """A task whose metric is the share of positive rows with a score above one half."""
+class ByScores(Binary):
+    """Its metric is the share of positive rows with a score above one half."""
 
     metrics = ("roc_auc",)
 
-    def evaluate(self, positive: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        return {"roc_auc": float((scores > 0.5)[positive].mean())}
+    def evaluate(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+        return {"roc_auc": float((scores > 0.5)[targets].mean())}
 
 
 ROWS = 3 * EVALUATION_ROWS + 1
@@ -213,13 +215,13 @@ def exported(
     monkeypatch.setattr(optimize, "measure_latency", lambda runners: dict.fromkeys(runners, np.ones((1, 1))))
     inputs = (torch.arange(ROWS, dtype=torch.float32)[:, None],)
     found = Trained(
-        ByScores(),
+        TabularTask({}),
         {},
+        ByScores(CONFIG["label"]),
         Fixed(),
         pa.table({"row": range(ROWS)}),
         inputs,
         np.ones(ROWS, dtype=np.bool_),
-        ["no", "yes"],
         {"rows": ROWS, "of": ROWS},
     )
     reference = Measured("fp32", 1, Latency(1.0, 2.0), {"roc_auc": 1.0}, {}, 0.0)

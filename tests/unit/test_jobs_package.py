@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mljobs.package import example_number, example_record
+from mljobs.tasks.tabular import TabularTask, example_number
 from mljobs.tasks.tabular_model import FIRST_CATEGORY, Preprocessor
 
 CONFIG: dict[str, Any] = {
@@ -23,12 +23,12 @@ CONFIG: dict[str, Any] = {
 
 
 def test_it_has_every_column_in_order_and_is_read_as_known_values() -> None:
-    found = example_record(CONFIG)
+    found = TabularTask({}).example(CONFIG)
     assert list(found.items()) == [("age", 37), ("job", "cook"), ("gain", 0), ("never known", None)]
     numeric, categorical = Preprocessor(CONFIG).transform([found])
     assert numeric.tolist() == [[37.0, 0.0]]
     assert categorical.tolist()[0][0] == FIRST_CATEGORY + 2
-    assert json.dumps(found) == json.dumps(example_record(json.loads(json.dumps(CONFIG))))
+    assert json.dumps(found) == json.dumps(TabularTask({}).example(json.loads(json.dumps(CONFIG))))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mljobs.failure import JobFailure
-from mljobs.tasks import load_task, tabular_model
+from mljobs.tasks import Strata, Targets, load_task, tabular_model
 from mljobs.tasks.tabular import TabularTask, quantile_edges
 from mljobs.tasks.tabular_model import (
     MISSING,
@@ -25,6 +25,7 @@ from mljobs.tasks.tabular_model import (
     TabularModel,
     category,
 )
+from mljobs.tasks.targets import Binary
 from mlplatform.contract import TASK_METRICS, FailureClass
 
 CONFIG: dict[str, Any] = {
@@ -176,6 +177,7 @@ def test_edges_follow_the_quantiles_and_split_what_is_mostly_one_value() -> None
     assert quantile_edges(np.array([]), 4) == []
 
 
+RICH = Targets(np.zeros(0), Strata(np.zeros(0, dtype=np.int64), ()), {"name": "rich", "classes": ["n", "y"]})
 TABLE = pa.table(
     {
         "age": [30, 40, None, 60],
@@ -187,7 +189,7 @@ TABLE = pa.table(
 
 
 def test_only_training_rows_shape_the_preprocessing() -> None:
-    config = TabularTask({"bins": 1}).fit(TABLE, "rich", ["n", "y"], np.array([0, 1, 2]))
+    config = TabularTask({"bins": 1}).fit(TABLE, RICH, np.array([0, 1, 2]))
     assert config["features"] == [
         {"name": "age", "kind": "numeric", "edges": [30.0, 40.0], "decimal": "."},
         {"name": "job", "kind": "categorical", "categories": ["a", "b"], "code": False, "common": "b"},
@@ -196,18 +198,18 @@ def test_only_training_rows_shape_the_preprocessing() -> None:
 
 
 def test_excluded_columns_are_no_features() -> None:
-    config = TabularTask({"exclude": ["age"]}).fit(TABLE, "rich", ["n", "y"], np.arange(4))
+    config = TabularTask({"exclude": ["age"]}).fit(TABLE, RICH, np.arange(4))
     assert [feature["name"] for feature in config["features"]] == ["job"]
     for columns, words in (["agee"], "did you mean age?"), (["age", "job"], "no column with two or more values"):
         with pytest.raises(JobFailure) as caught:
-            TabularTask({"exclude": columns}).fit(TABLE, "rich", ["n", "y"], np.arange(4))
+            TabularTask({"exclude": columns}).fit(TABLE, RICH, np.arange(4))
         assert words in caught.value.failure.message
         assert caught.value.failure.reason is FailureClass.DATA_INVALID
 
 
 def test_rare_categories_beyond_the_limit_count_as_unknown() -> None:
     table = pa.table({"job": ["a", "b", "b", "b", "a", "c"], "rich": ["y", "n"] * 3})
-    config = TabularTask({"maxCategories": 2}).fit(table, "rich", ["n", "y"], np.arange(6))
+    config = TabularTask({"maxCategories": 2}).fit(table, RICH, np.arange(6))
     assert config["features"][0]["categories"] == ["a", "b"]
     assert config["features"][0]["common"] == "b"
 
@@ -215,7 +217,7 @@ def test_rare_categories_beyond_the_limit_count_as_unknown() -> None:
 def test_it_reports_the_metrics_of_the_contract() -> None:
     scores = np.array([0.1, 0.9, 0.4, 1.0, 0.0, 0.6])
     positive = np.array([False, True, True, True, False, False])
-    found = TabularTask({}).evaluate(positive, scores)
+    found = Binary(CONFIG["label"]).evaluate(positive, scores)
     assert tuple(found) == TASK_METRICS["tabular"]
     assert found["roc_auc"] == pytest.approx(8 / 9)
     assert found["accuracy"] == pytest.approx(4 / 6)
@@ -248,7 +250,11 @@ def test_a_bad_hyperparameter_is_named(raw: dict[str, Any], words: str, reason: 
     [
         ("no_such_package.task:Task", "No module named 'no_such_package'", "a package that is not installed"),
         ("json:NoSuchClass", "has no attribute 'NoSuchClass'", "a class that is not there"),
-        ("json.decoder:JSONDecoder", "it lacks fit, inputs, build, blocks, loss, evaluate", "a class that is no task"),
+        (
+            "json.decoder:JSONDecoder",
+            "it lacks modules, targets, fit, objective, inputs, build, blocks, read, example",
+            "a class that is no task",
+        ),
         ("broken_task:Task", "SyntaxError", "a module that does not parse"),
         (":Task", "Empty module name", "no module"),
         ("tabulr", "No module named 'tabulr'", "a typo in a built-in's name"),

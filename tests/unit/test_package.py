@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,9 @@ def job(tmp_path: Path) -> Job:
         Stage.PACKAGE, small.MODEL, small.VERSION, read_spec(json.dumps(spec)), Store(str(tmp_path / "artifacts"))
     )
     rows = data.load(job.spec.data)
-    positive, classes = data.labels(rows.table, job.spec.data)
-    parts = data.split(positive, job.spec.data.split)
     task = TabularTask(job.spec.training.hyperparameters)
-    config = task.fit(rows.table, "income", classes, parts.train)
+    targets = task.targets(rows.table, job.spec.data)
+    config = task.fit(rows.table, targets, data.split(targets.strata, job.spec.data.split).train)
     torch.manual_seed(3)
     model = task.build(config).eval()
     write_json(job, Artifacts.report(Stage.TRAIN), {"data": {"digest": rows.digest}})
@@ -120,8 +119,9 @@ def test_an_archive_that_answers_a_little_otherwise_never_serves(
     select(job, candidate)
     build = package.build
 
-    def with_other_weights(folder: Path, model: str, version: str, _: bytes, config: dict[str, Any]) -> Path:
-        return build(folder, model, version, job.store.read(f"{Artifacts.CANDIDATES}/{other}.pt"), config)
+    def with_other_weights(folder: Path, model: str, version: str, parts: package.Parts) -> Path:
+        weights = job.store.read(f"{Artifacts.CANDIDATES}/{other}.pt")
+        return build(folder, model, version, replace(parts, serialized=weights))
 
     monkeypatch.setattr(package, "build", with_other_weights)
     with pytest.raises(JobFailure, match="differs by") as raised:
@@ -139,12 +139,14 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, monkeypatch: pytest.Monke
         folder = tmp_path / run
         folder.mkdir()
         config = dict(sorted(small.CONFIG.items(), reverse=run == "b"))
-        path = package.build(folder, small.MODEL, small.VERSION, serialized, config)
+        path = package.build(folder, small.MODEL, small.VERSION, package.Parts(serialized, config, TabularTask.modules))
         digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
     assert digests[0] == digests[1]
     other = tmp_path / "c"
     other.mkdir()
-    path = package.build(other, small.MODEL, "adult-income-00000000", serialized, small.CONFIG)
+    path = package.build(
+        other, small.MODEL, "adult-income-00000000", package.Parts(serialized, small.CONFIG, TabularTask.modules)
+    )
     assert hashlib.sha256(path.read_bytes()).hexdigest() != digests[0], "the version is in the archive"
 
 

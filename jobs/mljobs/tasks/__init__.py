@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from mljobs.failure import JobFailure
+from mlplatform.api import Data, Fairness
 from mlplatform.contract import FailureClass
 
 BUILT_IN: Final = {"tabular": "mljobs.tasks.tabular:TabularTask"}
@@ -23,27 +25,127 @@ EVALUATION_ROWS: Final = 4096
 """Rows of a forward pass without gradients."""
 
 
-class Task(Protocol):
-    """A binary classifier's parts. Made as ``Class(hyperparameters)``; a ``ValueError`` there names a bad one.
+@dataclass(frozen=True, slots=True)
+class Strata:
+    """Kinds of rows of which every part of a split gets its share.
+
+    Attributes:
+        codes: Which one each row is of, ``(rows,)``, from 0.
+        names: What each is called in a sentence, e.g. ``the positive class``.
+        least: Rows that a part needs of each, or nothing could be learned or measured there.
+    """
+
+    codes: npt.NDArray[np.int64]
+    names: Sequence[str]
+    least: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a table says is to be learned.
+
+    Attributes:
+        values: As the objective's `loss` and `evaluate` take them; the first dimension is the row.
+        strata: How to divide the rows.
+        label: Plain JSON: what the table tells of the label; `Task.fit` adds what only the training rows may tell.
+    """
+
+    values: npt.NDArray[Any]
+    strata: Strata
+    label: Mapping[str, Any]
+
+
+class Objective(Protocol):
+    """What is learned, once it is configured: the only place that knows what a model's outputs mean.
 
     Attributes:
         metrics: Names of what `evaluate` returns; the first is the one to watch where the spec names none.
+        fairness: Names of the differences between groups that are defined.
+        unit: Of a score, as in ``differs by 0.1 in probability``.
+        learned: For the report of the training: what the label is.
+        about: For the report of the audit: what a reader must know to read the metrics.
+        sentence: The same in words.
+        titles: Of the rates by group, which are shares.
     """
 
     metrics: Sequence[str]
+    fairness: Sequence[str]
+    unit: str
+    learned: Mapping[str, Any]
+    about: Mapping[str, Any]
+    sentence: str
+    titles: Mapping[str, str]
 
-    def fit(self, table: pa.Table, label: str, classes: Sequence[str], rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of the model's float32 outputs; `targets` are `Targets.values` of the same rows."""
+        ...
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """What outputs mean, e.g. probabilities; in serving, too."""
+        ...
+
+    def evaluate(self, targets: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> dict[str, float]:
+        """The metrics."""
+        ...
+
+    def difference(self, scores: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> float:
+        """The largest difference of two forms of one model, in `unit`."""
+        ...
+
+    def off(self, answer: Mapping[str, Any], wanted: Any) -> float:
+        """How far a served answer is from one row of scores, in `unit`."""
+        ...
+
+    def compare(
+        self, groups: npt.NDArray[np.str_], targets: npt.NDArray[Any], scores: npt.NDArray[np.float64], asked: Fairness
+    ) -> dict[str, Any]:
+        """Rates by group and their differences for one sensitive attribute, as the audit reports them.
+
+        Returns:
+            ``{groups: {<group>: {count, denominators: {<rate>: rows}, <rate>: {value, low, high}, …}},
+            differences: {<metric>: {value, low, high}}, notAssessed: {<group>: [<rate>, …]}}``
+        """
+        ...
+
+    def differences(
+        self, groups: npt.NDArray[np.str_], targets: npt.NDArray[Any], scores: npt.NDArray[np.float64], smallest: int
+    ) -> dict[str, float]:
+        """The differences of `compare` alone; a metric is absent if fewer than two groups are large enough."""
+        ...
+
+
+class Task(Protocol):
+    """What is to be learned of which records. Made as ``Class(hyperparameters)``; a ``ValueError`` there names a bad one.
+
+    Attributes:
+        modules: What the archive is made of: the handler's module, then those that it finds beside it.
+    """
+
+    modules: Sequence[str]
+
+    def targets(self, table: pa.Table, data: Data) -> Targets:
+        """What the table says is to be learned.
+
+        Raises:
+            JobFailure: It cannot be told, or not be learned.
+        """
+        ...
+
+    def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
         """Learns the preprocessing from the training rows.
 
         Args:
             table: The whole data.
-            label: Name of the label's column.
-            classes: ``[negative, positive]``.
+            targets: Of all its rows.
             rows: Row numbers of the training part: nothing else may shape the result.
 
         Returns:
-            The configuration of preprocessing and model: plain JSON, saved as ``preprocessor.json``.
+            The configuration of preprocessing, model and objective: plain JSON, saved as ``preprocessor.json``.
         """
+        ...
+
+    def objective(self, config: Mapping[str, Any]) -> Objective:
+        """What is learned."""
         ...
 
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
@@ -51,20 +153,23 @@ class Task(Protocol):
         ...
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """The model with fresh weights: maps `inputs` to logits ``(rows,)``."""
+        """The model with fresh weights: maps `inputs` to outputs whose first dimension is the row."""
         ...
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         """The submodules that FSDP shards and activation checkpointing recomputes one by one."""
         ...
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss; `logits` and `targets` (0 or 1) are ``(rows,)`` float32."""
+    def read(self, config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+        """The model's input tensors for records as clients send them."""
         ...
 
-    def evaluate(self, positive: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
-        """The metrics; both arrays are ``(rows,)`` and both classes occur."""
+    def example(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A made-up record to try the model with: no person's."""
         ...
+
+
+PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "blocks", "read", "example")
 
 
 def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
@@ -82,13 +187,11 @@ def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
             f"spec.training.task {name!r} cannot be imported: {type(error).__name__}: {error}",
             "Correct the name (package.module:Class), or set spec.training.image to an image that has this package",
         ) from error
-    if lacking := [
-        part for part in ("fit", "inputs", "build", "blocks", "loss", "evaluate") if not hasattr(found, part)
-    ]:
+    if lacking := [part for part in PARTS if not hasattr(found, part)]:
         raise JobFailure(
             FailureClass.TASK_IMPORT,
             f"spec.training.task {name!r} is no task: it lacks {', '.join(lacking)}",
-            "Give the class every method of mljobs.tasks.Task",
+            "Give the class every attribute and method of mljobs.tasks.Task",
         )
     try:
         task: Task = found(hyperparameters)

@@ -1,4 +1,4 @@
-"""The built-in task `tabular`: binary classification of tables with columns of any kind.
+"""The built-in task `tabular`: tables with columns of any kind.
 
 Loaded by `tasks.load_task`. The model and the reading of records live in
 `tabular_model.py`, which also travels to the serving pods; what is learned from data and
@@ -7,6 +7,7 @@ needs numpy, Arrow or scikit-learn is here.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,17 +20,17 @@ from torch import Tensor, nn
 
 from mljobs.columns import DECIMAL
 from mljobs.failure import JobFailure, did_you_mean
+from mljobs.tasks import Objective, Targets, targets
 from mljobs.tasks.tabular_model import LARGEST, Preprocessor, RecordError, TabularModel, category
-from mlplatform.contract import TASK_METRICS, FailureClass
+from mlplatform.api import Data
+from mlplatform.contract import FailureClass
 
 FORMAT: Final = 1
 """Version of ``preprocessor.json``; a handler refuses one it does not know."""
 MOSTLY: Final = 0.5
 """Share of one value above which a column gets edges of its own for the rest (capital gains are mostly 0)."""
-CLIP: Final = 1e-7
-"""Probabilities are kept this far from 0 and 1 in the logarithmic loss: float32 sigmoids reach both."""
-THRESHOLD: Final = 0.5
-"""A probability from here on predicts the positive class, here and in serving."""
+ROUNDED: Final = 2
+"""Digits of an example's number beyond the first one of its column's range: a hundredth of the range is fine enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +93,26 @@ def _all(values: Any, kind: type) -> bool:
 
 
 class TabularTask:
-    """Binary classification of tables; see `tasks.Task` for the methods.
+    """Prediction of a column of a table; see `tasks.Task` for the methods.
 
     Args:
         hyperparameters: `spec.training.hyperparameters`.
     """
 
-    metrics: Sequence[str] = TASK_METRICS["tabular"]
+    modules: Sequence[str] = ("mlhandlers.tabular", "mljobs.tasks.tabular_model")
 
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
         self._hyper = Hyperparameters.read(hyperparameters)
 
-    def fit(self, table: pa.Table, label: str, classes: Sequence[str], rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+    def targets(self, table: pa.Table, data: Data) -> Targets:
+        """What the label's column says, by `mljobs.tasks.targets`."""
+        return targets.read(table, data)
+
+    def objective(self, config: Mapping[str, Any]) -> Objective:
+        """Likewise."""
+        return targets.objective(config["label"])
+
+    def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
         """Schema in the order of the columns, with categories and quantiles of the training rows.
 
         Raises:
@@ -116,7 +125,9 @@ class TabularTask:
                     f"hyperparameters.exclude names {name!r}, which the data lacks{did_you_mean(name, table.column_names)}",
                     "Correct spec.training.hyperparameters.exclude",
                 )
-        names = [name for name in table.column_names if name != label and name not in self._hyper.exclude]
+        names = [
+            name for name in table.column_names if name != targets.label["name"] and name not in self._hyper.exclude
+        ]
         for name in names:
             if pa.types.is_nested(table.column(name).type) or pa.types.is_binary(table.column(name).type):
                 raise JobFailure(
@@ -137,7 +148,7 @@ class TabularTask:
         return {
             "format": FORMAT,
             "features": features,
-            "label": {"name": label, "classes": list(classes)},
+            "label": dict(targets.label),
             "ignored": {
                 **{
                     name: "it has one value or none in the training rows"
@@ -194,25 +205,33 @@ class TabularTask:
         """The model's hidden blocks."""
         return [block for name, block in model.named_children() if name == "blocks" for block in block.children()]
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy."""
-        return nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    def read(self, config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+        """Likewise, of records."""
+        return Preprocessor(config).transform(records)
 
-    def evaluate(self, positive: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
-        """The seven metrics of `contract.TASK_METRICS`, by scikit-learn."""
-        from sklearn import metrics as sk  # noqa: PLC0415  takes a second, and packaging scores nothing
-
-        predicted = probabilities >= THRESHOLD
-        found = {
-            "roc_auc": sk.roc_auc_score(positive, probabilities),
-            "average_precision": sk.average_precision_score(positive, probabilities),
-            "accuracy": sk.accuracy_score(positive, predicted),
-            "balanced_accuracy": sk.balanced_accuracy_score(positive, predicted),
-            "f1": sk.f1_score(positive, predicted, zero_division=0.0),
-            "log_loss": sk.log_loss(positive, probabilities.clip(CLIP, 1 - CLIP)),
-            "brier_score": sk.brier_score_loss(positive, probabilities),
+    def example(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The commonest value of each column, or one from its middle: statistics, which are no person's row."""
+        return {
+            feature["name"]: example_number(feature["edges"]) if feature["kind"] == "numeric" else feature.get("common")
+            for feature in config["features"]
         }
-        return {name: float(value) for name, value in found.items()}
+
+
+def example_number(edges: Sequence[float]) -> float:
+    """About the middle one of a column's edges, an integer where the column holds integers as far as its edges tell.
+
+    A column that begins at 0 gets 0: of one that is mostly 0, as capital gains are, the edges divide the rest.
+
+    Args:
+        edges: Two or more quantiles, rising; the first and the last are values of the column.
+    """
+    low, high = edges[0], edges[-1]
+    value = 0.0 if low == 0 else round(edges[len(edges) // 2], ROUNDED - math.floor(math.log10(high - low)))
+    value = min(max(value, low), high) + 0.0  # no -0.0
+    # Quantiles of integers may lie between them, so the ends count, if there are integers enough for all edges.
+    whole = float(low).is_integer() and float(high).is_integer()
+    dense = high - low >= len(edges) or all(float(edge).is_integer() for edge in edges)
+    return round(value) if whole and dense else value
 
 
 def quantile_edges(values: npt.NDArray[np.float64], bins: int) -> list[float]:

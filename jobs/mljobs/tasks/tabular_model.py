@@ -53,6 +53,8 @@ MISSING_WORDS: Final = frozenset(
 """What pandas, R, Excel and databases write for a value that is not there, in small letters."""
 LARGEST: Final = 1e38
 """Numbers beyond it count as missing: the difference of two must be a float32."""
+THRESHOLD: Final = 0.5
+"""A probability from here on predicts the positive class."""
 BOOLEAN_WORDS: Final = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 """How Python, R and spreadsheets write booleans, to how JSON does."""
 
@@ -74,6 +76,9 @@ _INFINITE: Final = re.compile("[+-]?inf(?:inity)?")
 _FRACTION: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,14})\.[0-9]{1,15}")
 """Text of a category that a program may have written for a number."""
 
+Column = tuple[str, list[Any]]
+"""One field of the answers: its type in the Open Inference Protocol, and a value a row."""
+
 
 class RecordError(ValueError):
     """A record does not fit the schema; the message names the record, the field and the fix."""
@@ -85,13 +90,12 @@ class Preprocessor:
     Args:
         config: The parsed ``preprocessor.json``: ``features`` (a list in schema order of
             ``{"name", "kind": "numeric", "decimal": "." or ",", …}`` or
-            ``{"name", "kind": "categorical", "categories": [str, …], "code": bool}``), ``label``
-            (``{"name", "classes": [negative, positive]}``) and ``ignored`` (``{column: why}``: a record may have it).
+            ``{"name", "kind": "categorical", "categories": [str, …], "code": bool}``) and ``ignored``
+            (``{column: why}``: a record may have it).
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.names: list[str] = [feature["name"] for feature in config["features"]]
-        self.classes: list[str] = list(config["label"]["classes"])
         self._ignored = frozenset(config.get("ignored", ()))
         self._numeric = [
             (i, f["name"], f.get("decimal", ".")) for i, f in enumerate(config["features"]) if f["kind"] == "numeric"
@@ -251,6 +255,41 @@ def _indices(column: Iterable[Any], categories: Mapping[str, int], code: bool) -
                 known[value] = index
         indices.append(index)
     return indices
+
+
+class BinaryPredictions:
+    """What the outputs of a model of two classes mean.
+
+    Args:
+        label: ``{"name", "classes": [negative, positive]}``.
+    """
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        self.classes: list[str] = list(label["classes"])
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """The positive class's probabilities of logits ``(n,)``."""
+        return torch.sigmoid(outputs)
+
+    def columns(self, scores: Tensor) -> dict[str, Column]:
+        """The likelier class of each row, and its probability."""
+        positive: list[float] = scores.tolist()
+        return {
+            "prediction": ("BYTES", [self.classes[p >= THRESHOLD] for p in positive]),
+            "confidence": ("FP32", [round(max(p, 1 - p), 6) for p in positive]),
+        }
+
+
+Predictions = BinaryPredictions
+
+
+def predictions(label: Mapping[str, Any]) -> Predictions:
+    """What the outputs of a model mean.
+
+    Args:
+        label: ``label`` of the parsed ``preprocessor.json``.
+    """
+    return BinaryPredictions(label)
 
 
 class NumericEncoder(nn.Module):

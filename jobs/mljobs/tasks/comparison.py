@@ -1,0 +1,73 @@
+"""How groups of rows compare, as the audit reports it: fairlearn's point estimates, with intervals.
+
+Called by the objectives of `mljobs.tasks.targets`, which load this when there is something to compare: fairlearn brings
+pandas along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from fairlearn.metrics import (
+    MetricFrame,
+    count,
+    false_positive_rate,
+    selection_rate,
+    true_positive_rate,
+)
+from sklearn.metrics import accuracy_score
+
+from mljobs import fairness
+from mlplatform.api import Fairness
+
+FRAME_METRICS: Final = {
+    "count": count,
+    "accuracy": accuracy_score,
+    "selection_rate": selection_rate,
+    "true_positive_rate": true_positive_rate,
+    "false_positive_rate": false_positive_rate,
+}
+
+
+def of_two_classes(
+    groups: npt.NDArray[np.str_], positive: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], asked: Fairness
+) -> dict[str, Any]:
+    """Rates by group and their differences for one sensitive attribute (`tasks.Objective.compare`).
+
+    Point estimates are fairlearn's (`MetricFrame`), taken over the groups that are large enough; the intervals
+    are the bootstrap's.
+    """
+    frame = MetricFrame(metrics=FRAME_METRICS, y_true=positive, y_pred=predicted, sensitive_features=groups)
+    table = frame.by_group
+    result = fairness.assess(groups, positive, predicted, asked.min_group_size, asked.confidence)
+    rows: dict[str, Any] = {}
+    for i, name in enumerate(result.names):
+        rows[name] = {
+            "count": int(table.loc[name, "count"]),
+            "accuracy": float(table.loc[name, "accuracy"]),
+            "denominators": {rate: int(result.denominators[rate][i]) for rate in fairness.RATES},
+            **{rate: finite(asdict(result.rates[rate][i])) for rate in fairness.RATES},
+        }
+    differences = {}
+    for metric, interval in result.differences.items():
+        names = np.array(result.names)
+        spans = [
+            float(np.ptp(table.loc[names[result.assessed[rate]], rate].to_numpy(dtype=float)))
+            for rate in fairness.RATES_OF[metric]
+        ]
+        differences[metric] = {**asdict(interval), "value": max(spans)}
+    not_assessed = {
+        name: [rate for rate in fairness.RATES if not result.assessed[rate][result.names.index(name)]]
+        for name in result.left_out()
+    }
+    return {"groups": rows, "differences": differences, "notAssessed": not_assessed}
+
+
+def finite(interval: Mapping[str, float]) -> dict[str, float] | None:
+    """The interval as JSON: nothing where the group has no row that the rate could be a share of."""
+    return None if math.isnan(interval["value"]) else dict(interval)
