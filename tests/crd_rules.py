@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mlplatform import api
+from mlplatform import api, contract
 
 EXAMPLE = Path(__file__).parents[1] / "examples/adult-income/mlmodel.yaml"
 
@@ -58,6 +58,9 @@ class Rule:
 PODS = ("serving.scheduling", "scheduling")
 """Sections about pods, which say the same."""
 
+NEITHER: dict[str, object] = {"gates": ..., "fairness": ...}
+"""Of the example, whose target is binary."""
+
 RULES = [
     Rule(
         "spec.data.split: validation + test must be less than 1 to leave rows for training; lower one of them",
@@ -88,16 +91,17 @@ RULES = [
         ),
     ),
     Rule(
-        "spec.fairness.metrics: unknown metric; known: demographic_parity_difference, equalized_odds_difference",
+        "spec.fairness.metrics: unknown metric; known: demographic_parity_difference, equalized_odds_difference, "
+        "accuracy_difference, mean_prediction_difference, mean_absolute_error_difference",
         refused=(Case("a misspelt bound would hold nothing back", {"fairness.metrics": {"equal_odds_difference": 0.1}}),),
         accepted=(Case("one of the two", {"fairness.metrics": {"equalized_odds_difference": 0.1}}),),
     ),
     Rule(
         "spec.gates: task tabular reports no such metric; it reports roc_auc, average_precision, accuracy, "
-        "balanced_accuracy, f1, log_loss, brier_score",
+        "balanced_accuracy, f1, log_loss, brier_score, macro_f1, r2, mae, rmse, median_absolute_error",
         refused=(
             Case("a misspelt metric", {"gates": [{"metric": "roc_acu", "min": 0.5}]}),
-            Case("one of two is wrong", {"gates": [{"metric": "f1", "min": 0.5}, {"metric": "rmse", "max": 1}]}),
+            Case("one of two is wrong", {"gates": [{"metric": "f1", "min": 0.5}, {"metric": "rmsle", "max": 1}]}),
         ),
         accepted=(
             Case("one that it reports", {"gates": [{"metric": "log_loss", "max": 0.4}]}),
@@ -106,6 +110,61 @@ RULES = [
                 "a task of one's own reports metrics of its own",
                 {"training.task": "mine.ranking:Task", "gates": [{"metric": "ndcg", "min": 0.4}]},
             ),
+        ),
+    ),
+    *(
+        Rule(
+            f"spec.gates: the target {target} reports only {', '.join(names)}",
+            refused=(
+                Case("another target's", {"data.target": target, "fairness": ..., "gates": [{"metric": other, "max": 1}]}),
+            ),
+            accepted=(
+                Case("its own", {"data.target": target, "fairness": ..., "gates": [{"metric": names[0], "min": 0.5}]}),
+                Case(
+                    "a task of one's own reports metrics of its own",
+                    {"data.target": target, "fairness": ..., "training.task": "mine.task:Task",
+                     "gates": [{"metric": other, "max": 1}]},
+                ),
+            ),
+        )
+        for (target, names), other in zip(contract.TARGET_METRICS.items(), ("mae", "f1", "roc_auc"), strict=True)
+    ),
+    *(
+        Rule(
+            f"spec.fairness.metrics: the target {target} defines only {', '.join(names)}",
+            refused=(
+                Case("another target's", {"data.target": target, "gates": ..., "fairness.metrics": {other: 0.1}}),
+            ),
+            accepted=(
+                Case("its own", {"data.target": target, "gates": ..., "fairness.metrics": dict.fromkeys(names, 0.1)}),
+                Case("none", {"data.target": target, "gates": ..., "fairness": ...}),
+            ),
+        )
+        for (target, names), other in zip(
+            contract.TARGET_FAIRNESS.items(),
+            ("accuracy_difference", "equalized_odds_difference", "demographic_parity_difference"),
+            strict=True,
+        )
+    ),
+    Rule(
+        "spec.fairness.metrics: demographic_parity_difference, equalized_odds_difference, accuracy_difference are "
+        "differences of shares; give each a bound between 0 and 1",
+        refused=(Case("a percentage", {"fairness.metrics": {"demographic_parity_difference": 20}}),),
+        accepted=(
+            Case("all may differ", {"fairness.metrics": {"demographic_parity_difference": 1}}),
+            Case("of a measure, in its own unit", {"fairness.metrics": {"mean_prediction_difference": 2500}}),
+        ),
+    ),
+    Rule(
+        "spec.data.positiveLabel: only a binary target has a positive class; take it out",
+        refused=tuple(
+            Case("no class of several is the positive one", {"data.target": target, "data.positiveLabel": "x", **NEITHER})
+            for target in ("multiclass", "regression")
+        ),
+        accepted=(
+            Case("of two", {"data.target": "binary", "data.positiveLabel": "x"}),
+            Case("it may say that there are two", {"data.positiveLabel": "x"}),
+            Case("none", {"data.target": "multiclass", "data.positiveLabel": "", **NEITHER}),
         ),
     ),
     Rule(

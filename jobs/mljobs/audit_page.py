@@ -53,7 +53,7 @@ def render(version: str, metrics: Mapping[str, float], report: Mapping[str, Any]
     for attribute, result in report["attributes"].items():
         parts.append(f"<h2>By {escape(attribute)}</h2>")
         parts += [
-            _chart(result, rate, title, COLOURS[i % len(COLOURS)])
+            (_chart if objective.shares else _listed)(result, rate, title, COLOURS[i % len(COLOURS)])
             for i, (rate, title) in enumerate(objective.titles.items())
         ]
     return "\n".join([*parts, "</body></html>"])
@@ -115,6 +115,16 @@ def _differences_table(report: Mapping[str, Any], metrics: Sequence[str]) -> str
     return _table(["Attribute", "Difference", "Value", "Interval", "Bound", ""], rows)
 
 
+def _listed(result: Mapping[str, Any], rate: str, title: str, _colour: str) -> str:
+    """A table, of rates that have no common scale."""
+    rows = [
+        f"<tr><td>{escape(name)} ({group['count']:,})</td><td class=number>{group[rate]['value']:.6g}</td>"
+        f"<td class=muted>{group[rate]['low']:.6g} to {group[rate]['high']:.6g}</td></tr>"
+        for name, group in result["groups"].items()
+    ]
+    return f"<h3>{escape(title)}</h3>{_table(['Group', 'Value', 'Interval'], rows)}"
+
+
 def _chart(result: Mapping[str, Any], rate: str, title: str, colour: str) -> str:
     """Horizontal bars with whiskers; groups too small to be compared are pale."""
     bars = []
@@ -135,6 +145,4 @@ def _chart(result: Mapping[str, Any], rate: str, title: str, colour: str) -> str
         )
     height = len(result["groups"]) * ROW_HEIGHT
     width = LABEL_WIDTH + BAR_WIDTH + 60
-    return (
-        f"<h3>{title}</h3><svg width='{width}' height='{height}' role='img' aria-label='{title}'>{''.join(bars)}</svg>"
-    )
+    return f"<h3>{escape(title)}</h3><svg width='{width}' height='{height}' role='img' aria-label='{escape(title)}'>{''.join(bars)}</svg>"

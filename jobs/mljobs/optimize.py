@@ -34,7 +34,7 @@ from mljobs.report import REASON_LIMIT, Job, run, say, shorten
 from mljobs.tasks import Objective
 from mljobs.trained import Trained
 from mlplatform.api import ModelVersionSpec
-from mlplatform.contract import LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import IN_LABEL_UNITS, LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
 
 REFERENCE: Final = "fp32"
 MAKE: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {REFERENCE: lambda model: model, "int8-dynamic": export.int8}
@@ -96,8 +96,12 @@ def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec,
     for metric in dict.fromkeys([gate.metric for gate in spec.gates] or [objective.metrics[0]]):
         drop = reference.metrics[metric] - candidate.metrics[metric]
         drop = -drop if metric in LOWER_IS_BETTER else drop
+        share = "" if metric not in IN_LABEL_UNITS else f" of {REFERENCE}'s"
+        if share:
+            drop /= reference.metrics[metric] or 1.0
         if drop > spec.optimization.max_metric_drop:
-            found.append(f"{metric} is {drop:.4f} worse than {REFERENCE}'s, over {spec.optimization.max_metric_drop}")
+            limit = spec.optimization.max_metric_drop
+            found.append(f"{metric} is {drop:.4f}{share} worse than {REFERENCE}'s, over {limit}")
     for gate in spec.gates:
         value = candidate.metrics[gate.metric]
         if gate.min is not None and value < gate.min:

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from mljobs import data, processes
 from mljobs.failure import RETRAIN, JobFailure
 from mljobs.report import Job, run, say
-from mljobs.tasks import load_task
+from mljobs.tasks import Objective, load_task
+from mlplatform.api import ModelVersionSpec
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
 
@@ -34,6 +35,7 @@ def main(job: Job) -> Summary | None:
     parts = data.split(targets.strata, job.spec.data.split)
     config = task.fit(rows.table, targets, parts.train)
     objective = task.objective(config)
+    defined(job.spec, objective)
     if topology.rank == 0:
         of = "" if rows.table.num_rows == rows.total else f"/{rows.total}"
         say(
@@ -94,6 +96,24 @@ def main(job: Job) -> Summary | None:
     dist.barrier()
     dist.destroy_process_group()
     return summary
+
+
+def defined(spec: ModelVersionSpec, objective: Objective) -> None:
+    """Makes sure that what the stages to come are to judge by is measured.
+
+    Raises:
+        JobFailure: A gate or a bound names what the objective does not define.
+    """
+    for field, named, known in (
+        ("spec.gates", [gate.metric for gate in spec.gates], objective.metrics),
+        ("spec.fairness.metrics", list(spec.fairness.metrics), objective.fairness),
+    ):
+        if strange := [name for name in named if name not in known]:
+            raise JobFailure(
+                FailureClass.SPEC_INVALID,
+                f"{field} names {', '.join(strange)}, which is not defined for a label that is {objective.kind}",
+                f"Use one of {', '.join(known)}; if the label is something else, set spec.data.target",
+            )
 
 
 def same_everywhere(digest: str, uri: str, world_size: int) -> None:

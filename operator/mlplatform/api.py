@@ -88,6 +88,7 @@ class Data:
     format: Literal["csv", "parquet"] = "csv"
     encoding: str = ""
     delimiter: str = ""
+    target: Literal["auto", "binary", "multiclass", "regression"] = "auto"
     positive_label: str = ""
     sensitive_attributes: tuple[str, ...] = field(default=(), metadata=_UNORDERED)
     split: Split = Split()
@@ -824,6 +825,8 @@ def _data_problems(data: Data) -> list[str]:
         found.append(
             "spec.data.sensitiveAttributes: contains the label, which cannot be audited against itself; take it out"
         )
+    if data.positive_label and data.target not in {"auto", "binary"}:
+        found.append("spec.data.positiveLabel: only a binary target has a positive class; take it out")
     return found
 
 
@@ -833,6 +836,15 @@ def _fairness_problems(spec: MLModelSpec) -> list[str]:
         found.append("spec.fairness.metrics: needs spec.data.sensitiveAttributes, the columns to compare groups by")
     if not set(spec.fairness.metrics) <= set(contract.FAIRNESS_METRICS):
         found.append(f"spec.fairness.metrics: unknown metric; known: {', '.join(contract.FAIRNESS_METRICS)}")
+    if any(spec.fairness.metrics.get(metric, 0) > 1 for metric in contract.DIFFERENCES_OF_SHARES):
+        found.append(
+            f"spec.fairness.metrics: {', '.join(contract.DIFFERENCES_OF_SHARES)} are differences of shares; "
+            "give each a bound between 0 and 1"
+        )
+    target = spec.data.target if spec.training.task == "tabular" else "auto"
+    known = contract.TARGET_FAIRNESS.get(target)
+    if known and not set(spec.fairness.metrics) <= set(known):
+        found.append(f"spec.fairness.metrics: the target {target} defines only {', '.join(known)}")
     return found
 
 
@@ -883,6 +895,10 @@ def _gate_problems(spec: MLModelSpec) -> list[str]:
         found.append(
             f"spec.gates: task {spec.training.task} reports no such metric; it reports {', '.join(known)}",
         )
+    target = spec.data.target if spec.training.task == "tabular" else "auto"
+    of_target = contract.TARGET_METRICS.get(target)
+    if of_target and not {gate.metric for gate in spec.gates} <= set(of_target):
+        found.append(f"spec.gates: the target {target} reports only {', '.join(of_target)}")
     for i, gate in enumerate(spec.gates):
         if gate.min is None and gate.max is None:
             found.append(f"spec.gates[{i}]: give min or max: a gate without a bound holds nothing back")

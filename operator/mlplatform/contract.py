@@ -126,17 +126,37 @@ PERMANENT: Final = frozenset(
 )
 """Classes that a retry of the same inputs cannot mend."""
 
-TASK_METRICS: Final[dict[str, tuple[str, ...]]] = {
-    "tabular": ("roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "log_loss", "brier_score"),
+TARGET_METRICS: Final[dict[str, tuple[str, ...]]] = {
+    "binary": ("roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "log_loss", "brier_score"),
+    "multiclass": ("roc_auc", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"),
+    "regression": ("r2", "mae", "rmse", "median_absolute_error"),
 }
-"""Test metrics that each built-in task reports; a gate may name these."""
+"""Test metrics of the task `tabular`, by `spec.data.target`."""
+
+TASK_METRICS: Final[dict[str, tuple[str, ...]]] = {
+    "tabular": tuple(dict.fromkeys(name for names in TARGET_METRICS.values() for name in names)),
+}
+"""Test metrics that each built-in task may report; a gate may name these."""
 
 DETAIL_LOG: Final = "lastLog"
 """Key of `Summary.details` with the end of a traceback: the pod and its log are gone when somebody asks."""
 
-LOWER_IS_BETTER: Final = frozenset({"log_loss", "brier_score"})
+IN_LABEL_UNITS: Final = frozenset({"mae", "rmse", "median_absolute_error"})
+"""Metrics in the unit of the label, which have no scale of their own."""
 
-FAIRNESS_METRICS: Final = ("demographic_parity_difference", "equalized_odds_difference")
+LOWER_IS_BETTER: Final = frozenset({"log_loss", "brier_score"}) | IN_LABEL_UNITS
+
+TARGET_FAIRNESS: Final[dict[str, tuple[str, ...]]] = {
+    "binary": ("demographic_parity_difference", "equalized_odds_difference"),
+    "multiclass": ("demographic_parity_difference", "accuracy_difference"),
+    "regression": ("mean_prediction_difference", "mean_absolute_error_difference"),
+}
+"""Differences between groups that are defined for each `spec.data.target`."""
+
+FAIRNESS_METRICS: Final = tuple(dict.fromkeys(name for names in TARGET_FAIRNESS.values() for name in names))
+
+DIFFERENCES_OF_SHARES: Final = FAIRNESS_METRICS[:3]
+"""Those that cannot be above 1; the others are in the unit of the label."""
 
 
 @dataclass(frozen=True, slots=True)

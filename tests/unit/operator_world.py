@@ -69,7 +69,9 @@ def summary(stage: Stage, version: str, **changes: Any) -> Summary:
     ]
     details: dict[Stage, Object] = {
         Stage.TRAIN: {"epochs": 5, "worldSize": 2},
-        Stage.AUDIT: {"fairness": {m: dict.fromkeys(("sex", "race"), measured) for m in contract.FAIRNESS_METRICS}},
+        Stage.AUDIT: {
+            "fairness": {m: dict.fromkeys(("sex", "race"), measured) for m in contract.TARGET_FAIRNESS["binary"]}
+        },
         Stage.OPTIMIZE: {"selected": "int8-dynamic", "candidates": candidates},
         Stage.PACKAGE: {"storageUri": f"s3://mlplatform/default/{version}/package/serving", "sizeBytes": 1000},
     }

@@ -41,7 +41,14 @@ def test_the_operator_accepts_it(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [contract.TASK_METRICS["tabular"], contract.FAIRNESS_METRICS], ids=["task", "fairness"]
+    "words",
+    [
+        contract.TASK_METRICS["tabular"],
+        contract.FAIRNESS_METRICS,
+        *contract.TARGET_METRICS.values(),
+        *contract.TARGET_FAIRNESS.values(),
+    ],
+    ids=lambda words: f"{len(words)} from {words[0]}",
 )
 def test_the_rules_know_the_contracts_words(words: tuple[str, ...]) -> None:
     """A metric added to the contract must be added to the rule, its message and the field's description."""

@@ -176,7 +176,7 @@ def test_what_cannot_be_loaded_is_named(
 LABEL_FAILURES = [
     (["yes", "no"] * 20, {"label": "incom"}, "no column 'incom' (did you mean income?); it has age, income", "a typo"),
     (["yes"] * 40, {}, "has 1 distinct value(s) (yes)", "one class"),
-    (["a", "b", "c"] * 10, {}, "has 3 distinct value(s) (a, b, c)", "three classes"),
+    (["a", "b", "c"] * 10, {"target": "binary"}, "has 3 distinct value(s) (a, b, c)", "three classes"),
     (["yes", "no", None] * 10, {}, "10 of 30 rows have no value in the label column", "labels missing"),
     (["yes", "no"] * 20, {"positive_label": "yess"}, "'yess' is no value of 'income' (did you mean yes?)", "positive"),
 ]

@@ -24,7 +24,7 @@ from mljobs.failure import JobFailure
 from mljobs.report import Job, run
 from mljobs.store import Store
 from mlplatform.api import Data
-from mlplatform.contract import ENV_VERSION, FAIRNESS_METRICS, TASK_METRICS, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import ENV_VERSION, TARGET_FAIRNESS, TARGET_METRICS, Artifacts, FailureClass, Stage, Summary
 from mlplatform.snapshot import Object
 from mlplatform.standalone.result import Result
 
@@ -81,8 +81,8 @@ def test_the_training_says_so_first_and_the_page_at_its_top(done: Result) -> Non
 
 def test_the_audit_reports_every_metric_and_the_groups(done: Result) -> None:
     found = done.stages[Stage.AUDIT]
-    assert set(found.metrics) == set(TASK_METRICS["tabular"])
-    for metric in FAIRNESS_METRICS:
+    assert set(found.metrics) == set(TARGET_METRICS["binary"])
+    for metric in TARGET_FAIRNESS["binary"]:
         interval = found.details["fairness"][metric]["group"]
         assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
     assert found.details["notAssessed"] == ["group=c"], "about 2% of 140 rows"

@@ -143,10 +143,10 @@ def differences(attributes: int, length: int) -> dict[str, Any]:
     """What an audit of that many attributes with names of that length has in its summary."""
     names = [f"{i:0{length}d}" for i in range(attributes)]
     interval = {"value": 0.1234, "low": 0.1234, "high": 0.1234}
-    return {metric: dict.fromkeys(names, interval) for metric in contract.FAIRNESS_METRICS}
+    return {metric: dict.fromkeys(names, interval) for metric in contract.TARGET_FAIRNESS["binary"]}
 
 
-METRICS = dict.fromkeys(contract.TASK_METRICS["tabular"], 1 / 3)
+METRICS = dict.fromkeys(contract.TARGET_METRICS["binary"], 1 / 3)
 
 
 def test_a_long_list_in_a_summary_is_cut(message: Path) -> None:

@@ -26,7 +26,7 @@ from mljobs.tasks.tabular_model import (
     category,
 )
 from mljobs.tasks.targets import Binary
-from mlplatform.contract import TASK_METRICS, FailureClass
+from mlplatform.contract import TARGET_METRICS, FailureClass
 
 CONFIG: dict[str, Any] = {
     "features": [
@@ -218,7 +218,7 @@ def test_it_reports_the_metrics_of_the_contract() -> None:
     scores = np.array([0.1, 0.9, 0.4, 1.0, 0.0, 0.6])
     positive = np.array([False, True, True, True, False, False])
     found = Binary(CONFIG["label"]).evaluate(positive, scores)
-    assert tuple(found) == TASK_METRICS["tabular"]
+    assert tuple(found) == TARGET_METRICS["binary"]
     assert found["roc_auc"] == pytest.approx(8 / 9)
     assert found["accuracy"] == pytest.approx(4 / 6)
 

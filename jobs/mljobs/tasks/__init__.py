@@ -59,15 +59,18 @@ class Objective(Protocol):
     """What is learned, once it is configured: the only place that knows what a model's outputs mean.
 
     Attributes:
+        kind: What it is called in `spec.data.target`.
         metrics: Names of what `evaluate` returns; the first is the one to watch where the spec names none.
         fairness: Names of the differences between groups that are defined.
         unit: Of a score, as in ``differs by 0.1 in probability``.
         learned: For the report of the training: what the label is.
         about: For the report of the audit: what a reader must know to read the metrics.
         sentence: The same in words.
-        titles: Of the rates by group, which are shares.
+        titles: Of the rates by group.
+        shares: Whether these are between 0 and 1.
     """
 
+    kind: str
     metrics: Sequence[str]
     fairness: Sequence[str]
     unit: str
@@ -75,6 +78,7 @@ class Objective(Protocol):
     about: Mapping[str, Any]
     sentence: str
     titles: Mapping[str, str]
+    shares: bool
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of the model's float32 outputs; `targets` are `Targets.values` of the same rows."""

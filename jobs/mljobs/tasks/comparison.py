@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -17,10 +18,11 @@ from fairlearn.metrics import (
     MetricFrame,
     count,
     false_positive_rate,
+    mean_prediction,
     selection_rate,
     true_positive_rate,
 )
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, mean_absolute_error
 
 from mljobs import fairness
 from mlplatform.api import Fairness
@@ -71,3 +73,65 @@ def of_two_classes(
 def finite(interval: Mapping[str, float]) -> dict[str, float] | None:
     """The interval as JSON: nothing where the group has no row that the rate could be a share of."""
     return None if math.isnan(interval["value"]) else dict(interval)
+
+
+def of_classes(
+    groups: npt.NDArray[np.str_],
+    targets: npt.NDArray[np.int64],
+    predicted: npt.NDArray[np.int64],
+    means: fairness.Means,
+    asked: Fairness,
+) -> dict[str, Any]:
+    """Likewise of several classes: accuracy, and the selection rate of each."""
+    selected = means.rates_of["demographic_parity_difference"]
+    metrics = {
+        "accuracy": accuracy_score,
+        **{name: partial(selection_rate, pos_label=code) for code, name in enumerate(selected)},
+    }
+    return _of_means(
+        MetricFrame(metrics=metrics, y_true=targets, y_pred=predicted, sensitive_features=groups), groups, means, asked
+    )
+
+
+def of_numbers(
+    groups: npt.NDArray[np.str_],
+    targets: npt.NDArray[np.float64],
+    predicted: npt.NDArray[np.float64],
+    means: fairness.Means,
+    asked: Fairness,
+) -> dict[str, Any]:
+    """Likewise of numbers: the mean prediction and the mean absolute error."""
+    metrics = {"mean_prediction": mean_prediction, "mean_absolute_error": mean_absolute_error}
+    return _of_means(
+        MetricFrame(metrics=metrics, y_true=targets, y_pred=predicted, sensitive_features=groups), groups, means, asked
+    )
+
+
+def _of_means(
+    frame: MetricFrame, groups: npt.NDArray[np.str_], means: fairness.Means, asked: Fairness
+) -> dict[str, Any]:
+    table = frame.by_group
+    result = means.assess(groups, asked.min_group_size, asked.confidence)
+    size = next(iter(result.denominators.values()))
+    rows: dict[str, Any] = {}
+    for i, name in enumerate(result.names):
+        rows[name] = {
+            "count": int(size[i]),
+            "denominators": {rate: int(size[i]) for rate in means.values},
+            **{rate: {**asdict(result.rates[rate][i]), "value": float(table.loc[name, rate])} for rate in means.values},
+        }
+    large = np.array(result.names)[next(iter(result.assessed.values()))]
+    differences = {
+        metric: {
+            **asdict(interval),
+            "value": max(
+                float(np.ptp(table.loc[large, rate].to_numpy(dtype=float))) for rate in means.rates_of[metric]
+            ),
+        }
+        for metric, interval in result.differences.items()
+    }
+    return {
+        "groups": rows,
+        "differences": differences,
+        "notAssessed": {name: list(means.values) for name in result.left_out()},
+    }

@@ -22,6 +22,7 @@ from mljobs.columns import DECIMAL
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.tasks import Objective, Targets, targets
 from mljobs.tasks.tabular_model import LARGEST, Preprocessor, RecordError, TabularModel, category
+from mljobs.tasks.targets import describe
 from mlplatform.api import Data
 from mlplatform.contract import FailureClass
 
@@ -148,7 +149,7 @@ class TabularTask:
         return {
             "format": FORMAT,
             "features": features,
-            "label": dict(targets.label),
+            "label": describe(targets, rows),
             "ignored": {
                 **{
                     name: "it has one value or none in the training rows"

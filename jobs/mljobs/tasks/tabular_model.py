@@ -264,6 +264,8 @@ class BinaryPredictions:
         label: ``{"name", "classes": [negative, positive]}``.
     """
 
+    outputs = 1
+
     def __init__(self, label: Mapping[str, Any]) -> None:
         self.classes: list[str] = list(label["classes"])
 
@@ -280,16 +282,64 @@ class BinaryPredictions:
         }
 
 
-Predictions = BinaryPredictions
+class MultiClassPredictions:
+    """What the outputs of a model of several classes mean.
+
+    Args:
+        label: ``{"name", "classes": [str, …]}``.
+    """
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        self.classes: list[str] = list(label["classes"])
+        self.outputs = len(self.classes)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """The classes' probabilities of logits ``(n, classes)``."""
+        return torch.softmax(outputs, dim=-1)
+
+    def columns(self, scores: Tensor) -> dict[str, Column]:
+        """The likeliest class of each row, and its probability."""
+        confidence, likeliest = scores.reshape(-1, len(self.classes)).max(dim=1)
+        return {
+            "prediction": ("BYTES", [self.classes[i] for i in likeliest.tolist()]),
+            "confidence": ("FP32", [round(p, 6) for p in confidence.tolist()]),
+        }
+
+
+class NumberPredictions:
+    """What the outputs of a model of a measured number mean.
+
+    Args:
+        label: ``{"name", "mean", "scale"}``, of the training rows.
+    """
+
+    outputs = 1
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        self._mean, self._scale = float(label["mean"]), float(label["scale"])
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Numbers in the label's own unit, of standardised ones ``(n,)``."""
+        return outputs.double() * self._scale + self._mean
+
+    def columns(self, scores: Tensor) -> dict[str, Column]:
+        """The number of each row."""
+        return {"prediction": ("FP64", scores.tolist())}
+
+
+Predictions = BinaryPredictions | MultiClassPredictions | NumberPredictions
 
 
 def predictions(label: Mapping[str, Any]) -> Predictions:
     """What the outputs of a model mean.
 
     Args:
-        label: ``label`` of the parsed ``preprocessor.json``.
+        label: ``label`` of the parsed ``preprocessor.json``; without a ``kind`` it is of two classes.
     """
-    return BinaryPredictions(label)
+    kind = label.get("kind", "binary")
+    if kind == "multiclass":
+        return MultiClassPredictions(label)
+    return NumberPredictions(label) if kind == "regression" else BinaryPredictions(label)
 
 
 class NumericEncoder(nn.Module):
@@ -380,10 +430,10 @@ class Block(nn.Module):
 
 
 class TabularModel(nn.Module):
-    """A binary classifier of tables: encoders, blocks, one logit.
+    """A model of tables: encoders, blocks, one output or one a class.
 
     Args:
-        config: The parsed ``preprocessor.json``: ``features`` and ``model``
+        config: The parsed ``preprocessor.json``: ``features``, ``label`` and ``model``
             (``{"hidden": [int, …], "dropout": float, "embedding": int}``).
     """
 
@@ -397,20 +447,21 @@ class TabularModel(nn.Module):
         self.blocks = nn.ModuleList(
             Block(inputs, outputs, model["dropout"]) for inputs, outputs in itertools.pairwise(widths)
         )
-        self.head = nn.Linear(widths[-1], 1)
+        self.head = nn.Linear(widths[-1], predictions(config["label"]).outputs)
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """The logits of the positive class.
+        """What `predictions` reads.
 
         Args:
             numeric: ``(n, numeric features)`` float32, missing as NaN.
             categorical: ``(n, categorical features)`` int64.
 
         Returns:
-            ``(n,)``; ``torch.sigmoid`` makes probabilities of them.
+            ``(n,)``, or ``(n, classes)`` of more than two classes.
         """
         x = torch.cat([self.numeric(numeric), self.categorical(categorical)], dim=1)
         for block in self.blocks:
             x = block(x)
-        logits: Tensor = self.head(x)
-        return logits.squeeze(1).clone()  # FSDP hooks the output, which must be no view
+        outputs: Tensor = self.head(x)
+        # FSDP hooks the output, which must be no view; ONNX squeezes no dimension of several.
+        return outputs.squeeze(1).clone() if self.head.out_features == 1 else outputs

@@ -5,7 +5,8 @@ Called by the task `tabular`. `read` looks at the table; an objective is made of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,18 +14,23 @@ import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor, nn
 
-from mljobs import data, fairness
+from mljobs import data
 from mljobs.failure import JobFailure, did_you_mean
+from mljobs.fairness import Means, point_estimates
 from mljobs.files import SHOWN
 from mljobs.tasks import Objective, Strata, Targets
 from mljobs.tasks.tabular_model import THRESHOLD, predictions
 from mlplatform.api import Data, Fairness
-from mlplatform.contract import FAIRNESS_METRICS, TASK_METRICS, FailureClass
+from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, FailureClass
 
+Codes = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Words = npt.NDArray[np.str_]
 
+ACCURACY: Final = "accuracy"
+CLASSES_LIMIT: Final = 100
+"""Of more distinct values a label is no class."""
 CLIP: Final = 1e-7
 """Probabilities are kept this far from 0 and 1 in the logarithmic loss: float32 sigmoids reach both."""
 
@@ -33,7 +39,7 @@ def read(table: pa.Table, asked: Data) -> Targets:
     """What is to be learned.
 
     Raises:
-        JobFailure: The label's column is missing, incomplete or not of two classes.
+        JobFailure: The label's column is missing, incomplete, not of the kind that is asked for, or of no kind that can be told.
     """
     found = data.words(table, asked.label, "spec.data.label")
     if blank := found.count(None):
@@ -43,7 +49,46 @@ def read(table: pa.Table, asked: Data) -> Targets:
             "Remove these rows or complete them",
         )
     values = np.array(found, dtype=np.str_)
-    return of_two_classes(values, sorted(np.unique(values).tolist(), key=_order), asked)
+    classes = sorted(np.unique(values).tolist(), key=_order)
+    return READ[guess(classes, asked) if asked.target == "auto" else asked.target](values, classes, asked)
+
+
+def guess(classes: Sequence[str], asked: Data) -> str:
+    """What kind of a label these values are of.
+
+    Args:
+        classes: The distinct ones.
+        asked: Its name; whoever names a positive class has said that there are two.
+
+    Raises:
+        JobFailure: They could be of more than one kind: a guess would learn the wrong thing without a word.
+    """
+    if len(classes) <= 2 or asked.positive_label:  # noqa: PLR2004  binary
+        return "binary"
+    numbers = [number(name) for name in classes]
+    if any(value is None for value in numbers):
+        return "multiclass"
+    if len(classes) > CLASSES_LIMIT or not all(float(value or 0).is_integer() for value in numbers):
+        return "regression"
+    raise JobFailure(
+        FailureClass.DATA_INVALID,
+        f"the label column {asked.label!r} has {len(classes)} different whole numbers ({_shown(classes)}), which may be "
+        "classes or a measured number",
+        "Set spec.data.target to multiclass or regression; with binary, point spec.data.label at a column of two classes",
+    )
+
+
+def number(word: str) -> float | None:
+    """The finite number that a word is; None of another word."""
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _shown(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:SHOWN]) + (", …" if len(classes) > SHOWN else "")
 
 
 def of_two_classes(values: Words, classes: list[str], asked: Data) -> Targets:
@@ -64,7 +109,8 @@ def of_two_classes(values: Words, classes: list[str], asked: Data) -> Targets:
         raise JobFailure(
             FailureClass.DATA_INVALID,
             f"the label column {asked.label!r} has {len(classes)} distinct value(s) ({shown}); two are needed",
-            "Point spec.data.label at a column of two classes, or derive one",
+            "Point spec.data.label at a column of two classes, or derive one"
+            + ("; spec.data.target says what other labels are" if len(classes) > 2 else ""),  # noqa: PLR2004  likewise
         )
     if asked.positive_label and asked.positive_label not in classes:
         raise JobFailure(
@@ -78,6 +124,92 @@ def of_two_classes(values: Words, classes: list[str], asked: Data) -> Targets:
     flags = values == positive
     strata = Strata(flags.astype(np.int64), ("the negative class", "the positive class"))
     return Targets(flags, strata, {"name": asked.label, "classes": [negative, positive]})
+
+
+def of_classes(values: Words, classes: list[str], asked: Data) -> Targets:
+    """Which of several classes each row is of.
+
+    Args:
+        values: Of the label.
+        classes: Its distinct values, in order.
+        asked: The label's name.
+
+    Raises:
+        JobFailure: There are fewer than three classes, or too many.
+    """
+    if len(classes) < 3:  # noqa: PLR2004  with two, one of them is positive
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the label column {asked.label!r} has {len(classes)} distinct value(s) ({_shown(classes)}); three or more "
+            "are needed",
+            "Set spec.data.target to binary where there are two classes, or point spec.data.label at another column",
+        )
+    if len(classes) > CLASSES_LIMIT:
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the label column {asked.label!r} has {len(classes)} distinct values ({_shown(classes)}), over "
+            f"{CLASSES_LIMIT} classes",
+            "Point spec.data.label at a column of classes, or set spec.data.target to regression if it is a measured "
+            "number",
+        )
+    codes = {name: code for code, name in enumerate(classes)}
+    found = np.array([codes[value] for value in values.tolist()], dtype=np.int64)
+    strata = Strata(found, [f"the class {name!r}" for name in classes])
+    return Targets(found, strata, {"name": asked.label, "kind": "multiclass", "classes": classes})
+
+
+def of_numbers(values: Words, classes: list[str], asked: Data) -> Targets:
+    """The number of each row.
+
+    Args:
+        values: Of the label.
+        classes: Its distinct values, in order.
+        asked: The label's name.
+
+    Raises:
+        JobFailure: A value is no number, or all are the same.
+    """
+    if bad := [name for name in classes if number(name) is None]:
+        rows = np.flatnonzero(np.isin(values, bad))
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"{len(rows)} of {len(values)} rows have no number in the label column {asked.label!r}: the first is row "
+            f"{rows[0] + 1} of the data with {str(values[rows[0]])!r}",
+            "Correct or remove these rows, or set spec.data.target to multiclass if the values are classes",
+        )
+    if len(classes) < 2:  # noqa: PLR2004  nothing to tell apart
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the label column {asked.label!r} has {classes[0]} in every row",
+            "Point spec.data.label at a column whose values differ",
+        )
+    strata = Strata(np.zeros(len(values), dtype=np.int64), ("the data",), least=2)
+    return Targets(values.astype(np.float64), strata, {"name": asked.label, "kind": "regression"})
+
+
+READ: Final[Mapping[str, Callable[[Words, list[str], Data], Targets]]] = {
+    "binary": of_two_classes,
+    "multiclass": of_classes,
+    "regression": of_numbers,
+}
+
+
+def describe(found: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """``label`` of the configuration.
+
+    Args:
+        found: Of the whole table.
+        rows: Of the training: only they may tell a mean.
+    """
+    if found.label.get("kind") != "regression":
+        return dict(found.label)
+    part = found.values[rows]
+    return {**found.label, "mean": float(part.mean()), "scale": float(part.std()) or 1.0}
+
+
+def selection(name: str) -> str:
+    """The rate that is the share of rows of which a class is predicted."""
+    return f"selection_rate of {name}"
 
 
 def _order(name: str) -> tuple[int, float, str]:
@@ -97,9 +229,11 @@ class Binary:
         label: ``label`` of the configuration.
     """
 
-    metrics: Sequence[str] = TASK_METRICS["tabular"]
-    fairness: Sequence[str] = FAIRNESS_METRICS
+    kind = "binary"
+    metrics: Sequence[str] = TARGET_METRICS["binary"]
+    fairness: Sequence[str] = TARGET_FAIRNESS["binary"]
     unit = "probability"
+    shares = True
     titles: Mapping[str, str] = {
         "selection_rate": "Selection rate: share predicted positive",
         "true_positive_rate": "True positive rate: share found of those who are positive",
@@ -109,7 +243,7 @@ class Binary:
     def __init__(self, label: Mapping[str, Any]) -> None:
         self._predictions = predictions(label)
         self._classes: list[str] = list(label["classes"])
-        self.learned: Mapping[str, Any] = {"classes": self._classes}
+        self.learned: Mapping[str, Any] = {"target": self.kind, "classes": self._classes}
         self.about: Mapping[str, Any] = {"positiveClass": self._classes[1], "threshold": THRESHOLD}
         self.sentence = f"Positive class: {self._classes[1]}, predicted from a probability of {THRESHOLD}."
 
@@ -122,7 +256,7 @@ class Binary:
         return self._predictions.scores(outputs)
 
     def evaluate(self, targets: Flags, scores: Floats) -> dict[str, float]:
-        """The metrics of `contract.TASK_METRICS`, by scikit-learn."""
+        """The metrics of `contract.TARGET_METRICS`, by scikit-learn."""
         from sklearn import metrics as sk  # noqa: PLC0415  takes a second, and packaging scores nothing
 
         predicted = scores >= THRESHOLD
@@ -154,13 +288,173 @@ class Binary:
 
     def differences(self, groups: Words, targets: Flags, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
-        return fairness.point_estimates(groups, targets, scores >= THRESHOLD, smallest)
+        return point_estimates(groups, targets, scores >= THRESHOLD, smallest)
+
+
+class MultiClass:
+    """One class of three or more; see `tasks.Objective` for what it has.
+
+    Targets are the classes' numbers. Scores are the probabilities of all classes, ``(rows, classes)``.
+
+    Args:
+        label: ``label`` of the configuration.
+    """
+
+    kind = "multiclass"
+    metrics: Sequence[str] = TARGET_METRICS["multiclass"]
+    fairness: Sequence[str] = TARGET_FAIRNESS["multiclass"]
+    unit = "probability"
+    shares = True
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        self._predictions = predictions(label)
+        self._classes: list[str] = list(label["classes"])
+        self.learned: Mapping[str, Any] = {"target": self.kind, "classes": self._classes}
+        self.about: Mapping[str, Any] = {"classes": self._classes}
+        self.sentence = f"Of {len(self._classes)} classes the likeliest is predicted."
+        self.titles: Mapping[str, str] = {
+            ACCURACY: "Accuracy: share predicted right",
+            **{selection(name): f"Selection rate: share predicted {name}" for name in self._classes[:SHOWN]},
+        }
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """The classes' probabilities."""
+        return self._predictions.scores(outputs)
+
+    def evaluate(self, targets: Codes, scores: Floats) -> dict[str, float]:
+        """The metrics of `contract.TARGET_METRICS`, by scikit-learn."""
+        from sklearn import metrics as sk  # noqa: PLC0415  as above
+
+        predicted, every = scores.argmax(axis=1), np.arange(len(self._classes))
+        clipped = scores.clip(CLIP, 1)
+        found = {
+            "roc_auc": sk.roc_auc_score(targets, scores, multi_class="ovr", labels=every),
+            "accuracy": sk.accuracy_score(targets, predicted),
+            "balanced_accuracy": sk.balanced_accuracy_score(targets, predicted),
+            "macro_f1": sk.f1_score(targets, predicted, labels=every, average="macro", zero_division=0.0),
+            "log_loss": sk.log_loss(targets, clipped / clipped.sum(axis=1, keepdims=True), labels=every),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+    def difference(self, scores: Floats, wanted: Floats) -> float:
+        """The largest difference of a probability."""
+        return float(np.abs(scores - wanted).max())
+
+    def off(self, answer: Mapping[str, Any], wanted: Any) -> float:
+        """How far the probability of the class that was answered is from its own."""
+        return abs(float(answer["confidence"] - wanted[self._classes.index(answer["prediction"])]))
+
+    def compare(self, groups: Words, targets: Codes, scores: Floats, asked: Fairness) -> dict[str, Any]:
+        """Accuracy, and each class's selection rate."""
+        from mljobs.tasks import comparison  # noqa: PLC0415  as above
+
+        return comparison.of_classes(groups, targets, scores.argmax(axis=1), self._means(targets, scores), asked)
+
+    def differences(self, groups: Words, targets: Codes, scores: Floats, smallest: int) -> dict[str, float]:
+        """Likewise."""
+        return self._means(targets, scores).differences(groups, smallest)
+
+    def _means(self, targets: Codes, scores: Floats) -> Means:
+        predicted = scores.argmax(axis=1)
+        selected = [selection(name) for name in self._classes]
+        return Means(
+            {ACCURACY: predicted == targets, **{name: predicted == code for code, name in enumerate(selected)}},
+            {"demographic_parity_difference": selected, "accuracy_difference": [ACCURACY]},
+            greatest=1.0,
+        )
+
+
+class Regression:
+    """A measured number; see `tasks.Objective` for what it has.
+
+    Targets and scores are numbers in the label's own unit. The model's outputs are in standard deviations from the mean
+    of the training rows, so that neither the learning rate nor a tolerance depends on that unit.
+
+    Args:
+        label: ``label`` of the configuration.
+    """
+
+    kind = "regression"
+    metrics: Sequence[str] = TARGET_METRICS["regression"]
+    fairness: Sequence[str] = TARGET_FAIRNESS["regression"]
+    unit = "standardised prediction"
+    shares = False
+    titles: Mapping[str, str] = {
+        "mean_prediction": "Mean prediction",
+        "mean_absolute_error": "Mean absolute error",
+    }
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        self._predictions = predictions(label)
+        self._mean, self._scale = float(label["mean"]), float(label["scale"])
+        self.learned: Mapping[str, Any] = {"target": self.kind, "mean": self._mean, "scale": self._scale}
+        self.about: Mapping[str, Any] = {"mean": self._mean, "scale": self._scale}
+        self.sentence = f"A number is predicted; over the training rows its mean is {self._mean:.6g}, its standard deviation {self._scale:.6g}."
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean square of the standardised errors."""
+        standard = ((targets - self._mean) / self._scale).to(outputs.dtype)
+        return nn.functional.mse_loss(outputs, standard)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """The numbers."""
+        return self._predictions.scores(outputs)
+
+    def evaluate(self, targets: Floats, scores: Floats) -> dict[str, float]:
+        """The metrics of `contract.TARGET_METRICS`, by scikit-learn."""
+        from sklearn import metrics as sk  # noqa: PLC0415  as above
+
+        found = {
+            "r2": sk.r2_score(targets, scores),
+            "mae": sk.mean_absolute_error(targets, scores),
+            "rmse": sk.root_mean_squared_error(targets, scores),
+            "median_absolute_error": sk.median_absolute_error(targets, scores),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+    def difference(self, scores: Floats, wanted: Floats) -> float:
+        """The largest difference of a standardised prediction."""
+        return float(np.abs(scores - wanted).max()) / self._scale
+
+    def off(self, answer: Mapping[str, Any], wanted: Any) -> float:
+        """Likewise, of one."""
+        return abs(float(answer["prediction"] - wanted)) / self._scale
+
+    def compare(self, groups: Words, targets: Floats, scores: Floats, asked: Fairness) -> dict[str, Any]:
+        """Mean prediction and mean absolute error."""
+        from mljobs.tasks import comparison  # noqa: PLC0415  as above
+
+        return comparison.of_numbers(groups, targets, scores, self._means(targets, scores), asked)
+
+    def differences(self, groups: Words, targets: Floats, scores: Floats, smallest: int) -> dict[str, float]:
+        """Likewise."""
+        return self._means(targets, scores).differences(groups, smallest)
+
+    def _means(self, targets: Floats, scores: Floats) -> Means:
+        return Means(
+            {"mean_prediction": scores, "mean_absolute_error": np.abs(scores - targets)},
+            {
+                "mean_prediction_difference": ["mean_prediction"],
+                "mean_absolute_error_difference": ["mean_absolute_error"],
+            },
+        )
+
+
+OBJECTIVES: Final[Mapping[str, Callable[[Mapping[str, Any]], Objective]]] = {
+    "binary": Binary,
+    "multiclass": MultiClass,
+    "regression": Regression,
+}
 
 
 def objective(label: Mapping[str, Any]) -> Objective:
     """What is learned.
 
     Args:
-        label: ``label`` of the configuration.
+        label: ``label`` of the configuration; without a kind it is of two classes.
     """
-    return Binary(label)
+    return OBJECTIVES[label.get("kind", "binary")](label)
