@@ -84,7 +84,7 @@ def read_summary(message: Path) -> Summary:
 
 def subprocess_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` over this process's, with what it takes to import the jobs."""
-    path = os.pathsep.join([str(REPO / "jobs"), str(REPO / "operator")])
+    path = os.pathsep.join(str(REPO / folder) for folder in ("jobs", "operator", "handlers"))
     return {**os.environ, **environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
