@@ -58,8 +58,10 @@ class Rule:
 PODS = ("serving.scheduling", "scheduling")
 """Sections about pods, which say the same."""
 
-NEITHER: dict[str, object] = {"gates": ..., "fairness": ...}
+NO_METRICS: dict[str, object] = {"gates": ..., "training.earlyStopping.metric": ...}
 """Of the example, whose target is binary."""
+NEITHER: dict[str, object] = {**NO_METRICS, "fairness": ...}
+"""Nor bounds."""
 
 RULES = [
     Rule(
@@ -116,14 +118,39 @@ RULES = [
         Rule(
             f"spec.gates: the target {target} reports only {', '.join(names)}",
             refused=(
-                Case("another target's", {"data.target": target, "fairness": ..., "gates": [{"metric": other, "max": 1}]}),
+                Case("another target's", {"data.target": target, **NEITHER, "gates": [{"metric": other, "max": 1}]}),
             ),
             accepted=(
-                Case("its own", {"data.target": target, "fairness": ..., "gates": [{"metric": names[0], "min": 0.5}]}),
+                Case("its own", {"data.target": target, **NEITHER, "gates": [{"metric": names[0], "min": 0.5}]}),
                 Case(
                     "a task of one's own reports metrics of its own",
-                    {"data.target": target, "fairness": ..., "training.task": "mine.task:Task",
+                    {"data.target": target, **NEITHER, "training.task": "mine.task:Task",
                      "gates": [{"metric": other, "max": 1}]},
+                ),
+            ),
+        )
+        for (target, names), other in zip(contract.TARGET_METRICS.items(), ("mae", "f1", "roc_auc"), strict=True)
+    ),
+    *(
+        Rule(
+            f"spec.training.earlyStopping.metric: the target {target} reports only "
+            f"{', '.join(f'val_{name}' for name in names)}; name one of them, or none for the first",
+            refused=(
+                Case("another target's", {"data.target": target, **NEITHER, "training.earlyStopping.metric": f"val_{other}"}),
+                Case("no val_ before it", {"data.target": target, **NEITHER, "training.earlyStopping.metric": names[0]}),
+            ),
+            accepted=(
+                Case(
+                    "its own",
+                    {"data.target": target, **NEITHER, "training.earlyStopping.metric": f"val_{names[-1]}"},
+                ),
+                Case("the first", {"data.target": target, **NEITHER, "training.earlyStopping.metric": ...}),
+                Case("no early stopping", {"data.target": target, **NEITHER, "training.earlyStopping": ...}),
+                Case("the data decides", {"training.earlyStopping.metric": f"val_{other}"}),
+                Case(
+                    "a task of one's own reports metrics of its own",
+                    {"data.target": target, **NEITHER, "training.task": "mine.task:Task",
+                     "training.earlyStopping.metric": f"val_{other}"},
                 ),
             ),
         )
@@ -133,11 +160,11 @@ RULES = [
         Rule(
             f"spec.fairness.metrics: the target {target} defines only {', '.join(names)}",
             refused=(
-                Case("another target's", {"data.target": target, "gates": ..., "fairness.metrics": {other: 0.1}}),
+                Case("another target's", {"data.target": target, **NO_METRICS, "fairness.metrics": {other: 0.1}}),
             ),
             accepted=(
-                Case("its own", {"data.target": target, "gates": ..., "fairness.metrics": dict.fromkeys(names, 0.1)}),
-                Case("none", {"data.target": target, "gates": ..., "fairness": ...}),
+                Case("its own", {"data.target": target, **NO_METRICS, "fairness.metrics": dict.fromkeys(names, 0.1)}),
+                Case("none", {"data.target": target, **NEITHER}),
             ),
         )
         for (target, names), other in zip(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mljobs.tasks.tabular_model import MISSING_WORDS, number
+from mlplatform.api import Data
 
 DECIMAL: Final = b"decimal"
 """Of a field's metadata: the sign before the fraction, where the numbers were text."""
@@ -36,12 +37,12 @@ class Settled(NamedTuple):
     remarks: dict[str, str]
 
 
-def settle(table: pa.Table, label: str, place: Callable[[int], str]) -> Settled:
+def settle(table: pa.Table, asked: Data, place: Callable[[int], str]) -> Settled:
     """Decides what each column of text is, from all of its values.
 
     Args:
         table: Of all files.
-        label: A column whose words are left as they are.
+        asked: Which column is the label: its words are left as they are, for they may name classes, unless it is measured.
         place: Where the row of this number stands.
     """
     remarks: dict[str, str] = {}
@@ -50,12 +51,14 @@ def settle(table: pa.Table, label: str, place: Callable[[int], str]) -> Settled:
         if pa.types.is_dictionary(written.type):
             field = written.with_type(written.type.value_type)
             table = table.set_column(i, field, table.column(i).cast(field.type))
-        if field.name == label or not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
             continue
         encoded = table.column(i).combine_chunks().dictionary_encode()
         texts = encoded.dictionary.to_pylist()
         present = [text for text in texts if text.strip().lower() not in MISSING_WORDS]
         read = _numbers(present)
+        if field.name == asked.label and not (read and _measured(present, asked)):
+            continue
         if read is None:
             values = pa.array([None if text.strip().lower() in MISSING_WORDS else text for text in texts], pa.string())
             if odd := _odd(present):
@@ -72,6 +75,12 @@ def settle(table: pa.Table, label: str, place: Callable[[int], str]) -> Settled:
             field = field.with_metadata({DECIMAL: decimal.encode()})
         table = table.set_column(i, field.with_type(values.type), pc.take(values, encoded.indices))
     return Settled(table, remarks)
+
+
+def _measured(texts: list[str], asked: Data) -> bool:
+    """Whether a label whose texts are all numbers is read as these: two of them, or one that is positive, are classes."""
+    several = len(texts) > 2 and not asked.positive_label  # noqa: PLR2004  binary
+    return asked.target == "regression" or (asked.target == "auto" and several)
 
 
 def _numbers(texts: list[str]) -> tuple[str, dict[str, float], str] | None:

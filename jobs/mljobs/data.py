@@ -111,7 +111,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
         content_hash.update(content)
         parts.append(tables.read(content, data, store.uri(name)))
     names = [store.uri(name) for name in found.names]
-    table, kinds = settle(_together(parts, names, data.label), data.label, lambda row: _place(parts, names, row))
+    table, kinds = settle(_together(parts, names, data), data, lambda row: _place(parts, names, row))
     if not table.num_rows:
         raise JobFailure(FailureClass.DATA_INVALID, f"{data.uri} has no rows", "Write the data and apply again")
     total = table.num_rows
@@ -142,7 +142,7 @@ def _sample_size(asked: str | None) -> int | None:
     return int(asked)
 
 
-def _together(parts: Sequence[Part], names: Sequence[str], label: str) -> pa.Table:
+def _together(parts: Sequence[Part], names: Sequence[str], data: Data) -> pa.Table:
     """The rows of all files.
 
     Raises:
@@ -167,7 +167,7 @@ def _together(parts: Sequence[Part], names: Sequence[str], label: str) -> pa.Tab
     kinds = [(typed.name, pa.types.is_string(typed.type)) for part in parts for typed in part.table.schema]
     words = {name for name, is_text in kinds if is_text}
     together = pa.concat_tables([_as_text(part.table, words) for part in parts], promote_options="permissive")
-    found = settle(together, label, str).table.schema
+    found = settle(together, data, str).table.schema
     if any(name in words and not is_text and pa.types.is_string(found.field(name).type) for name, is_text in kinds):
         raise _misfit(parts, names)
     return together

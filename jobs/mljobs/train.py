@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from mljobs import data, processes
-from mljobs.failure import RETRAIN, JobFailure
+from mljobs.failure import RETRAIN, JobFailure, did_you_mean
 from mljobs.report import Job, run, say
 from mljobs.tasks import Objective, load_task
 from mlplatform.api import ModelVersionSpec
-from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import VALIDATION, Artifacts, FailureClass, Stage, Summary
 
 
 def main(job: Job) -> Summary | None:
@@ -58,7 +58,7 @@ def main(job: Job) -> Summary | None:
     trainer = Trainer(objective, prepared, training, (train, validation), checkpoints)
     trainer.fit()
 
-    metrics = {f"val_{name}": value for name, value in trainer.evaluate().items()}
+    metrics = {f"{VALIDATION}{name}": value for name, value in trainer.evaluate().items()}
     state = prepared.full_state()
     summary = None
     if topology.rank == 0:
@@ -102,16 +102,20 @@ def defined(spec: ModelVersionSpec, objective: Objective) -> None:
     """Makes sure that what the stages to come are to judge by is measured.
 
     Raises:
-        JobFailure: A gate or a bound names what the objective does not define.
+        JobFailure: A gate, a bound or the early stopping names what the objective does not define.
     """
+    stopping = spec.training.early_stopping
+    watched = [stopping.metric] if stopping and stopping.metric else []
     for field, named, known in (
+        ("spec.training.earlyStopping.metric", watched, [f"{VALIDATION}{name}" for name in objective.metrics]),
         ("spec.gates", [gate.metric for gate in spec.gates], objective.metrics),
         ("spec.fairness.metrics", list(spec.fairness.metrics), objective.fairness),
     ):
         if strange := [name for name in named if name not in known]:
             raise JobFailure(
                 FailureClass.SPEC_INVALID,
-                f"{field} names {', '.join(strange)}, which is not defined for a label that is {objective.kind}",
+                f"{field} names {', '.join(strange)}, which is not defined for a label that is {objective.kind}"
+                f"{did_you_mean(strange[0], known)}",
                 f"Use one of {', '.join(known)}; if the label is something else, set spec.data.target",
             )
 

@@ -28,12 +28,12 @@ from torch.distributed.checkpoint.state_dict import (
 
 from mljobs import processes
 from mljobs.checkpoint import Checkpoints
-from mljobs.failure import JobFailure, did_you_mean
+from mljobs.failure import JobFailure
 from mljobs.parallel import Parallel
 from mljobs.report import say
 from mljobs.tasks import EVALUATION_ROWS, Objective
 from mlplatform.api import EarlyStopping, Training
-from mlplatform.contract import LOWER_IS_BETTER, FailureClass
+from mlplatform.contract import LOWER_IS_BETTER, VALIDATION, FailureClass
 
 WARM_UP: Final = 0.05
 """Share of all steps over which the learning rate rises; from there it falls along half a cosine."""
@@ -42,7 +42,6 @@ DIVERGED: Final = (
 )
 """What to do when a number is not finite."""
 MOMENTUM: Final = 0.9
-PREFIX: Final = "val_"
 TELL_SECONDS: Final = 10.0
 """Longest silence between two lines of progress within an epoch."""
 
@@ -279,7 +278,7 @@ class Trainer:
         progress, plan = self.progress, self.plan
         epoch = progress.step // plan.steps_per_epoch
         rows_per_second = self._rows_per_second()
-        found = {f"{PREFIX}{name}": value for name, value in self.evaluate().items()}
+        found = {f"{VALIDATION}{name}": value for name, value in self.evaluate().items()}
         record = {
             "epoch": epoch,
             "loss": progress.loss_sum / plan.steps_per_epoch,
@@ -385,25 +384,18 @@ class Trainer:
 def watched_metric(stopping: EarlyStopping | None, metrics: Sequence[str]) -> str:
     """The validation metric by which epochs are compared, with its prefix.
 
-    Raises:
-        JobFailure: The specification names one that the task does not report.
+    Args:
+        stopping: As the specification says; `train.defined` has looked whether what it names is reported.
+        metrics: Of the objective, the one to watch by default first.
     """
-    known = [f"{PREFIX}{name}" for name in metrics]
-    name = stopping.metric if stopping else known[0]
-    if name not in known:
-        raise JobFailure(
-            FailureClass.SPEC_INVALID,
-            f"spec.training.earlyStopping.metric {name!r} is not reported{did_you_mean(name, known)}",
-            f"Use one of {', '.join(known)}",
-        )
-    return name
+    return (stopping and stopping.metric) or f"{VALIDATION}{metrics[0]}"
 
 
 def less_is_better(stopping: EarlyStopping | None, metric: str) -> bool:
     """Whether a lower value of the watched metric is better: as the specification says, or else by its nature."""
     if stopping and stopping.mode:
         return stopping.mode == "min"
-    return metric.removeprefix(PREFIX) in LOWER_IS_BETTER
+    return metric.removeprefix(VALIDATION) in LOWER_IS_BETTER
 
 
 def make_optimizer(training: Training, model: Parallel) -> torch.optim.Optimizer:

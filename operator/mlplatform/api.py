@@ -37,6 +37,8 @@ _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 _UNORDERED: Final = {"unordered": True}
+_UNFILLED: Final = {"unfilled": True}
+"""A default that the schema does not fill in: an operator of before the field would refuse every object (ADR 6)."""
 """Marks a field whose order means nothing."""
 
 LONGEST: Final = timedelta(days=3650)
@@ -88,7 +90,7 @@ class Data:
     format: Literal["csv", "parquet"] = "csv"
     encoding: str = ""
     delimiter: str = ""
-    target: Literal["auto", "binary", "multiclass", "regression"] = "auto"
+    target: Literal["auto", "binary", "multiclass", "regression"] = field(default="auto", metadata=_UNFILLED)
     positive_label: str = ""
     sensitive_attributes: tuple[str, ...] = field(default=(), metadata=_UNORDERED)
     split: Split = Split()
@@ -114,9 +116,12 @@ class Optimizer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyStopping:
-    """Stops when the metric has not improved for `patience` epochs; no `mode` means the metric's own direction."""
+    """Stops when the metric has not improved for `patience` epochs.
 
-    metric: str = "val_roc_auc"
+    No `metric` means the first one of what is learned, no `mode` the metric's own direction.
+    """
+
+    metric: str | None = None
     mode: Literal["max", "min"] | None = None
     patience: int = 3
 
@@ -425,6 +430,10 @@ class WayBack:
 FULL_WEIGHT: Final = 100
 """Percent: all the traffic."""
 
+WATCHED_ONCE: Final = "val_roc_auc"
+"""The default of `EarlyStopping.metric` in earlier releases, which is in their objects. Of classes it is the first metric
+still, so that to name it asks for nothing else."""
+
 VERSIONED: Final = ("data", "training", "gates", "fairness", "optimization")
 """Sections of MLModelSpec whose change makes a new ModelVersion."""
 
@@ -698,6 +707,10 @@ def content(spec: MLModelSpec | ModelVersionSpec) -> str:
 
 
 def _versioned(spec: MLModelSpec | ModelVersionSpec, *, sparse: bool) -> dict[str, Any]:
+    stopping = spec.training.early_stopping
+    if stopping and stopping.metric == WATCHED_ONCE:
+        stopping = dataclasses.replace(stopping, metric=None)
+        spec = dataclasses.replace(spec, training=dataclasses.replace(spec.training, early_stopping=stopping))
     return {
         f.name: _encode(_arranged(f, getattr(spec, f.name)), sparse=sparse, arranged=True)
         for f in dataclasses.fields(spec)
@@ -899,6 +912,13 @@ def _gate_problems(spec: MLModelSpec) -> list[str]:
     of_target = contract.TARGET_METRICS.get(target)
     if of_target and not {gate.metric for gate in spec.gates} <= set(of_target):
         found.append(f"spec.gates: the target {target} reports only {', '.join(of_target)}")
+    stopping = spec.training.early_stopping
+    watched = [f"{contract.VALIDATION}{name}" for name in of_target or ()]
+    if watched and stopping and stopping.metric and stopping.metric not in watched:
+        found.append(
+            f"spec.training.earlyStopping.metric: the target {target} reports only {', '.join(watched)}; name one of them, "
+            "or none for the first"
+        )
     for i, gate in enumerate(spec.gates):
         if gate.min is None and gate.max is None:
             found.append(f"spec.gates[{i}]: give min or max: a gate without a bound holds nothing back")

@@ -126,6 +126,9 @@ PERMANENT: Final = frozenset(
 )
 """Classes that a retry of the same inputs cannot mend."""
 
+VALIDATION: Final = "val_"
+"""What begins the name of a metric of the validation rows."""
+
 TARGET_METRICS: Final[dict[str, tuple[str, ...]]] = {
     "binary": ("roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "log_loss", "brier_score"),
     "multiclass": ("roc_auc", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"),

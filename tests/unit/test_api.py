@@ -146,6 +146,14 @@ NAME_CASES: list[tuple[str, Callable[[dict[str, Any]], object], bool]] = [
     ("candidates shape the artifact", lambda s: s["optimization"].update(candidates=["fp32"]), True),
     ("serving never retrains", lambda s: s["serving"].update(replicas={"min": 2, "max": 3}), False),
     ("a rollout never retrains", lambda s: s["rollout"].update(steps=[10]), False),
+    ("auto is what a target is by default", lambda s: s["data"].update(target="auto"), False),
+    ("another target is another model", lambda s: s["data"].update(target="binary"), True),
+    (
+        "the metric that was watched by default is the first of classes",
+        lambda s: s["training"]["earlyStopping"].pop("metric"),
+        False,
+    ),
+    ("another metric is not", lambda s: s["training"]["earlyStopping"].update(metric="val_f1"), True),
     ("a default written out is the same spec", lambda s: s["training"].update(activationCheckpointing=False), False),
 ]
 
@@ -157,9 +165,14 @@ def test_a_version_is_named_by_what_shapes_it(
     renamed: bool,  # noqa: FBT001  a table's column
 ) -> None:
     spec = example()
-    before = api.version_name("m", api.decode(api.MLModelSpec, spec))
+    before, content = (
+        api.version_name("m", api.decode(api.MLModelSpec, spec)),
+        api.content(api.decode(api.MLModelSpec, spec)),
+    )
     mutate(spec)
-    assert (api.version_name("m", api.decode(api.MLModelSpec, spec)) != before) is renamed, reason
+    after = api.decode(api.MLModelSpec, spec)
+    assert (api.version_name("m", after) != before) is renamed, reason
+    assert (api.content(after) != content) is renamed, reason
 
 
 def test_a_retrain_trigger_makes_a_new_version() -> None:

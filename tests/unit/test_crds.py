@@ -84,7 +84,11 @@ def type_differences(hint: Any, node: dict[str, Any], path: str) -> Iterator[str
 
 
 def default_differences(f: dataclasses.Field[Any], node: dict[str, Any], path: str) -> Iterator[str]:
-    """How the defaults disagree. Empty ones are left out of the CRD; a dataclass's is ``{}`` and filled in below."""
+    """How the defaults disagree.
+
+    Empty ones are left out of the CRD, and those that an older operator would refuse; a dataclass's is ``{}`` and filled in
+    below.
+    """
     default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
     if default is dataclasses.MISSING or default is None:
         expected: Any = ...
@@ -92,10 +96,17 @@ def default_differences(f: dataclasses.Field[Any], node: dict[str, Any], path: s
         expected = {}
     else:
         expected = api.encode(default)
-        expected = ... if expected in ("", [], {}) else expected
+        expected = ... if expected in ("", [], {}) or f.metadata.get("unfilled") else expected
     actual = node.get("default", ...)
     if (type(actual), actual) != (type(expected), expected):
         yield f"{path}: default {expected!r} in the dataclass, {actual!r} in the CRD (... is none)"
+
+
+@pytest.mark.parametrize("plural", ["mlmodels", "modelversions"])
+def test_an_operator_of_before_targets_meets_none_that_nobody_asked_for(plural: str) -> None:
+    """While a chart is upgraded it reads objects that the new schema has filled in, and refuses what it does not know."""
+    filled = crds.with_defaults(crds.schema(plural, "spec"), {"data": {"uri": "x", "label": "y"}, "training": {}})
+    assert "target" not in filled["data"]
 
 
 @pytest.mark.parametrize(("plural", "section", "cls"), PAIRS, ids=lambda v: getattr(v, "__name__", str(v)))

@@ -16,10 +16,13 @@ import torch
 
 from mljobs import data
 from mljobs.failure import JobFailure
+from mljobs.tasks import Strata, Targets
 from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import UNKNOWN, Preprocessor, RecordError, number
 from mlplatform.api import Data
 
+GRADE = Data(uri="", label="grade")
+GRADES = Targets(np.zeros(0), Strata(np.zeros(0, dtype=np.int64), ()), {"name": "grade", "classes": ["a", "b"]})
 NUMBERS = [
     ("12", ".", 12.0, "plain"),
     (" -1.5e3 ", ".", -1500.0, "an exponent"),
@@ -73,7 +76,7 @@ def both(
     records = write(folder, columns)
     table = data.load(Data(uri=str(folder), label="grade")).table
     task = TabularTask({})
-    config = task.fit(table, "grade", ["a", "b"], np.arange(len(records)))
+    config = task.fit(table, task.targets(table, GRADE), np.arange(len(records)))
     preprocessor = Preprocessor(config)
     read, sent = task.inputs(config, table), preprocessor.transform(records)
     return preprocessor, *([torch.nan_to_num(t.double(), nan=-77.0) for t in tensors] for tensors in (read, sent))
@@ -127,7 +130,7 @@ def test_any_mixture_of_cells_is_read_once(tmp_path: Path) -> None:
 def test_a_number_of_json_is_the_category_that_the_file_has(tmp_path: Path) -> None:
     write(tmp_path, {"deck": ["1.0", "2.0", "unknown"] * 4})
     table = data.load(Data(uri=str(tmp_path), label="grade")).table
-    config = TabularTask({}).fit(table, "grade", ["a", "b"], np.arange(12))
+    config = TabularTask({}).fit(table, GRADES, np.arange(12))
     _, categories = Preprocessor(config).transform([{"deck": value} for value in ("2.0", 2.0, 2, "2")])
     assert len(set(categories.flatten().tolist())) == 1
     assert categories[0, 0] != UNKNOWN
@@ -136,7 +139,7 @@ def test_a_number_of_json_is_the_category_that_the_file_has(tmp_path: Path) -> N
 def test_a_column_of_one_value_may_be_sent_and_is_ignored(tmp_path: Path) -> None:
     write(tmp_path, {"year": ["2031"] * 12, "age": [str(i) for i in range(12)]})
     table = data.load(Data(uri=str(tmp_path), label="grade")).table
-    config = TabularTask({}).fit(table, "grade", ["a", "b"], np.arange(12))
+    config = TabularTask({}).fit(table, GRADES, np.arange(12))
     assert config["ignored"] == {"year": "it has one value or none in the training rows"}
     preprocessor = Preprocessor(config)
     assert torch.equal(preprocessor.transform([{"year": 2031, "age": 3}])[0], preprocessor.transform([[3]])[0])
@@ -150,21 +153,24 @@ def test_a_column_of_one_value_may_be_sent_and_is_ignored(tmp_path: Path) -> Non
 def test_columns_that_are_no_features_are_refused_by_name(cells: list[object]) -> None:
     table = pa.table({"clicks": cells, "age": [1, 2], "grade": ["a", "b"]})
     with pytest.raises(JobFailure, match="the column 'clicks' holds") as caught:
-        TabularTask({}).fit(table, "grade", ["a", "b"], np.arange(2))
+        TabularTask({}).fit(table, GRADES, np.arange(2))
     assert "exclude" in caught.value.failure.next_action
-    config = TabularTask({"exclude": ["clicks"]}).fit(table, "grade", ["a", "b"], np.arange(2))
+    config = TabularTask({"exclude": ["clicks"]}).fit(table, GRADES, np.arange(2))
     assert "clicks" in config["ignored"]
 
 
 def test_a_class_that_is_spelled_like_missing_is_a_class_where_it_must_be(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("age,won\n" + "1,None\n2,Won\n" * 10)
     asked = Data(uri=str(tmp_path), label="won")
-    positive, classes = data.labels(data.load(asked).table, asked)
-    assert classes == ["None", "Won"]
-    assert positive.sum() == 10
+    found = TabularTask({}).targets(data.load(asked).table, asked)
+    assert found.label["classes"] == ["None", "Won"]
+    assert found.values.sum() == 10
     (tmp_path / "x.csv").write_text("age,won\n" + "1,Lost\n2,Won\n" * 10 + "3,NA\n")
-    with pytest.raises(JobFailure, match="1 of 21 rows have no value"):
-        data.labels(data.load(asked).table, asked)
+    with pytest.raises(
+        JobFailure, match=r"1 of 21 rows have no value in the label column 'won' \('NA' counts as"
+    ) as caught:
+        TabularTask({}).targets(data.load(asked).table, asked)
+    assert "write a class as another word" in caught.value.failure.next_action
 
 
 def test_what_was_converted_or_looks_odd_is_told_with_file_and_row(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,10 @@ def test_the_rows_of_a_file_are_answered_as_they_were_learned(table: list[list[s
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "x.csv").write_bytes(buffer.getvalue().encode())
         try:
-            loaded = data.load(Data(uri=folder, label="grade")).table
+            asked = Data(uri=folder, label="grade")
+            loaded = data.load(asked).table
             task = TabularTask({"hidden": [4], "bins": 4})
-            config = task.fit(loaded, "grade", ["a", "b"], np.arange(rows))
+            config = task.fit(loaded, task.targets(loaded, asked), np.arange(rows))
         except JobFailure as refusal:
             pytest.fail(f"refused: {refusal}")
     learned = task.inputs(config, loaded)
@@ -74,3 +76,40 @@ def test_the_rows_of_a_file_are_answered_as_they_were_learned(table: list[list[s
     torch.manual_seed(1)
     model = TabularModel(config).eval()
     assert torch.equal(model(*learned), model(*sent))
+
+
+MEASURES = {
+    ".": ("{:,}", "{:,}%", "${:,}", "{}", " {} "),
+    ",": ("{}", "{}%", "{} €", " {} "),
+}
+"""Ways to write a number, by its decimal sign; what is grouped by commas cannot have a decimal one."""
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    decimal=st.sampled_from(list(MEASURES)),
+    written=st.lists(
+        st.tuples(st.decimals(1000, 99999, places=2), st.integers(0, 3)), min_size=4, max_size=12,
+        unique_by=lambda cell: cell[0],
+    ),
+)  # fmt: skip
+def test_a_label_is_the_number_that_a_feature_of_the_same_text_is(
+    decimal: str, written: list[tuple[Decimal, int]]
+) -> None:
+    ways = MEASURES[decimal]
+    cells = [ways[way % len(ways)].format(value) for value, way in written]
+    if decimal == ",":
+        cells = [cell.replace(".", ",") for cell in cells]
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([["size", "price"], *([cell, cell] for cell in cells)])
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "x.csv").write_bytes(buffer.getvalue().encode())
+        asked = Data(uri=folder, label="price", target="regression")
+        loaded = data.load(asked).table
+    task = TabularTask({"hidden": [4], "bins": 4})
+    targets = task.targets(loaded, asked)
+    assert targets.values.tolist() == loaded.column("size").to_pylist()
+    divided = [float(value) / (100 if "%" in cell else 1) for (value, _), cell in zip(written, cells, strict=True)]
+    assert targets.values.tolist() == pytest.approx(divided)
+    numeric, _ = Preprocessor(task.fit(loaded, targets, np.arange(len(cells)))).transform([[cell] for cell in cells])
+    assert numeric.flatten().tolist() == pytest.approx(targets.values.tolist(), rel=1e-6), "as the request has it"

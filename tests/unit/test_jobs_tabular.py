@@ -273,6 +273,59 @@ def test_a_task_that_cannot_be_imported_is_named(
     assert "spec.training.image" in failure.next_action or "Give the class" in failure.next_action, reason
 
 
+OWN = """
+from mljobs.tasks.tabular import TabularTask
+from mljobs.tasks.targets import Binary
+
+class Scored:
+    def evaluate(self, positive, scores):
+        return {"mine": 1.0}
+
+class Loss(TabularTask):
+    metrics = ("mine",)
+    def loss(self, logits, targets):
+        return logits.mean()
+
+class Deeper(Loss):
+    pass
+
+class Mixed(Scored, TabularTask):
+    pass
+
+class Both(Loss):
+    def objective(self, config):
+        return Binary(config["label"])
+
+class Mended(Both):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored", "reason"),
+    [
+        ("Loss", "metrics, loss", "it overrides what is the objective's"),
+        ("Deeper", "metrics, loss", "its base does"),
+        ("Mixed", "evaluate", "a mixin does"),
+        ("Both", "", "it gives an objective, which may call the rest"),
+        ("Mended", "", "its base does"),
+    ],
+)
+def test_a_task_of_before_objectives_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ignored: str, reason: str
+) -> None:
+    (tmp_path / "own_tasks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if not ignored:
+        assert type(load_task(f"own_tasks:{name}", {})).__name__ == name, reason
+        return
+    with pytest.raises(JobFailure) as caught:
+        load_task(f"own_tasks:{name}", {})
+    assert caught.value.failure.reason is FailureClass.TASK_IMPORT, reason
+    assert f"'own_tasks:{name}' overrides {ignored}, which nothing calls" in caught.value.failure.message, reason
+    assert "objective(config)" in caught.value.failure.next_action, reason
+
+
 def test_a_task_of_a_users_package_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_package.py").write_text(
         "from mljobs.tasks.tabular import TabularTask\nclass MyTask(TabularTask):\n    pass\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fairlearn.metrics import MetricFrame, mean_prediction, selection_rate
@@ -23,7 +25,7 @@ from mljobs.tasks import targets
 from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import predictions
 from mljobs.tasks.targets import CLASSES_LIMIT, MultiClass, Regression
-from mlplatform.api import Data, Fairness, Gate, ModelVersionSpec, Optimization, Split
+from mlplatform.api import Data, EarlyStopping, Fairness, Gate, ModelVersionSpec, Optimization, Split, Training
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, Artifacts, FailureClass, Stage
 from mlplatform.standalone.result import Result
 
@@ -91,6 +93,16 @@ LABELS = [
           action="Correct or remove these rows"),
     Label("infinity is no measure", ["1.5", "inf", "2.5"], "regression", words="row 2 of the data with 'inf'"),
     Label("one number in all rows", [4, 4, 4], "regression", words="has 4 in every row"),
+    Label("a word for missing is a class where it must be", ["Yes", "None"] * 9, kind="binary"),
+    Label("of several classes, too", ["Low", "High", "None"] * 9, "multiclass", "multiclass"),
+    Label("without the field it may be either", ["Low", "High", "None"] * 9,
+          words="9 of 27 rows have no value in the label column 'y' ('None' counts as missing)",
+          action="write a class as another word"),
+    Label("where it is not needed it is missing", ["Low", "Mid", "High", "None"] * 9, "multiclass",
+          words="('None' counts as missing)", action="complete them"),
+    Label("two words for missing are no two classes", ["Yes", "None", "NA"] * 9,
+          words="18 of 27 rows have no value in the label column 'y' ('NA', 'None' counts as missing)"),
+    Label("a measure has no classes", ["4", "NA"] * 9, "regression", words="9 of 18 rows have no value"),
     Label("nothing in some rows", [1.5, None, 2.5], "regression", words="1 of 3 rows have no value"),
 ]  # fmt: skip
 
@@ -114,6 +126,88 @@ def test_what_a_label_is(case: Label) -> None:
     assert caught.value.failure.reason is FailureClass.DATA_INVALID
     assert case.words in caught.value.failure.message, case.reason
     assert case.action in caught.value.failure.next_action, case.reason
+
+
+@dataclass(frozen=True)
+class Written:
+    """Labels as files have them, and what they are.
+
+    Attributes:
+        reason: What it shows.
+        files: The label's cells, file by file.
+        target: As asked for.
+        values: What is learned; empty where it is refused.
+        words: Part of the message.
+        remark: Part of what is said of the column.
+        kind: As found.
+    """
+
+    reason: str
+    files: list[list[str]]
+    target: Any
+    values: list[float]
+    words: str = ""
+    remark: str = ""
+    kind: str = "regression"
+
+
+WRITTEN = [
+    Written("thousands", [["1,234", "2,500", "900"]], "regression", [1234, 2500, 900],
+            remark="'1,234' is read as the number 1234, though the comma could be a decimal one"),
+    Written("nor is a guess needed of many", [["1,234.5", "2,500", "900"]], "auto", [1234.5, 2500, 900]),
+    Written("a percentage is a hundredth", [["12%", "7.5%", "0%"]], "regression", [0.12, 0.075, 0]),
+    Written("the whole column tells of a decimal comma", [["1,5", "1.234", "1,234"]], "regression", [1.5, 1234, 1.234]),
+    Written("and so do all files", [["1.234", "4"], ["1.234,5", "7"]], "regression", [1234, 4, 1234.5, 7]),
+    Written("a part with thousands goes with the others", [["900", "950"], ["1,234", "5"]], "regression",
+            [900, 950, 1234, 5]),
+    Written("money of two is a measure where it is asked for", [["$5", "$1,000"] * 2], "regression", [5, 1000] * 2),
+    Written("two texts of numbers are classes by themselves", [["5%", "10%"] * 2], "auto", [1, 0] * 2, kind="binary"),
+    Written("a word for missing is no number", [["1,234", "NA", "5"]], "regression", [], "1 of 3 rows have no value"),
+    Written("a word is none either", [["1,5", "2,5", "n/k"]], "regression", [], "row 3 of the data with 'n/k'"),
+    Written("thousands that may be classes", [["1,000", "2,000", "3,000"] * 3], "auto", [],
+            "has 3 different whole numbers (1000, 2000, 3000)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITTEN, ids=lambda case: case.reason)
+def test_a_measured_label_is_read_as_every_number_is(case: Written, tmp_path: Path) -> None:
+    for i, cells in enumerate(case.files):
+        with (tmp_path / f"{i}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["x", "y"], *([j, cell] for j, cell in enumerate(cells))])
+    asked = Data(uri=str(tmp_path), label="y", target=case.target)
+    rows = data.load(asked)
+    if not case.values:
+        with pytest.raises(JobFailure) as caught:
+            targets.read(rows.table, asked)
+        assert case.words in caught.value.failure.message, case.reason
+        return
+    found = targets.read(rows.table, asked)
+    assert found.label.get("kind", "binary") == case.kind, case.reason
+    assert found.values.tolist() == case.values, case.reason
+    assert case.remark in rows.columns.get("y", ""), case.reason
+
+
+def test_grades_are_the_same_classes_from_every_file(tmp_path: Path) -> None:
+    """1.0 of a CSV, "1.0" of Parquet's text and 1 of its integers: whoever exports again gets the model of before."""
+    tables: dict[str, Any] = {
+        "integers": [1, 2, 3, 2],
+        "text": ["1.0", "2.0", "3.0", "2.0"],
+        "dictionary": pa.array(["1.0", "2.0", "3.0", "2.0"]).dictionary_encode(),
+        "fractions": [1.0, 2.0, 3.0, 2.0],
+    }
+    found = []
+    for name, values in tables.items():
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"x": [1, 2, 3, 4], "y": values}), tmp_path / name / "x.parquet")
+        asked = Data(uri=str(tmp_path / name), label="y", format="parquet", target="multiclass")
+        found.append(targets.read(data.load(asked).table, asked))
+    (tmp_path / "x.csv").write_text("x,y\n1,1.0\n2,2.0\n3,3.0\n4,2.0\n")
+    asked = Data(uri=str(tmp_path / "x.csv"), label="y", target="multiclass")
+    found.append(targets.read(data.load(asked).table, asked))
+    for one in found:
+        assert one.label["classes"] == ["1", "2", "3"]
+        assert one.values.tolist() == [0, 1, 2, 1]
+        assert one.strata.codes.tolist() == [0, 1, 2, 1]
 
 
 def test_a_label_of_two_classes_is_configured_as_ever() -> None:
@@ -236,6 +330,11 @@ def test_a_metric_in_the_labels_unit_may_be_worse_by_a_share() -> None:
     [
         ({"gates": (Gate(metric="f1", min=0.1),)}, "spec.gates names f1", "only of two classes"),
         (
+            {"training": Training(early_stopping=EarlyStopping(metric="val_accurcy"))},
+            "earlyStopping.metric names val_accurcy, which is not defined for a label that is multiclass (did you mean val_acc",
+            "it would be found out after the first epoch",
+        ),
+        (
             {"fairness": Fairness(metrics={"equalized_odds_difference": 0.1})},
             "spec.fairness.metrics names equalized_odds_difference",
             "what is positive of several classes",
@@ -307,7 +406,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     model["spec"]["data"] = {"uri": str(folder), "label": case.label, "sensitiveAttributes": ["group"]}
     training = model["spec"]["training"]
-    training["earlyStopping"]["metric"] = f"val_{case.metric}"
+    training["earlyStopping"] = {"patience": 4}
     training["hyperparameters"]["exclude"] = [case.other]
     result = mlplatform.run(model, store=tmp_path_factory.mktemp("store"))
     assert (result.passed, result.missed, result.failure) == (True, (), None)
@@ -316,7 +415,10 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_every_stage_speaks_of_the_target(done: tuple[Pipeline, Result]) -> None:
     case, result = done
-    assert result.report(Stage.TRAIN)["data"]["target"] == case.kind
+    trained = result.report(Stage.TRAIN)
+    assert trained["data"]["target"] == case.kind
+    watched = [epoch[f"val_{TARGET_METRICS[case.kind][0]}"] for epoch in trained["history"]]
+    assert trained["bestEpoch"] == watched.index(max(watched)) + 1, "the first metric is watched where none is named"
     assert set(result.stages[Stage.AUDIT].metrics) == set(TARGET_METRICS[case.kind])
     assert set(result.stages[Stage.AUDIT].details["fairness"]) == set(TARGET_FAIRNESS[case.kind])
     for entry in result.stages[Stage.OPTIMIZE].details["candidates"]:

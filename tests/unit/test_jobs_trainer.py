@@ -27,7 +27,7 @@ from mljobs.store import Store
 from mljobs.trainer import Plan, less_is_better, watched_metric
 from mlplatform import api
 from mlplatform.api import EarlyStopping, Training
-from mlplatform.contract import ENV_ARTIFACTS, TASK_METRICS, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import ENV_ARTIFACTS, TARGET_METRICS, Artifacts, FailureClass, Stage, Summary
 from mlplatform.resources import modelversion, pod
 from mlplatform.settings import Settings
 
@@ -78,11 +78,12 @@ def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
     assert 0 < rates[-1] < 0.001
 
 
-def test_an_early_stopping_metric_that_is_not_reported_is_named() -> None:
-    assert watched_metric(None, TASK_METRICS["tabular"]) == "val_roc_auc"
-    with pytest.raises(JobFailure, match=r"did you mean val_roc_auc\?") as caught:
-        watched_metric(EarlyStopping(metric="val_roc_auk"), TASK_METRICS["tabular"])
-    assert caught.value.failure.reason is FailureClass.SPEC_INVALID
+@pytest.mark.parametrize(("target", "first"), [("binary", "roc_auc"), ("multiclass", "roc_auc"), ("regression", "r2")])
+def test_the_first_metric_of_what_is_learned_is_watched_where_none_is_named(target: str, first: str) -> None:
+    for stopping in None, EarlyStopping(), EarlyStopping(mode="max"):
+        assert watched_metric(stopping, TARGET_METRICS[target]) == f"val_{first}"
+        assert less_is_better(stopping, f"val_{first}") is False
+    assert watched_metric(EarlyStopping(metric="val_accuracy"), TARGET_METRICS[target]) == "val_accuracy"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,8 @@ def test_an_early_stopping_metric_that_is_not_reported_is_named() -> None:
         (None, "val_roc_auc", False, "more of an area is better"),
         (None, "val_log_loss", True, "the metric that a task of one's own reports first may be a loss"),
         (EarlyStopping(metric="val_log_loss"), "val_log_loss", True, "a loss by its nature"),
+        (EarlyStopping(metric="val_mae"), "val_mae", True, "an error, too"),
+        (EarlyStopping(metric="val_r2"), "val_r2", False, "a share of what is explained is not"),
         (EarlyStopping(metric="val_log_loss", mode="max"), "val_log_loss", False, "what is asked for is obeyed"),
         (EarlyStopping(metric="val_own", mode="min"), "val_own", True, "of a metric of one's own nothing is known"),
     ],

@@ -7,6 +7,7 @@ Called by train, and by trained for the stages after it. `tabular` is built in; 
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -173,6 +174,8 @@ class Task(Protocol):
         ...
 
 
+MOVED: Final = ("metrics", "loss", "evaluate")
+"""What a task had of its own before there were objectives."""
 PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "blocks", "read", "example")
 
 
@@ -180,7 +183,7 @@ def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
     """The task that `spec.training.task` names.
 
     Raises:
-        JobFailure: It cannot be imported or is no task (TaskImport), or refuses a hyperparameter (SpecInvalid).
+        JobFailure: It cannot be imported, is no task or one of before objectives (TaskImport), or refuses a hyperparameter (SpecInvalid).
     """
     module_name, _, class_name = BUILT_IN.get(name, name).partition(":")
     try:
@@ -197,6 +200,13 @@ def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
             f"spec.training.task {name!r} is no task: it lacks {', '.join(lacking)}",
             "Give the class every attribute and method of mljobs.tasks.Task",
         )
+    if ignored := _ignored(found):
+        raise JobFailure(
+            FailureClass.TASK_IMPORT,
+            f"spec.training.task {name!r} overrides {', '.join(ignored)}, which nothing calls: they are its objective's",
+            "Give the class a method objective(config) that returns an mljobs.tasks.Objective with them, e.g. a subclass of "
+            "one in mljobs.tasks.targets",
+        )
     try:
         task: Task = found(hyperparameters)
     except (ValueError, TypeError) as error:
@@ -206,3 +216,10 @@ def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
             "Correct the hyperparameters and apply again",
         ) from error
     return task
+
+
+def _ignored(task: Any) -> list[str]:
+    """What a class has in place of its base's objective, and not in one of its own."""
+    bases: tuple[type, ...] = getattr(task, "__mro__", ())
+    younger = list(itertools.takewhile(lambda base: "objective" not in vars(base), bases))
+    return [name for name in MOVED if any(name in vars(base) for base in younger)]

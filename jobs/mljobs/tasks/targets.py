@@ -19,7 +19,7 @@ from mljobs.failure import JobFailure, did_you_mean
 from mljobs.fairness import Means, point_estimates
 from mljobs.files import SHOWN
 from mljobs.tasks import Objective, Strata, Targets
-from mljobs.tasks.tabular_model import THRESHOLD, predictions
+from mljobs.tasks.tabular_model import THRESHOLD, number, predictions
 from mlplatform.api import Data, Fairness
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, FailureClass
 
@@ -29,6 +29,7 @@ Floats = npt.NDArray[np.float64]
 Words = npt.NDArray[np.str_]
 
 ACCURACY: Final = "accuracy"
+CLASSES_LEAST: Final = {"auto": 2, "binary": 2, "multiclass": 3}
 CLASSES_LIMIT: Final = 100
 """Of more distinct values a label is no class."""
 CLIP: Final = 1e-7
@@ -41,16 +42,34 @@ def read(table: pa.Table, asked: Data) -> Targets:
     Raises:
         JobFailure: The label's column is missing, incomplete, not of the kind that is asked for, or of no kind that can be told.
     """
-    found = data.words(table, asked.label, "spec.data.label")
+    found, missing = _words(table, asked)
     if blank := found.count(None):
+        shown = ", ".join(map(repr, sorted(missing)))
         raise JobFailure(
             FailureClass.DATA_INVALID,
-            f"{blank} of {len(found)} rows have no value in the label column {asked.label!r}",
-            "Remove these rows or complete them",
+            f"{blank} of {len(found)} rows have no value in the label column {asked.label!r}"
+            + (f" ({shown} counts as missing)" if missing else ""),
+            "Remove these rows or complete them" + ("; write a class as another word" if missing else ""),
         )
     values = np.array(found, dtype=np.str_)
     classes = sorted(np.unique(values).tolist(), key=_order)
     return READ[guess(classes, asked) if asked.target == "auto" else asked.target](values, classes, asked)
+
+
+def _words(table: pa.Table, asked: Data) -> tuple[list[str | None], set[str]]:
+    """The label's values, and which words for missing are in place of some.
+
+    One that is needed is a class: None of Yes and None, or of Low, High and None where several classes are asked for.
+    """
+    words = data.words(table, asked.label, "spec.data.label")
+    if None not in words:
+        return words, set()
+    values = table.column(asked.label).to_pylist()
+    texts = [value.strip() if isinstance(value, str) else "" for value in values]
+    missing = {text for word, text in zip(words, texts, strict=True) if word is None and text}
+    if len(missing) == 1 and len(set(words) - {None}) == CLASSES_LEAST.get(asked.target, 0) - 1:
+        return [text or None if word is None else word for word, text in zip(words, texts, strict=True)], set()
+    return words, missing
 
 
 def guess(classes: Sequence[str], asked: Data) -> str:
@@ -66,9 +85,9 @@ def guess(classes: Sequence[str], asked: Data) -> str:
     if len(classes) <= 2 or asked.positive_label:  # noqa: PLR2004  binary
         return "binary"
     numbers = [number(name) for name in classes]
-    if any(value is None for value in numbers):
+    if None in numbers:
         return "multiclass"
-    if len(classes) > CLASSES_LIMIT or not all(float(value or 0).is_integer() for value in numbers):
+    if len(classes) > CLASSES_LIMIT or not all(value.is_integer() for value in numbers if value is not None):
         return "regression"
     raise JobFailure(
         FailureClass.DATA_INVALID,
@@ -76,15 +95,6 @@ def guess(classes: Sequence[str], asked: Data) -> str:
         "classes or a measured number",
         "Set spec.data.target to multiclass or regression; with binary, point spec.data.label at a column of two classes",
     )
-
-
-def number(word: str) -> float | None:
-    """The finite number that a word is; None of another word."""
-    try:
-        value = float(word)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _shown(classes: Sequence[str]) -> str:
@@ -169,7 +179,10 @@ def of_numbers(values: Words, classes: list[str], asked: Data) -> Targets:
     Raises:
         JobFailure: A value is no number, or all are the same.
     """
-    if bad := [name for name in classes if number(name) is None]:
+    # The table has numbers already, if all of them are: what is left is to name the others.
+    decimal = min(".,", key=lambda sign: sum(number(name, sign) is None for name in classes))
+    known = {name: number(name, decimal) for name in classes}
+    if bad := [name for name, value in known.items() if value is None or not math.isfinite(value)]:
         rows = np.flatnonzero(np.isin(values, bad))
         raise JobFailure(
             FailureClass.DATA_INVALID,
@@ -184,7 +197,11 @@ def of_numbers(values: Words, classes: list[str], asked: Data) -> Targets:
             "Point spec.data.label at a column whose values differ",
         )
     strata = Strata(np.zeros(len(values), dtype=np.int64), ("the data",), least=2)
-    return Targets(values.astype(np.float64), strata, {"name": asked.label, "kind": "regression"})
+    return Targets(
+        np.array([known[value] for value in values.tolist()], dtype=np.float64),
+        strata,
+        {"name": asked.label, "kind": "regression"},
+    )
 
 
 READ: Final[Mapping[str, Callable[[Words, list[str], Data], Targets]]] = {

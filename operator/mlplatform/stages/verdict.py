@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlplatform import api
-from mlplatform.contract import LOWER_IS_BETTER, TASK_METRICS
+from mlplatform.contract import LOWER_IS_BETTER, TASK_METRICS, VALIDATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def headline(metrics: Mapping[str, float], first: Sequence[str] = (), limit: int
     order = [*first, *(name for task in TASK_METRICS.values() for name in task)]
 
     def place(name: str) -> tuple[int, str]:
-        plain = name.removeprefix("val_")
+        plain = name.removeprefix(VALIDATION)
         return next((order.index(n) for n in (name, plain) if n in order), len(order)), name
 
     return ", ".join(f"{name} {number(metrics[name])}" for name in sorted(metrics, key=place)[:limit])
