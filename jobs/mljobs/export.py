@@ -37,6 +37,40 @@ PARITY_TOLERANCE: Final = 1e-4
 """Largest difference of a probability between a file and the module it was made from: float32's rounding."""
 TRACED_ROWS: Final = 2
 """Rows of the example input: with one row a tracer may take the batch for a constant."""
+SMALLEST_RANGE: Final = 1e-30
+"""A row whose values lie closer together counts as one of equal values."""
+LEVELS: Final = 127
+"""Of an 8-bit weight, either side of 0."""
+
+
+class RowScaled(nn.Module):
+    """A linear layer for dynamic quantisation, which gives a row the same outputs whatever rows are beside it.
+
+    What quantises activations as they come takes one scale from all rows of a run. Here every row is stretched to [0, 1]
+    before and back after, so that this scale is always the same, and each row has all levels for itself.
+
+    Args:
+        layer: Computes the same, but for rounding.
+    """
+
+    total: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        self.linear.weight = layer.weight
+        weight = layer.weight.detach()
+        step = weight.abs().max().clamp_min(SMALLEST_RANGE) / LEVELS
+        self.register_buffer("total", ((weight / step).round() * step).sum(dim=1))  # of the weights as they will be
+        self.register_buffer("bias", weight.new_zeros(self.out_features) if layer.bias is None else layer.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(…, inputs)`` to ``(…, outputs)``."""
+        low, high = torch.aminmax(x, dim=-1, keepdim=True)
+        spread = (high - low).clamp_min(SMALLEST_RANGE)
+        return torch.addcmul(torch.addcmul(self.bias, low, self.total), self.linear((x - low) / spread), spread)
 
 
 @contextmanager
@@ -56,22 +90,40 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def int8(model: nn.Module) -> nn.Module:
-    """A copy whose linear layers hold 8-bit weights and quantise their inputs as they come.
+def row_scaled(model: nn.Module) -> nn.Module:
+    """A copy whose linear layers are fit for dynamic quantisation.
 
     Raises:
         JobFailure: The model has no linear layer.
     """
-    if not any(isinstance(module, nn.Linear) for module in model.modules()):
+    scaled, found = copy.deepcopy(model), 0
+    for module in list(scaled.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:  # as quantisation has it: a subclass may be read by its weights
+                setattr(module, name, RowScaled(child))
+                found += 1
+    if not found:
         raise JobFailure(
             FailureClass.SPEC_INVALID,
             "candidate int8-dynamic needs linear layers, and the model has none",
             "Remove int8-dynamic from spec.optimization.candidates",
         )
+    return scaled
+
+
+def int8(model: nn.Module) -> nn.Module:
+    """A copy whose linear layers hold 8-bit weights and quantise their inputs as they come, each row by itself.
+
+    Raises:
+        JobFailure: The model has no linear layer.
+    """
     from torch.ao.quantization import quantize_dynamic  # noqa: PLC0415  its import warns too
 
     with quiet():
-        quantized: nn.Module = quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+        quantized: nn.Module = quantize_dynamic(row_scaled(model), {nn.Linear}, dtype=torch.qint8)
+    for module in quantized.modules():
+        if isinstance(module, RowScaled):
+            module.total.copy_(module.linear.weight().dequantize().sum(dim=1))
     return quantized
 
 

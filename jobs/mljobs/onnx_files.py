@@ -16,7 +16,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
-from mljobs.export import TRACED_ROWS, quiet, refused
+from mljobs.export import TRACED_ROWS, quiet, refused, row_scaled
 
 INPUT: Final = "input_{}"
 OUTPUT: Final = "logits"
@@ -52,17 +52,21 @@ def to_onnx(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
     return content
 
 
-def int8(content: bytes) -> bytes:
-    """The ONNX graph with 8-bit weights in its matrix products.
+def int8(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
+    """The ONNX graph with 8-bit weights in its matrix products, which quantise their inputs a row at a time.
 
     Args:
-        content: `to_onnx`'s bytes.
+        model: In evaluation mode.
+        inputs: As of `to_onnx`.
+
+    Raises:
+        JobFailure: The model cannot be exported, or has no linear layer.
     """
-    model = onnx.load_model_from_string(content)
-    del model.graph.value_info[:]  # intermediate shapes: the weights' are those before they were transposed
+    graph = onnx.load_model_from_string(to_onnx(row_scaled(model), inputs))
+    del graph.graph.value_info[:]  # intermediate shapes: the weights' are those before they were transposed
     buffer = io.BytesIO()
     with quiet():
-        quantize_dynamic(model, buffer, weight_type=QuantType.QInt8)
+        quantize_dynamic(graph, buffer, weight_type=QuantType.QInt8)
     return buffer.getvalue()
 
 

@@ -37,7 +37,8 @@ from mlplatform.api import ModelVersionSpec
 from mlplatform.contract import IN_LABEL_UNITS, LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
 
 REFERENCE: Final = "fp32"
-MAKE: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {REFERENCE: lambda model: model, "int8-dynamic": export.int8}
+INT8: Final = "int8-dynamic"
+MAKE: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {REFERENCE: lambda model: model, INT8: export.int8}
 
 Floats = npt.NDArray[np.float64]
 Score = Callable[[Sequence[Tensor]], Tensor]
@@ -217,9 +218,8 @@ def export_onnx(
 
     objective = found.objective
     wanted = trained.scores(objective, found.model, found.inputs)
-    plain = onnx_files.to_onnx(found.model, found.inputs)
-    names = spec.optimization.candidates
-    files = {name: plain if name == REFERENCE else onnx_files.int8(plain) for name in names}
+    make = {REFERENCE: onnx_files.to_onnx, INT8: onnx_files.int8}
+    files = {name: make[name](found.model, found.inputs) for name in spec.optimization.candidates}
     sessions = {name: onnx_files.Session(content, threads) for name, content in files.items()}
     times = measure_latency({name: runner(session, found.inputs) for name, session in sessions.items()})
     checks: dict[str, dict[str, Any]] = {}

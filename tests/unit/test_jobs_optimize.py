@@ -210,7 +210,7 @@ def exported(
         return score
 
     monkeypatch.setattr(onnx_files, "to_onnx", lambda *_: b"float")
-    monkeypatch.setattr(onnx_files, "int8", lambda _: b"quantised")
+    monkeypatch.setattr(onnx_files, "int8", lambda *_: b"quantised")
     monkeypatch.setattr(onnx_files, "Session", session)
     monkeypatch.setattr(optimize, "measure_latency", lambda runners: dict.fromkeys(runners, np.ones((1, 1))))
     inputs = (torch.arange(ROWS, dtype=torch.float32)[:, None],)
@@ -318,7 +318,7 @@ def test_torchscript_computes_what_the_module_does(kinds: tuple[str, ...], form:
 def test_onnx_computes_what_the_module_does(kinds: tuple[str, ...]) -> None:
     model, inputs = model_and_inputs(kinds)
     content = onnx_files.to_onnx(model, inputs)
-    plain, small = (onnx_files.Session(form, 1) for form in (content, onnx_files.int8(content)))
+    plain, small = (onnx_files.Session(form, 1) for form in (content, onnx_files.int8(model, inputs)))
     for rows in (1, 3, 50):
         part = tuple(x[:rows] for x in inputs)
         wanted = probabilities(model(*part))
