@@ -15,8 +15,9 @@ import json
 import logging
 import math
 import os
+import reprlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -41,16 +42,49 @@ CGROUP: Final = Path("/sys/fs/cgroup")
 FORMAT: Final = 1
 """The version of ``preprocessor.json`` that is understood here."""
 
+ENV_MAX_RECORDS: Final = "MLPLATFORM_MAX_RECORDS"
+"""Of a request, and the next one of its bytes; as in mlplatform.contract."""
+ENV_MAX_BYTES: Final = "MLPLATFORM_MAX_BYTES"
+
+MAX_RECORDS: Final = 1000
+"""Of a request, and the next one of its values: all others wait while one is answered, so that takes a CPU some hundredths of a second."""
+MAX_VALUES: Final = 100_000
+MAX_BYTES: Final = 1 << 20
+
+STRETCH: Final = 16_384
+"""Values that are run through the model at a time, in whole rows: what a row takes of memory on its way is many times its own."""
+
+LONGEST_ID: Final = 256
+"""Characters of a v2 request's id."""
+
+DATATYPES: Final = frozenset(
+    {
+        "BOOL",
+        "BYTES",
+        "BF16",
+        "FP16",
+        "FP32",
+        "FP64",
+        *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)),
+    }
+)
+"""Of the Open Inference Protocol."""
+
 WARM_UP_ROWS: Final = (1, 1, 2, 2, 8, 8)
 """Batch sizes run before the model counts as loaded: TorchScript specialises itself on its first runs."""
 
 BODY_EXAMPLE: Final = '{"features": {"<column>": <value>, …}}'
+
+QUOTE: Final = reprlib.Repr()
+QUOTE.maxstring = QUOTE.maxother = 80
 
 Record = Sequence[Any] | Mapping[str, Any]
 Columns = Mapping[str, tuple[str, list[Any]]]
 """Of the answers: type in the Open Inference Protocol and a value a row, by name."""
 Answer = Callable[[Columns, float], dict[str, Any]]
 """``(its rows of the answers, latency in ms) -> response body`` of one request."""
+Sound = tuple[int, list[Record], Answer]
+"""A request that could be read: its place in the batch, its records and how it is answered."""
 
 
 class TabularHandler:
@@ -81,13 +115,18 @@ class TabularHandler:
         self._record_error: type[ValueError] = code.RecordError
         self._preprocessor = code.Preprocessor(config)
         self._predictions = code.predictions(config["label"])
+        self._columns: str = code.listed(self._preprocessor.names)
         serialized = folder / description["serializedFile"]
         self._model = torch.jit.load(serialized, map_location="cpu").eval()
+        columns = max(1, len(self._preprocessor.names))
+        self._max_records = int(os.environ.get(ENV_MAX_RECORDS) or max(1, min(MAX_RECORDS, MAX_VALUES // columns)))
+        self._max_bytes = int(os.environ.get(ENV_MAX_BYTES) or MAX_BYTES)
+        self._stretch = max(1, STRETCH // columns)
         self._sample = sample_record(config)
         self._latency = latency_metric(context.metrics)
         quiet_worker()
         for rows in WARM_UP_ROWS:
-            self._score(self._preprocessor.transform([self._sample] * rows))
+            self._score([self._preprocessor.transform([self._sample] * rows)])
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answers a batch.
@@ -101,10 +140,26 @@ class TabularHandler:
         """
         started = time.perf_counter()
         bodies: list[dict[str, Any]] = [{}] * len(data)
-        sound: list[tuple[int, list[Record], Answer]] = []
+        for requests in self._stretches(data, bodies, context):
+            self._answer(requests, started, bodies, context)
+        self._latency.add_or_update(time.perf_counter() - started, [self._name, self._version])
+        for i in range(len(data)):
+            context.set_response_content_type(i, "application/json")
+        # ASCII, because what clients send and answers quote may hold half a surrogate pair, which UTF-8 cannot.
+        return [json.dumps(body, allow_nan=False, separators=(",", ":")).encode() for body in bodies]
+
+    def _stretches(
+        self, data: list[dict[str, Any]], bodies: list[dict[str, Any]], context: Any
+    ) -> Iterator[list[Sound]]:
+        """Requests that are run together, or one that is more than a stretch; what cannot be read is answered.
+
+        Each is read when its turn comes, so that no more than a stretch's is in memory as objects.
+        """
+        together: list[Sound] = []
+        rows = 0
         for i, item in enumerate(data):
             try:
-                sound.append((i, *self._read(item)))
+                records, answer = self._read(item)
             except PredictionException as refusal:
                 bodies[i] = refuse(context, i, refusal)
             except RecursionError:
@@ -112,77 +167,85 @@ class TabularHandler:
                 bodies[i] = refuse(context, i, PredictionException(msg, HTTPStatus.BAD_REQUEST))
             except Exception as error:  # noqa: BLE001  TorchServe would answer 503 to every request of the batch
                 bodies[i] = fail(context, i, error)
-        tensors = self._transform(sound, bodies, context)
+            else:
+                if together and rows + len(records) > self._stretch:
+                    yield together
+                    together, rows = [], 0
+                together.append((i, records, answer))
+                rows += len(records)
+        if together:
+            yield together
+
+    def _answer(self, requests: list[Sound], started: float, bodies: list[dict[str, Any]], context: Any) -> None:
+        """Answers requests by one run of the model or, if they are more than a stretch, several."""
+        records = [record for _, part, _ in requests for record in part]
+        try:
+            tensors = [self._transform(records, start) for start in range(0, len(records), self._stretch)]
+        except Exception as error:  # noqa: BLE001  whatever it is, it is one request's
+            if len(requests) > 1:  # Rare, so they are read again, in halves, until it is found whose record it was.
+                half = len(requests) // 2
+                self._answer(requests[:half], started, bodies, context)
+                self._answer(requests[half:], started, bodies, context)
+                return
+            i = requests[0][0]
+            if isinstance(error, self._record_error):
+                msg = f"{error}; send null for a value that is missing"
+                bodies[i] = refuse(context, i, PredictionException(msg, HTTPStatus.BAD_REQUEST))
+            else:
+                bodies[i] = fail(context, i, error)
+            return
         columns = self._score(tensors)
-        seconds = time.perf_counter() - started
+        latency = round((time.perf_counter() - started) * 1000, 3)
         start = 0
-        for i, records, answer in sound:
-            rows = slice(start, start + len(records))
+        for i, part, answer in requests:
+            rows = slice(start, start + len(part))
             mine = {name: (kind, values[rows]) for name, (kind, values) in columns.items()}
-            bodies[i] = answer(mine, round(seconds * 1000, 3))
+            bodies[i] = answer(mine, latency)
             start = rows.stop
-        self._latency.add_or_update(seconds, [self._name, self._version])
-        for i in range(len(data)):
-            context.set_response_content_type(i, "application/json")
-        # ASCII, because what clients send and answers quote may hold half a surrogate pair, which UTF-8 cannot.
-        return [json.dumps(body, allow_nan=False, separators=(",", ":")).encode() for body in bodies]
 
     def _read(self, item: Mapping[str, Any]) -> tuple[list[Record], Answer]:
-        body = parse_body(item)
+        body = parse_body(item, self._max_bytes)
         if body is None:
             return [self._sample], self._answer_probe
         asked = body.get("model_version")
         if asked is not None and asked != self._version:
             msg = (
-                f"model_version {asked!r} was asked for, but {self._version} answers here; leave model_version out, "
-                f"or send the header {HEADER_VERSION}: {asked} so that the gateway routes the request to it"
+                f"model_version {quoted(asked)} was asked for, but {self._version} answers here; leave model_version out, "
+                f"or send the header {HEADER_VERSION}: {asked!s:.253} so that the gateway routes the request to it"
             )
             raise PredictionException(msg, HTTPStatus.CONFLICT)
         if "features" in body:
             return scalars([body["features"]]), self._answer_predict
         if "instances" in body:
-            return scalars(expect_rows(body["instances"], "instances")), self._answer_v1
+            records = expect_list(body["instances"], "instances")
+            check_size(len(records), self._max_records, "records", "maxRecords")
+            return scalars(records), self._answer_v1
         if "inputs" in body:
             request = body.get("id")
             if not isinstance(request, str | None):
                 msg = f"id must be a string, got a JSON {type(request).__name__}"
                 raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
-            rows = scalars(v2_rows(body["inputs"], self._preprocessor.names))
+            if len(request or "") > LONGEST_ID:
+                msg = f"id has {len(request or ''):,} characters, at most {LONGEST_ID}"
+                raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
+            rows = scalars(v2_records(body["inputs"], self._preprocessor.names, self._max_records))
             return rows, lambda *answers: self._answer_v2(request, *answers)
         msg = (
-            f"the body has none of features, instances and inputs; send {BODY_EXAMPLE} "
-            f"with the columns {', '.join(self._preprocessor.names)}"
+            f"the body has none of features, instances and inputs; send {BODY_EXAMPLE} with the columns {self._columns}"
         )
         raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
 
-    def _transform(
-        self, sound: list[tuple[int, list[Record], Answer]], bodies: list[dict[str, Any]], context: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Tensors of all sound requests; one that does not fit the schema is answered and taken out of `sound`."""
-        try:
-            return self._transform_all(sound)
-        except Exception:  # noqa: BLE001  whatever it is, it is one request's, and is answered below
-            # Rare, so the batch is read once more, a request at a time, to find whose record it was.
-            for entry in list(sound):
-                try:
-                    self._transform_all([entry])
-                except (self._record_error, OverflowError) as error:
-                    msg = f"{error}; send null for a value that is missing"
-                    bodies[entry[0]] = refuse(context, entry[0], PredictionException(msg, HTTPStatus.BAD_REQUEST))
-                    sound.remove(entry)
-                except Exception as error:  # noqa: BLE001  as in `handle`
-                    bodies[entry[0]] = fail(context, entry[0], error)
-                    sound.remove(entry)
-            return self._transform_all(sound)
-
-    def _transform_all(self, sound: list[tuple[int, list[Record], Answer]]) -> tuple[Tensor, Tensor]:
-        tensors: tuple[Tensor, Tensor] = self._preprocessor.transform([r for _, records, _ in sound for r in records])
+    def _transform(self, records: list[Record], start: int) -> tuple[Tensor, Tensor]:
+        """Tensors of the stretch that begins at a record."""
+        part = records[start : start + self._stretch]
+        tensors: tuple[Tensor, Tensor] = self._preprocessor.transform(part, start)
         return tensors
 
-    def _score(self, tensors: tuple[Tensor, Tensor]) -> Columns:
+    def _score(self, stretches: list[tuple[Tensor, Tensor]]) -> Columns:
         """The answers to all rows."""
         with torch.inference_mode():
-            scores = self._predictions.scores(self._model(*tensors).float()) if len(tensors[0]) else torch.empty(0)
+            outputs = torch.cat([self._model(*tensors) for tensors in stretches])
+            scores = self._predictions.scores(outputs.float())
         found: Columns = self._predictions.columns(scores)
         return found
 
@@ -217,11 +280,15 @@ class TabularHandler:
         return {"status": "ok", "latency_ms": latency, "model_version": self._version}
 
 
-def parse_body(item: Mapping[str, Any]) -> dict[str, Any] | None:
+def parse_body(item: Mapping[str, Any], limit: int) -> dict[str, Any] | None:
     """The JSON object of one request; None if it came without a body, as a health probe does.
 
+    Args:
+        item: The request as TorchServe gives it.
+        limit: Bytes of a body that are parsed.
+
     Raises:
-        PredictionException: There is a body that is no JSON object (400), or it came as a form (415).
+        PredictionException: There is a body that is no JSON object (400), or too long a one (413), or it came as a form (415).
         RecursionError: The body is nested too deep.
     """
     if "body" not in item:
@@ -231,6 +298,7 @@ def parse_body(item: Mapping[str, Any]) -> dict[str, Any] | None:
     if isinstance(body, str | bytes | bytearray):
         if not body:
             return None
+        check_size(len(body), limit, "bytes", "maxBytes")
         try:
             body = json.loads(body)
         except ValueError as error:
@@ -242,16 +310,33 @@ def parse_body(item: Mapping[str, Any]) -> dict[str, Any] | None:
     return body
 
 
-def expect_rows(value: Any, name: str) -> list[Any]:
+def check_size(sent: int, limit: int, unit: str, setting: str) -> None:
+    """Bounds what is worked on.
+
+    Raises:
+        PredictionException: It is too much (413).
+    """
+    if sent > limit:
+        msg = (
+            f"the request has {sent:,} {unit}, and at most {limit:,} are answered at once; send it in parts, or raise "
+            f"spec.serving.perRequest.{setting} of the MLModel (others then wait longer while such a request is answered)"
+        )
+        raise PredictionException(msg, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+def expect_list(value: Any, name: str) -> list[Any]:
     """`value` if it is a list with something in it.
 
     Raises:
         PredictionException: It is not (400).
     """
     if not isinstance(value, list) or not value:
-        msg = f"{name} must be a list of one or more records, got {value!r:.80}"
+        msg = f"{name} must be a list of one or more records, got {quoted(value)}"
         raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
     return value
+
+
+NESTED: Final = frozenset({list, dict})
 
 
 def scalars(records: list[Any]) -> list[Record]:
@@ -261,50 +346,89 @@ def scalars(records: list[Any]) -> list[Record]:
         PredictionException: One is (400).
     """
     for i, record in enumerate(records):
-        fields = record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
-        for field, value in fields:
-            if isinstance(value, list | dict):
-                msg = f"record {i}: column {field} must be a number, a string, a boolean or null, got {value!r:.80}"
-                raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
+        values = record.values() if isinstance(record, dict) else record if isinstance(record, list) else ()
+        if NESTED.isdisjoint(map(type, values)):
+            continue
+        fields = record.items() if isinstance(record, dict) else enumerate(record)
+        field, value = next((field, value) for field, value in fields if type(value) in NESTED)
+        msg = f"record {i}: column {field!s:.80} must be a number, a string, a boolean or null, got {quoted(value)}"
+        raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
     return records
 
 
-def v2_rows(inputs: Any, names: Sequence[str]) -> list[Record]:
+def v2_records(inputs: Any, names: Sequence[str], limit: int) -> list[Record]:
     """Records of an Open Inference Protocol (v2) request.
 
     Args:
         inputs: Its tensors: one a column, of shape ``[n]`` or ``[n, 1]``, or a single one of shape ``[n, columns]``.
         names: The columns, in schema order.
+        limit: Records at most.
 
     Raises:
-        PredictionException: They are of neither form (400).
-        RecursionError: Their data is nested too deep.
+        PredictionException: They are of neither form (400), or too many (413).
     """
-    tensors = expect_rows(inputs, "inputs")
-    try:
-        shapes = {str(t["name"]): [int(size) for size in t["shape"]] for t in tensors}
-        values = {str(t["name"]): flatten(t["data"]) for t in tensors}
-    except (KeyError, TypeError, ValueError, OverflowError):
-        msg = "each of inputs needs name, shape, datatype and data (Open Inference Protocol)"
-        raise PredictionException(msg, HTTPStatus.BAD_REQUEST) from None
-    for name, shape in shapes.items():
-        if math.prod(shape) != len(values[name]):
-            msg = f"input {name}: shape {shape} does not fit its data, which has {len(values[name])} values"
+    columns: dict[str, list[Any]] = {}
+    for tensor in expect_list(inputs, "inputs"):
+        name, rows, width, data = v2_tensor(tensor)
+        check_size(rows, limit, "records", "maxRecords")
+        if len(data) != rows * width:
+            msg = f"input {name:.80}: shape {quoted(tensor['shape'])} does not fit its data, which has {len(data):,} values"
             raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
-    if len(tensors) == 1 and len(shape := next(iter(shapes.values()))) > 1 and shape[1] == len(names):
-        data = next(iter(values.values()))
-        return [data[i : i + len(names)] for i in range(0, len(data), len(names))]
-    if len({len(column) for column in values.values()}) != 1:
-        msg = f"inputs are columns of different lengths: { ({name: len(column) for name, column in values.items()}) }"
+        if width == len(names) and len(inputs) == 1 and len(tensor["shape"]) > 1:
+            return [data[i : i + width] for i in range(0, len(data), width)]
+        if width != 1:
+            msg = (
+                f"input {name:.80}: shape {quoted(tensor['shape'])} is neither [n] or [n, 1], of one of several columns, "
+                f"nor [n, {len(names)}] of a single input with all of them"
+            )
+            raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
+        if name in columns:
+            msg = f"inputs has {name:.80} twice"
+            raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
+        columns[name] = data
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) != 1:
+        msg = f"inputs are columns of different lengths: {quoted(lengths)}"
         raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
-    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def flatten(data: Any) -> list[Any]:
-    """The values of a nested list in row-major order."""
+def v2_tensor(tensor: Any) -> tuple[str, int, int, list[Any]]:
+    """Name, rows, values a row, and values in row-major order of one tensor of a v2 request.
+
+    Sizes are as large as the client says; whoever multiplies them bounds them first.
+
+    Raises:
+        PredictionException: It is none (400).
+    """
+    if not isinstance(tensor, dict) or not tensor.keys() >= {"name", "shape", "datatype", "data"}:
+        msg = "each of inputs needs name, shape, datatype and data (Open Inference Protocol)"
+        raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
+    name, shape, datatype, data = (tensor[field] for field in ("name", "shape", "datatype", "data"))
+    if not isinstance(name, str):
+        msg = f"name of an input must be a string, got {quoted(name)}"
+        raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
+    if (
+        not isinstance(shape, list)
+        or len(shape) not in {1, 2}
+        or not all(type(size) is int and size > 0 for size in shape)
+    ):
+        msg = f"input {name:.80}: shape must be one or two whole numbers above 0, got {quoted(shape)}"
+        raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        msg = f"input {name:.80}: datatype must be one of {', '.join(sorted(DATATYPES))}, got {quoted(datatype)}"
+        raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
     if not isinstance(data, list):
-        return [data]
-    return [value for item in data for value in flatten(item)]
+        msg = f"input {name:.80}: data must be a list, got {quoted(data)}"
+        raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
+    if all(type(row) is list for row in data):
+        data = [value for row in data for value in row]
+    return name, shape[0], shape[1] if len(shape) > 1 else 1, data
+
+
+def quoted(value: Any) -> str:
+    """A value for a message, which stays short whatever was sent."""
+    return QUOTE.repr(value)
 
 
 def refuse(context: Any, index: int, refusal: PredictionException) -> dict[str, Any]:

@@ -189,12 +189,34 @@ HOSTILE = [
             says="was asked for", status=409),
     Hostile(reason="NaN as v2's id", body=v2(more=', "id": NaN'), says="id must be a string"),
     Hostile(reason="an object as v2's id", body=v2(more=', "id": {}'), says="id must be a string"),
-    Hostile(reason="an infinite v2 shape", body=v2(shape="[1e999]"), says="needs name, shape"),
-    Hostile(reason="a v2 shape for more values than Python writes digits", body=v2(shape=f"[{'1e300, ' * 20}1]"),
+    Hostile(reason="an infinite v2 shape", body=v2(shape="[1e999]"), says="one or two whole numbers above 0, got [inf]"),
+    Hostile(reason="a v2 shape whose product takes seconds", body=v2(shape=f"[{'9' * 300}{f', {9:0<4000}' * 200}]"),
+            says="one or two whole numbers above 0"),
+    Hostile(reason="a v2 shape that is true for its product", body=v2(shape="[-2, -1]", data="[39, 40]"),
+            says="one or two whole numbers above 0, got [-2, -1]"),
+    Hostile(reason="a v2 shape without rows", body=v2(shape="[0]", data="[]"), says="whole numbers above 0, got [0]"),
+    Hostile(reason="a v2 shape of fractions", body=v2(shape="[1.5]"), says="whole numbers above 0, got [1.5]"),
+    Hostile(reason="a v2 shape in words", body=v2(shape='"1"'), says="whole numbers above 0, got '1'"),
+    Hostile(reason="a v2 shape of a thousand million rows", body=v2(shape="[1000000000]"), status=413,
+            says="1,000,000,000 records, and at most 1,000"),
+    Hostile(reason="a v2 shape with a number that is too long to be written", body=v2(shape=f"[1, {'9' * 4300}]"),
             says="does not fit"),
-    Hostile(reason="v2 data nested 600 deep", body=v2(data=json.dumps(nested(600))), says="nested too deep"),
+    Hostile(reason="a v2 column of pairs", body=v2(shape="[1, 2]", data="[39, 40]"), says="neither [n] or [n, 1]"),
+    Hostile(reason="a v2 input without a name", body=v2().replace('"age"', "[]"), says="name of an input"),
+    Hostile(reason="a v2 datatype that there is not", body=v2().replace("FP32", "FLOAT"), says="datatype must be one of"),
+    Hostile(reason="v2 data that is no list", body=v2(data='"39"'), says="data must be a list"),
+    Hostile(reason="a v2 column that comes twice", body=v2(more="").replace("}]", "}, " + v2()[12:-2] + "]"),
+            says="inputs has age twice"),
+    Hostile(reason="v2 data nested 600 deep", body=v2(data=json.dumps(nested(600))), says="column age must be a number"),
     Hostile(reason="a value nested too deep to be quoted", body={"features": {"age": nested(5000)}},
-            says="nested too deep"),
+            says="column age must be a number"),
+    Hostile(reason="a number of more digits than Python reads", body=f'{{"features": {{"age": {"9" * 5000}}}}}',
+            says="4300 digits"),
+    Hostile(reason="a v2 id that would fill the answer", body=v2(more=f', "id": "{"i" * 1000}"'), says="1,000 characters"),
+    Hostile(reason="more records than are answered at once", body={"instances": [small.RECORD] * 1001}, status=413,
+            says="1,001 records, and at most 1,000 are answered at once; send it in parts, or raise spec.serving.perRequest.maxRecords"),
+    Hostile(reason="more bytes than are parsed", body=b"[" * (1 << 20 | 1), status=413,
+            says="1,048,577 bytes, and at most 1,048,576 are answered at once; send it in parts, or raise spec.serving.perRequest.maxBytes"),
     Hostile(reason="a body of brackets", body="[" * 100_000, says="nested too deep"),
 ]  # fmt: skip
 
@@ -206,6 +228,50 @@ def test_one_bad_record_fails_none_of_its_neighbours(loaded: Loaded, case: Hosti
     assert [status for status, _ in answers] == [200, case.status, 200], case.reason
     assert answers[1][1]["code"] == case.status, case.reason
     assert case.says in answers[1][1]["message"], case.reason
+    assert len(answers[1][1]["message"]) < 500, case.reason
+
+
+LONG = [
+    ("text where a number is needed", {"features": {"age": "x" * 500_000}}),
+    ("an unknown column", {"features": {"x" * 500_000: 1}}),
+    ("many unknown columns", {"features": dict.fromkeys(map(str, range(50_000)))}),
+    ("a version", {"features": {}, "model_version": "x" * 500_000}),
+    ("a record", {"instances": "x" * 500_000}),
+    ("columns of different lengths", {"inputs": [
+        {"name": "x" * 50_000 + str(i), "datatype": "FP32", "shape": [i], "data": [0] * i} for i in range(1, 9)
+    ]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "body"), LONG, ids=[reason for reason, _ in LONG])
+def test_a_message_does_not_grow_with_what_was_sent(loaded: Loaded, reason: str, body: Any) -> None:
+    ((status, answer),) = ask(loaded, json.dumps(body).encode())
+    assert status in {400, 409}, reason
+    assert len(json.dumps(answer)) < 2500, reason
+
+
+def test_a_request_of_several_stretches_is_answered_as_its_records_are(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, _ = loaded
+    monkeypatch.setattr(handler, "_stretch", 3)
+    runs: list[int] = []
+    model = vars(handler)["_model"]
+
+    def counted(*tensors: Any) -> Any:
+        runs.append(len(tensors[0]))
+        return model(*tensors)
+
+    monkeypatch.setattr(handler, "_model", counted)
+    records = [{**small.RECORD, "age": age} for age in range(20, 28)]
+    sound = {"features": small.RECORD}
+    answers = ask(loaded, sound, sound, {"instances": records}, sound, {"instances": [*records, {"age": "old"}]})
+    assert runs == [2, 3, 3, 2, 1], "what is small is run together, and what is large in parts"
+    assert [status for status, _ in answers] == [200, 200, 200, 200, 400]
+    assert "record 8: column age" in answers[4][1]["message"]
+    for record, answer in zip(records, answers[2][1]["predictions"], strict=True):
+        positive = small.probability(record)
+        assert answer["confidence"] == pytest.approx(max(positive, 1 - positive), abs=1e-5)
 
 
 def test_v2s_id_comes_back_as_it_was_sent(loaded: Loaded) -> None:
@@ -215,17 +281,17 @@ def test_v2s_id_comes_back_as_it_was_sent(loaded: Loaded) -> None:
     assert answers[1][1]["id"] == "\ud800", "half a surrogate pair is a JSON string, too"
 
 
-@pytest.mark.parametrize("step", ["_read", "_transform_all"])
+@pytest.mark.parametrize("step", ["_read", "_transform"])
 def test_an_unforeseen_error_is_answered_to_the_request_that_met_it(
     loaded: Loaded, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler, _ = loaded
     inner = getattr(handler, step)
 
-    def fails_at_99(argument: Any) -> Any:
-        if "'age': 99" in repr(argument):
+    def fails_at_99(*arguments: Any) -> Any:
+        if "'age': 99" in repr(arguments):
             raise ZeroDivisionError("nobody thought of 99")
-        return inner(argument)
+        return inner(*arguments)
 
     monkeypatch.setattr(handler, step, fails_at_99)
     answers = ask(loaded, {"features": small.RECORD}, {"features": {"age": 99}}, {"features": small.RECORD})

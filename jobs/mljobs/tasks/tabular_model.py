@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -79,6 +80,9 @@ _FRACTION: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,14})\.[0-9]{1,15}")
 Column = tuple[str, list[Any]]
 """One field of the answers: its type in the Open Inference Protocol, and a value a row."""
 
+SHOWN: Final = 20
+"""Columns that a message names at most."""
+
 
 class RecordError(ValueError):
     """A record does not fit the schema; the message names the record, the field and the fix."""
@@ -96,7 +100,7 @@ class Preprocessor:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.names: list[str] = [feature["name"] for feature in config["features"]]
-        self._ignored = frozenset(config.get("ignored", ()))
+        self._known = frozenset(self.names).union(config.get("ignored", ()))
         self._numeric = [
             (i, f["name"], f.get("decimal", ".")) for i, f in enumerate(config["features"]) if f["kind"] == "numeric"
         ]
@@ -106,12 +110,13 @@ class Preprocessor:
             if f["kind"] == "categorical"
         ]
 
-    def transform(self, records: Sequence[Sequence[Any] | Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    def transform(self, records: Sequence[Sequence[Any] | Mapping[str, Any]], first: int = 0) -> tuple[Tensor, Tensor]:
         """Reads records as a client sends them.
 
         Args:
             records: Each a list of values in schema order, or a mapping of column to value. None, an empty
                 string and ``?`` mean missing, as does a column that a mapping lacks.
+            first: Number of the first of them, for messages.
 
         Returns:
             ``(numeric, categorical)`` of shapes ``(n, numeric features)`` float32, missing as NaN, and
@@ -121,17 +126,17 @@ class Preprocessor:
             RecordError: A record has the wrong number of values, a column that the schema lacks, or a value
                 that is no number where one is needed.
         """
-        rows = [self._row(record, i) for i, record in enumerate(records)]
-        return self.transform_columns(list(zip(*rows, strict=True)) if rows else [[] for _ in self.names])
+        rows = [self._row(record, i) for i, record in enumerate(records, first)]
+        return self.transform_columns(list(zip(*rows, strict=True)) if rows else [[] for _ in self.names], first)
 
-    def transform_columns(self, columns: Sequence[Sequence[Any]]) -> tuple[Tensor, Tensor]:
+    def transform_columns(self, columns: Sequence[Sequence[Any]], first: int = 0) -> tuple[Tensor, Tensor]:
         """Like `transform`, of whole columns in schema order: one pass a column, for data sets and batches.
 
         Raises:
             RecordError: A value is no number where one is needed.
         """
         size = len(columns[0]) if columns else 0
-        numeric = [_numbers(columns[i], name, decimal) for i, name, decimal in self._numeric]
+        numeric = [_numbers(columns[i], name, decimal, first) for i, name, decimal in self._numeric]
         categorical = [_indices(columns[i], categories, code) for i, categories, code in self._categorical]
         return (
             torch.tensor(numeric, dtype=torch.float32).reshape(len(numeric), size).T.contiguous(),
@@ -140,17 +145,33 @@ class Preprocessor:
 
     def _row(self, record: Sequence[Any] | Mapping[str, Any], index: int) -> Sequence[Any]:
         if isinstance(record, Mapping):
-            if strange := [str(key) for key in record if key not in self.names and key not in self._ignored]:
-                msg = f"record {index}: unknown column {', '.join(strange)}; the columns are {', '.join(self.names)}"
+            if not self._known.issuperset(record):
+                strange = listed([f"{key!s:.80}" for key in record if key not in self._known])
+                msg = f"record {index}: unknown column {strange}; the columns are {listed(self.names)}"
                 raise RecordError(msg)
             return [record.get(name) for name in self.names]
         if isinstance(record, (str, bytes)) or not isinstance(record, Sequence):
             msg = f"record {index}: expected a list of values or an object of column to value"
             raise RecordError(msg)
         if len(record) != len(self.names):
-            msg = f"record {index}: {len(record)} values, expected {len(self.names)}: {', '.join(self.names)}"
+            msg = f"record {index}: {len(record)} values, expected {len(self.names)}: {listed(self.names)}"
             raise RecordError(msg)
         return record
+
+
+_QUOTE: Final = reprlib.Repr()
+_QUOTE.maxstring = _QUOTE.maxother = 80
+
+
+def quoted(value: Any) -> str:
+    """A value for a message, which stays short whatever was sent."""
+    return _QUOTE.repr(value)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _is_missing(value: Any) -> bool:
@@ -207,13 +228,13 @@ def _number(value: Any, decimal: str) -> float:
     return found
 
 
-def _numbers(column: Iterable[Any], name: str, decimal: str) -> list[float]:
+def _numbers(column: Iterable[Any], name: str, decimal: str, first: int) -> list[float]:
     numbers = []
-    for i, value in enumerate(column):
+    for i, value in enumerate(column, first):
         try:
             number = float(value) if type(value) is float or type(value) is int else _number(value, decimal)
-        except (TypeError, ValueError):
-            msg = f"record {i}: column {name} needs a number, got {value!r}"
+        except (TypeError, ValueError, OverflowError):
+            msg = f"record {i}: column {name} needs a number, got {quoted(value)}"
             raise RecordError(msg) from None
         numbers.append(number if abs(number) <= LARGEST else math.nan)
     return numbers

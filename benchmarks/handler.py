@@ -1,0 +1,227 @@
+"""How long the tabular handler takes for wide records, and how long a large request lets others wait.
+
+Called by `benchmarks.data`. An earlier revision is measured by its handler and its reading of records in the same archive,
+in turns with this checkout's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import signal
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from ts.context import RequestProcessor
+
+from benchmarks import serving
+from benchmarks.serving import Target
+from benchmarks.table import markdown
+from mlhandlers.tabular import MAX_BYTES, MAX_RECORDS, sample_record
+from mljobs import export, package
+from mljobs.tasks.tabular import FORMAT
+from mljobs.tasks.tabular_model import Preprocessor, TabularModel
+
+REPOSITORY: Final = Path(__file__).parents[1]
+SOURCES: Final = {
+    "tabular.py": "handlers/mlhandlers/tabular.py",
+    "tabular_model.py": "jobs/mljobs/tasks/tabular_model.py",
+}
+"""Of the archive's files, those that are code."""
+
+COLUMNS: Final = 2000
+RUNS: Final = 60
+MOST_BEFORE: Final = 4 << 20
+"""Bytes that a request could have when its records were not counted."""
+SECONDS: Final = 10.0
+PAUSE: Final = 0.02
+"""Between two small requests."""
+PORT: Final = 19180
+
+
+def wide() -> dict[str, Any]:
+    """``preprocessor.json`` of half numbers, half categories."""
+    half = COLUMNS // 2
+    numeric = [
+        {"name": f"measured_{i}", "kind": "numeric", "edges": [float(edge) for edge in range(20)]} for i in range(half)
+    ]
+    categorical = [
+        {"name": f"named_{i}", "kind": "categorical", "categories": [f"value {j}" for j in range(20)]}
+        for i in range(half)
+    ]
+    return {
+        "format": FORMAT,
+        "features": numeric + categorical,
+        "label": {"name": "label", "classes": ["no", "yes"]},
+        "model": {"hidden": [64, 32], "dropout": 0.0, "embedding": 4},
+    }
+
+
+def archive(folder: Path, name: str, config: Mapping[str, Any], before: str | None) -> Target:
+    """KServe's layout of a model below `folder`, with the code of a revision or of this checkout."""
+    place = serving.layout(folder / name, name)
+    torch.manual_seed(7)
+    record = sample_record(config)
+    inputs = Preprocessor(config).transform([record, record])
+    content = export.torchscript(TabularModel(config).eval(), inputs)
+    built = package.build(serving.work(place), name, f"{name}-1", content, config)
+    path = place / "model-store" / f"{name}.mar"
+    with zipfile.ZipFile(built) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.namelist():
+            new.writestr(entry, of_revision(before, SOURCES[entry]) if before and entry in SOURCES else old.read(entry))
+    return Target(name, name, place, json.dumps({"features": record}), "", "")
+
+
+def of_revision(revision: str, path: str) -> bytes:
+    """A file as it was."""
+    return subprocess.run(
+        ["git", "-C", str(REPOSITORY), "show", f"{revision}:{path}"], check=True, capture_output=True
+    ).stdout
+
+
+def runner(target: Target, folder: Path) -> Callable[[bytes], float]:
+    """Milliseconds of a CPU that the handler of an archive takes for one body, from its bytes to the answer's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchServe leaves files open, and its TorchScript is deprecated
+        handler, context = package.load(target.folder / "model-store" / f"{target.name}.mar", folder / target.name)
+    torch.set_num_threads(1)
+
+    def run(body: bytes) -> float:
+        context.request_ids, context.request_processor = {0: "0"}, [RequestProcessor({})]
+        begin = time.thread_time()
+        handler.handle([{"body": body}], context)
+        took = time.thread_time() - begin
+        status = context.get_response_status(0)[0]
+        if status != http.client.OK:
+            raise RuntimeError(f"the handler answered {status}")
+        return took * 1000
+
+    return run
+
+
+def wide_records(folder: Path, versions: Mapping[str, str | None]) -> list[list[object]]:
+    """Rows of the table: a record of many columns as an object and as a list."""
+    config = wide()
+    rng = random.Random(7)  # noqa: S311  no secret
+    values = [rng.random() * 20 for _ in range(COLUMNS // 2)] + [
+        f"value {rng.randrange(22)}" for _ in range(COLUMNS // 2)
+    ]
+    record = dict(zip((feature["name"] for feature in config["features"]), values, strict=True))
+    bodies = {
+        "an object": json.dumps({"features": record}).encode(),
+        "a list": json.dumps({"features": values}).encode(),
+    }
+    runs = {
+        title: runner(archive(folder, f"wide-{i}", config, revision), folder / "loaded")
+        for i, (title, revision) in enumerate(versions.items())
+    }
+    times: dict[tuple[str, str], list[float]] = {}
+    for turn in range(RUNS + 5):
+        for kind, body in bodies.items():
+            for title, run in runs.items():
+                took = run(body)
+                if turn >= 5:  # noqa: PLR2004  the first are no measure
+                    times.setdefault((kind, title), []).append(took)
+    return [
+        [f"a record of {COLUMNS:,} columns as {kind}", *(shown(times[kind, title]) for title in versions)]
+        for kind in bodies
+    ]
+
+
+def shown(times: list[float]) -> str:
+    """Median and 99th percentile."""
+    return f"{statistics.median(times):.1f} / {statistics.quantiles(times, n=100)[98]:.1f}"
+
+
+class Client(threading.Thread):
+    """Asks again and again until it is told to stop.
+
+    Attributes:
+        times: Milliseconds of each answer.
+    """
+
+    def __init__(self, port: int, path: str, body: str, pause: float) -> None:
+        super().__init__()
+        self.times: list[float] = []
+        self.stopping = threading.Event()
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._path, self._body, self._pause = path, body, pause
+
+    def run(self) -> None:
+        """Until `stopping`."""
+        while not self.stopping.wait(self._pause):
+            begin = time.perf_counter()
+            self._connection.request("POST", self._path, self._body, {"Content-Type": "application/json"})
+            response = self._connection.getresponse()
+            answer = response.read()
+            if response.status != http.client.OK:
+                raise RuntimeError(f"{response.status}: {answer[:200]!r}")
+            self.times.append((time.perf_counter() - begin) * 1000)
+
+
+def together(*clients: Client) -> None:
+    """Lets clients ask at the same time."""
+    for client in clients:
+        client.start()
+    time.sleep(SECONDS)
+    for client in clients:
+        client.stopping.set()
+    for client in clients:
+        client.join()
+
+
+def largest(record: str, limit_bytes: int, limit_records: int) -> str:
+    """The body of as many records as a request may have."""
+    count = min(limit_records, (limit_bytes - 20) // (len(record) + 1))
+    return f'{{"instances":[{",".join([record] * count)}]}}'
+
+
+def beside(folder: Path, versions: Mapping[str, str | None]) -> list[list[object]]:
+    """Rows of the table: what small requests wait beside the largest ones, through TorchServe on one CPU."""
+    alone, disturbed, large = [], [], []
+    for i, (_, revision) in enumerate(versions.items()):
+        config = serving.schema()
+        target = archive(folder, f"narrow-{i}", config, revision)
+        record = json.dumps(sample_record(config), separators=(",", ":"))
+        body = largest(record, MOST_BEFORE, 1 << 30) if revision else largest(record, MAX_BYTES, MAX_RECORDS)
+        port = PORT + i
+        path = f"/predictions/{target.name}"
+        server = serving.start(target, port)
+        try:
+            serving.wait_for_answer(
+                f"http://127.0.0.1:{port}{path}", f"127.0.0.1:{port}", target.body, server, target.folder / "log"
+            )
+            quiet, busy = (Client(port, path, target.body, PAUSE) for _ in range(2))
+            together(quiet)
+            huge = Client(port, path, body, 0)
+            together(busy, huge)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait()
+        alone.append(shown(quiet.times))
+        disturbed.append(shown(busy.times))
+        large.append(f"{shown(huge.times)} ({body.count('{') - 1:,} records)")
+    return [
+        ["a small request alone", *alone],
+        ["… beside the largest, one after the other", *disturbed],
+        ["the largest request", *large],
+    ]
+
+
+def table(before: str | None) -> str:
+    """Median / 99th percentile in milliseconds."""
+    versions: dict[str, str | None] = {**({f"{before}, ms": before} if before else {}), "now, ms": None}
+    with tempfile.TemporaryDirectory(prefix="bench-handler-") as name:
+        folder = Path(name)
+        rows = [*wide_records(folder, versions), *beside(folder, versions)]
+    return markdown(["median / p99", *versions], rows)
