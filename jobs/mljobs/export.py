@@ -16,7 +16,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,8 @@ def int8(model: nn.Module) -> nn.Module:
         quantized: nn.Module = quantize_dynamic(row_scaled(model), {nn.Linear}, dtype=torch.qint8)
     for module in quantized.modules():
         if isinstance(module, RowScaled):
-            module.total.copy_(module.linear.weight().dequantize().sum(dim=1))
+            layer: Any = module.linear
+            module.total.copy_(layer.weight().dequantize().sum(dim=1))
     return quantized
 
 

@@ -340,6 +340,14 @@ class Scheduling(PodScheduling):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PerRequest:
+    """What one request may hold; None leaves it to the model server."""
+
+    max_records: int | None = None
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """How a version is served: a KServe InferenceService. `host` is one beside that which the platform gives the model."""
 
@@ -348,6 +356,7 @@ class Serving:
     runtime_update: Literal["Keep", "Roll"] = "Keep"
     replicas: Replicas = Replicas()
     resources: ServingResources = ServingResources()
+    per_request: PerRequest = PerRequest()
     scheduling: PodScheduling = PodScheduling()
 
 

@@ -60,6 +60,10 @@ ENV_MODEL: Final = "MLPLATFORM_MODEL"
 ENV_VERSION: Final = "MLPLATFORM_VERSION"
 ENV_STAGE: Final = "MLPLATFORM_STAGE"
 
+# Environment of the model server, where `spec.serving.perRequest` is set.
+ENV_MAX_RECORDS: Final = "MLPLATFORM_MAX_RECORDS"
+ENV_MAX_BYTES: Final = "MLPLATFORM_MAX_BYTES"
+
 # Set by `mlplatform.standalone` only, where no pod gives these.
 ENV_TERMINATION_LOG: Final = "MLPLATFORM_TERMINATION_LOG"
 """Where the summary goes instead of `TERMINATION_LOG`."""

@@ -166,6 +166,7 @@ def test_it_answers_each_protocol_and_its_end_drops_no_request(running: Running)
     assert (status, answer["code"]) == (400, 400)
     assert "age" in answer["message"]
     assert running.ask("POST", PREDICT, {**features, "model_version": "v0"})[0] == 409
+    refuses_what_is_too_large(running)
 
     metrics = running.ask("GET", "/metrics", port=running.metrics)[1]
     bucket = f'mlplatform_handler_seconds_bucket{{model_name="{small.MODEL}",model_version="{small.VERSION}"'
@@ -179,6 +180,19 @@ def test_it_answers_each_protocol_and_its_end_drops_no_request(running: Running)
         running.ask("GET", "/models", host="::1", port=running.management)
 
     drains_under_load(running)
+
+
+def refuses_what_is_too_large(running: Running) -> None:
+    """By the handler, which says how large it may be; the front end has a bound of its own, for what nobody should read."""
+    status, answer = running.ask("POST", PREDICT, {"features": {"job": "x" * (1 << 20)}})
+    assert status == 413
+    assert "at most 1,048,576 are answered at once; send it in parts" in answer["message"]
+    status, answer = running.ask("POST", f"/v1/models/{small.MODEL}:predict", {"instances": [small.RECORD] * 1001})
+    assert status == 413
+    assert "1,001 records" in answer["message"]
+    assert running.ask("POST", PREDICT, {"features": {"job": "x" * (5 << 20)}})[0] == 413
+    assert running.healthy()
+    assert "json decoding" not in running.log.read_text(), "nobody parses a body before its size is looked at"
 
 
 def drains_under_load(running: Running) -> None:

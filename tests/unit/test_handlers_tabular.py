@@ -364,8 +364,22 @@ def test_the_metric_is_the_one_that_the_server_declares() -> None:
     assert declared.dimension_names[:2] == ["model_name", "model_version"]
 
 
-def test_the_header_is_the_contracts() -> None:
+def test_what_the_handler_shares_is_the_contracts() -> None:
     assert tabular.HEADER_VERSION == contract.HEADER_VERSION
+    assert (tabular.ENV_MAX_RECORDS, tabular.ENV_MAX_BYTES) == (contract.ENV_MAX_RECORDS, contract.ENV_MAX_BYTES)
+
+
+def test_the_user_may_bound_requests_otherwise(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, context = loaded
+    monkeypatch.setenv(contract.ENV_MAX_RECORDS, "2")
+    monkeypatch.setenv(contract.ENV_MAX_BYTES, "2000")
+    handler = tabular.TabularHandler()
+    handler.initialize(context)
+    bodies = [{"instances": [small.RECORD] * 2}, {"instances": [small.RECORD] * 3}, {"features": {"job": "x" * 2000}}]
+    answers = ask((handler, context), *(json.dumps(body).encode() for body in bodies))
+    assert [status for status, _ in answers] == [200, 413, 413]
+    assert "3 records, and at most 2" in answers[1][1]["message"]
+    assert "bytes, and at most 2,000" in answers[2][1]["message"]
 
 
 def test_an_archive_of_another_format_is_not_loaded(loaded: Loaded, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mlplatform import api
 from mlplatform.cli import predict
 from mlplatform.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, now, say, teller
 from mlplatform.cli.view import FailureView, ModelView, Outcome, StageView, VersionView, duration, model_view
@@ -147,7 +148,8 @@ def _close(args: argparse.Namespace, ended: Ended, out: Console) -> None:
 def _serve(args: argparse.Namespace, ended: Ended, out: Console) -> int:
     """Serves the archive until Ctrl-C; with `--ask` for one question."""
     model, log = name_of(ended.moment.model), ended.folder / "logs" / "torchserve.log"
-    server = serve.start(ended.folder / Artifacts.SERVING, model, log, args.port)
+    serving = api.decode(api.MLModelSpec, ended.moment.model["spec"]).serving
+    server = serve.start(ended.folder / Artifacts.SERVING, model, log, args.port, serving)
     try:
         server.wait_ready()
         features = args.ask or json.loads((ended.folder / Artifacts.EXAMPLE).read_text())

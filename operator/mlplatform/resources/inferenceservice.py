@@ -71,6 +71,7 @@ def render(  # noqa: PLR0913  what one service depends on
                 {"name": contract.ENV_MODEL, "value": name},
                 {"name": contract.ENV_VERSION, "value": version},
                 {"name": contract.ENV_NAMESPACE, "value": namespace_of(model)},
+                *_variables(per_request(serving)),
             ],
         },
     }
@@ -103,6 +104,12 @@ def change(live: Object, spec: api.MLModelSpec, storage_uri: str, settings: Sett
     if moved or any(pod.quantity(str(limits.get(key, "0"))) != pod.quantity(value) for key, value in asked.items()):
         resources = pod.resources(wanted.resources, settings, placement)
         model["resources"] = _difference(served.get("resources"), resources)
+    variables = served.get("env") or []
+    others = [variable for variable in variables if variable["name"] not in _PER_REQUEST]
+    if {variable["name"]: variable.get("value") for variable in variables if variable not in others} != per_request(
+        wanted
+    ):
+        model["env"] = [*others, *_variables(per_request(wanted))]
     if served.get("storageUri") != storage_uri:
         model["storageUri"] = storage_uri
     predictor = {key: value for key, value in _scaling(spec, resources).items() if found.get(key) != value}
@@ -115,6 +122,19 @@ def change(live: Object, spec: api.MLModelSpec, storage_uri: str, settings: Sett
     if moved:
         patch["metadata"] = {"annotations": {scheduling.ASKED: scheduling.text(wanted.scheduling) or None}}
     return patch or None
+
+
+_PER_REQUEST: Final = {contract.ENV_MAX_RECORDS: "max_records", contract.ENV_MAX_BYTES: "max_bytes"}
+
+
+def per_request(serving: api.Serving) -> dict[str, str]:
+    """The model server's environment, as far as the user bounds requests."""
+    asked = {name: getattr(serving.per_request, field) for name, field in _PER_REQUEST.items()}
+    return {name: str(value) for name, value in asked.items() if value is not None}
+
+
+def _variables(environment: Mapping[str, str]) -> list[Object]:
+    return [{"name": name, "value": value} for name, value in environment.items()]
 
 
 def _difference(found: Any, wanted: Any) -> Any:

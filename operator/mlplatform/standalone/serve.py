@@ -12,12 +12,15 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from mlhandlers import java
+from mlplatform import api
 from mlplatform.errors import EXIT_USAGE, CliError
+from mlplatform.resources import inferenceservice
 from mlplatform.standalone.process import Process
 
 LOOPBACK: Final = "127.0.0.1"
@@ -25,6 +28,7 @@ LOOPBACK: Final = "127.0.0.1"
 PROBE_SECONDS: Final = 4.0
 """In a cluster `mlhandlers.server` waits as long for the prediction by which the pod is ready."""
 
+_AS_ALWAYS: Final = api.Serving()
 _POLL_SECONDS: Final = 0.1
 _LAST_LINES: Final = 10
 """Of the log, in an error."""
@@ -49,7 +53,7 @@ def check(port: int = 0) -> None:
     _free(port)
 
 
-def start(model_dir: Path, model: str, log: Path, port: int = 0) -> Server:
+def start(model_dir: Path, model: str, log: Path, port: int = 0, serving: api.Serving = _AS_ALWAYS) -> Server:
     """Starts TorchServe; `Server.wait_ready` waits until it answers.
 
     Args:
@@ -57,12 +61,13 @@ def start(model_dir: Path, model: str, log: Path, port: int = 0) -> Server:
         model: The model's name.
         log: The file that its output is added to.
         port: Where to answer; 0 for whichever is free.
+        serving: What the model says of it.
 
     Raises:
         CliError: As of `check`.
     """
     check(port)
-    return Server(model_dir, model, log, _free(port))
+    return Server(model_dir, model, log, _free(port), inferenceservice.per_request(serving))
 
 
 def _free(port: int) -> int:
@@ -94,7 +99,7 @@ class Server:
         url: Where predictions are asked for, with a POST.
     """
 
-    def __init__(self, model_dir: Path, model: str, log: Path, port: int) -> None:
+    def __init__(self, model_dir: Path, model: str, log: Path, port: int, settings: Mapping[str, str]) -> None:
         self.url = f"http://{LOOPBACK}:{port}{path_of(model)}"
         self._log = log
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -103,7 +108,7 @@ class Server:
         # -P: a file of the user's, in the current folder, is no module of ours.
         command = [sys.executable, "-P", "-m", "mlhandlers.server"]
         command += ["--model-dir", str(model_dir), "--address", f"{LOOPBACK}:{port}"]
-        self._process = Process(command, os.environ, log, self._heard, self._ended)
+        self._process = Process(command, {**os.environ, **settings}, log, self._heard, self._ended)
 
     def _heard(self, line: str) -> None:
         self._last.append(line)

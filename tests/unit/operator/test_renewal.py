@@ -68,8 +68,12 @@ def pods(fake: Fake) -> list[str]:
 # What a user asks for, and what KServe makes of how it is written.
 
 
-def asked(resources: Object, replicas: Object | None = None) -> api.MLModelSpec:
-    serving = {"resources": resources, "replicas": replicas or {"min": 1, "max": 1}}
+def asked(resources: Object, replicas: Object | None = None, per_request: Object | None = None) -> api.MLModelSpec:
+    serving = {
+        "resources": resources,
+        "replicas": replicas or {"min": 1, "max": 1},
+        **({"perRequest": per_request} if per_request else {}),
+    }
     return api.decode(api.MLModelSpec, {**SPEC, "serving": serving})
 
 
@@ -104,6 +108,13 @@ DIFFERENT: list[tuple[str, Object, api.MLModelSpec, str, Object]] = [
     ),
     ("more pods", made(ONE), asked(ONE, {"min": 2, "max": 3}), "s3://x", {"minReplicas": 2, "maxReplicas": 3}),
     ("another archive", made(ONE), asked(ONE), "s3://y", {"model": {"storageUri": "s3://y"}}),
+    (
+        "larger requests",
+        made(ONE),
+        asked(ONE, per_request={"maxRecords": 5000}),
+        "s3://x",
+        {"model": {"env": [{"name": "MLPLATFORM_MAX_RECORDS", "value": "5000"}]}},
+    ),
     ("a bound that somebody moved by hand", made(ONE, scaleTarget=50), asked(ONE), "s3://x", {"scaleTarget": 80}),
 ]
 
@@ -115,6 +126,19 @@ def test_only_what_the_user_asks_for_is_changed(
     found = inferenceservice.change(live, spec, uri, NOW)
     assert found is not None, reason
     assert found["spec"]["predictor"] == patch, reason
+
+
+def test_what_bounds_requests_comes_and_goes_with_the_users_wish() -> None:
+    mine = {"name": "MLPLATFORM_MODEL", "value": "m"}
+    bounded = asked(ONE, per_request={"maxRecords": 500, "maxBytes": 2048})
+    live = inferenceservice.render(mlmodel(), bounded, V1, "s3://x", NOW)
+    env = live["spec"]["predictor"]["model"]["env"]
+    assert [variable["value"] for variable in env[-2:]] == ["500", "2048"]
+    assert inferenceservice.change(live, bounded, "s3://x", NOW) is None
+    live["spec"]["predictor"]["model"]["env"] = [mine, *env[-2:]]
+    found = inferenceservice.change(live, asked(ONE), "s3://x", NOW)
+    assert found is not None
+    assert found["spec"]["predictor"] == {"model": {"env": [mine]}}, "what is not of this field stays"
 
 
 def test_a_setting_of_the_operator_is_no_wish_of_the_user() -> None:
