@@ -156,7 +156,7 @@ chaos: fit $(DEV_READY) ## The operator killed 200 times, each add-on and the AP
 
 # --- measurements ----------------------------------------------------------------------------------------------------
 
-.PHONY: bench-run bench-overhead bench-optimize bench-demo bench-serving bench-operator bench-operator-scale bench-memory bench-build
+.PHONY: bench-run bench-overhead bench-optimize bench-demo bench-serving bench-operator bench-operator-scale bench-memory bench-build bench-data
 bench-run: system ## From a clone to a served answer without a cluster, and what a second run takes
 	@python3 -m benchmarks.run
 
@@ -182,6 +182,10 @@ bench-operator: $(DEV_READY) ## The operator's own share of a rollout, its memor
 bench-operator-scale: $(DEV_READY) ## The operator with 100, 1,000 and 10,000 quiet models on a real API server (an hour)
 	@$(BINARIES)
 	@PYTHONPATH=tests $(PY) -m benchmarks.operator_scale
+
+# BEFORE=<revision> measures that beside this checkout.
+bench-data: $(DEV_READY) ## What any data costs: the handler
+	@$(PY) -m benchmarks.data $(if $(BEFORE),--before $(BEFORE))
 
 bench-build: $(DEV_READY) ## What the parts of the local cluster took when they were last built
 	@$(PY) -m benchmarks.build
