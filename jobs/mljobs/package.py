@@ -243,7 +243,6 @@ def rows_to_try(
     chosen = np.arange(0, count, max(1, count // SMOKE_ROWS))[:SMOKE_ROWS]
     table = data.take(known.test.select([feature["name"] for feature in known.config["features"]]), chosen)
     records: list[dict[str, Any]] = json.loads(json.dumps(table.to_pylist(), default=str))
-    # One batch, as the archive gets them: what is quantised dynamically takes its scale from all rows of a run.
     last = known.task.read(known.config, [example])
     inputs = tuple(torch.cat([part[chosen], more]) for part, more in zip(known.inputs, last, strict=True))
     return [*records, dict(example)], trained.scores(known.objective, export.load_torchscript(serialized), inputs)
