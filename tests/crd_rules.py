@@ -81,6 +81,11 @@ RULES = [
         accepted=(Case("other columns only", {"data.sensitiveAttributes": ["sex"]}),),
     ),
     Rule(
+        "spec.data.columns: contains the label, which is no feature; take it out",
+        refused=(Case("the label is among them", {"data.columns": {"income": "use"}}),),
+        accepted=(Case("other columns only", {"data.columns": {"fnlwgt": "ignore", "age": "use"}}),),
+    ),
+    Rule(
         "spec.fairness.metrics: needs spec.data.sensitiveAttributes, the columns to compare groups by",
         refused=(
             Case("bounds without groups compare nothing", {"data.sensitiveAttributes": ...}),

@@ -21,6 +21,8 @@ MOSTLY: Final = 0.9
 """Share of distinct values from which on words among numbers are told."""
 LOOK: Final = 1000
 """Values of a column that tell whether it is worth looking at all."""
+NAMED: Final = 3
+"""Odd cells that are told with file and row."""
 FEW: Final = 20
 """Distinct numbers below which they may well be names."""
 
@@ -62,9 +64,10 @@ def settle(table: pa.Table, asked: Data, place: Callable[[int], str]) -> Settled
         if read is None:
             values = pa.array([None if text.strip().lower() in MISSING_WORDS else text for text in texts], pa.string())
             if odd := _odd(present):
-                where = place(pc.index(table.column(i), pa.scalar(odd[0], field.type)).as_py())
+                rows = [pc.index(table.column(i), pa.scalar(text, field.type)).as_py() for text in odd[:NAMED]]
                 remarks[field.name] = (
-                    f"it is text: {len(odd)} of {len(present)} distinct values are no numbers, first {odd[0]!r} in {where}"
+                    f"it is text: {len(odd)} of {len(present)} distinct values are no numbers, first "
+                    + ", ".join(f"{text!r} in {place(row)}" for text, row in zip(odd, rows, strict=False))
                 )
             if len(present) == len(texts):
                 continue

@@ -21,6 +21,7 @@ import pyarrow as pa
 from mljobs import files, tables
 from mljobs.columns import settle
 from mljobs.failure import JobFailure, did_you_mean
+from mljobs.features import numbering
 from mljobs.files import SHOWN
 from mljobs.store import Store
 from mljobs.tables import Part
@@ -51,6 +52,8 @@ class Rows:
         ignored: Files below `data.uri` that are none of the data, with why.
         left_out: Columns that are none of the data, with why.
         columns: What was converted in a column or looks odd there.
+        numbered: Columns that number the rows, with which ones.
+        taken: Of a sample: the numbers of its rows.
     """
 
     table: pa.Table
@@ -61,6 +64,13 @@ class Rows:
     ignored: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
+    numbered: dict[str, str] = field(default_factory=dict)
+    taken: Indices | None = None
+
+    def place(self, row: int) -> str:
+        """Where a row of the table stands, in words."""
+        at = row if self.taken is None else int(self.taken[row])
+        return _place([part["rows"] for part in self.read], self.files, at)
 
     @property
     def sample(self) -> dict[str, int]:
@@ -68,7 +78,7 @@ class Rows:
         return {"rows": self.table.num_rows, "of": self.total}
 
     def remarks(self) -> list[str]:
-        """What was read otherwise than it may seem, a line each: the training says them, and its report has them all."""
+        """What of the files was read otherwise than it may seem, a line each."""
         ways = {(part["encoding"], part["delimiter"]): part["file"] for part in reversed(self.read)}
         plain = ({"", "utf-8"}, {"", ","})
         told = [
@@ -76,10 +86,7 @@ class Rows:
             for (encoding, delimiter), file in ways.items()
             if encoding not in plain[0] or delimiter not in plain[1]
         ]
-        told += [f"ignored the file {name}: {why}" for name, why in self.ignored.items()]
-        told += [f"left out the column {column}: {why}" for column, why in self.left_out.items()]
-        told += [f"the column {column}: {what}" for column, what in self.columns.items()]
-        return told[:SHOWN] + ([f"and {len(told) - SHOWN} more, in the report"] if len(told) > SHOWN else [])
+        return told + [f"ignored the file {name}: {why}" for name, why in self.ignored.items()]
 
 
 class Parts(NamedTuple):
@@ -110,21 +117,32 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
         content = store.read(name)
         content_hash.update(content)
         parts.append(tables.read(content, data, store.uri(name)))
-    names = [store.uri(name) for name in found.names]
-    table, kinds = settle(_together(parts, names, data), data, lambda row: _place(parts, names, row))
+    names, lengths = [store.uri(name) for name in found.names], [part.table.num_rows for part in parts]
+    table, kinds = settle(_together(parts, names, data), data, lambda row: _place(lengths, names, row))
     if not table.num_rows:
         raise JobFailure(FailureClass.DATA_INVALID, f"{data.uri} has no rows", "Write the data and apply again")
-    total = table.num_rows
+    total, numbered, taken = table.num_rows, numbering(table, lengths), None
     if wanted and wanted < total:
-        chosen = np.random.default_rng((data.split.seed, SAMPLE_STREAM)).permutation(total)[:wanted]
-        table = take(table, np.sort(chosen))
+        taken = np.sort(np.random.default_rng((data.split.seed, SAMPLE_STREAM)).permutation(total)[:wanted])
+        table = take(table, taken)
         content_hash.update(f"{wanted} rows by seed {data.split.seed}".encode())
     read = [
         {"file": name, "rows": part.table.num_rows, "encoding": part.encoding, "delimiter": part.delimiter}
         for part, name in zip(parts, names, strict=True)
     ]
     left_out = {column: why for part in parts for column, why in part.left_out.items()}
-    return Rows(table, names, f"sha256:{content_hash.hexdigest()}", total, read, found.ignored, left_out, kinds)
+    return Rows(
+        table,
+        names,
+        f"sha256:{content_hash.hexdigest()}",
+        total,
+        read,
+        found.ignored,
+        left_out,
+        kinds,
+        numbered,
+        taken,
+    )
 
 
 def take(table: pa.Table, rows: Indices) -> pa.Table:
@@ -180,11 +198,11 @@ def _as_text(table: pa.Table, columns: set[str]) -> pa.Table:
     return table
 
 
-def _place(parts: Sequence[Part], names: Sequence[str], row: int) -> str:
-    for part, name in zip(parts, names, strict=True):
-        if row < part.table.num_rows:
+def _place(lengths: Sequence[int], names: Sequence[str], row: int) -> str:
+    for length, name in zip(lengths, names, strict=True):
+        if row < length:
             return f"row {row + 1} of {name}"
-        row -= part.table.num_rows
+        row -= length
     raise IndexError(row)
 
 

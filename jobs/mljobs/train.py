@@ -16,10 +16,12 @@ import torch.distributed as dist
 
 from mljobs import data, processes
 from mljobs.failure import RETRAIN, JobFailure, did_you_mean
+from mljobs.features import Choice
+from mljobs.profile import described, unusual
 from mljobs.report import Job, run, say
 from mljobs.tasks import Objective, load_task
 from mlplatform.api import ModelVersionSpec
-from mlplatform.contract import VALIDATION, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import COLUMN, VALIDATION, Artifacts, FailureClass, Stage, Summary
 
 
 def main(job: Job) -> Summary | None:
@@ -33,7 +35,11 @@ def main(job: Job) -> Summary | None:
     for attribute in job.spec.data.sensitive_attributes:
         data.groups(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
     parts = data.split(targets.strata, job.spec.data.split)
-    config = task.fit(rows.table, targets, parts.train)
+    choose = getattr(task, "choose", None)
+    choice: Choice = choose(rows, targets, parts, job.spec.data) if choose else Choice({}, {})
+    config = task.fit(rows.table.drop_columns(list(choice.left_out)), targets, parts.train)
+    config = {**config, "ignored": {**choice.left_out, **config.get("ignored", {})}}
+    columns = described(rows, choice.remarks, config["ignored"], job.spec.data.label)
     objective = task.objective(config)
     defined(job.spec, objective)
     if topology.rank == 0:
@@ -41,8 +47,10 @@ def main(job: Job) -> Summary | None:
         say(
             f"rows={rows.table.num_rows}{of} train={len(parts.train)} processes={topology.world_size} device={topology.device}"
         )
-        for line in rows.remarks():
+        for line in [*rows.remarks(), *filter(None, [choice.repeats])]:
             say(line)
+        for name, column in columns.items():
+            say(f"{COLUMN}{json.dumps({'name': name, **column}, ensure_ascii=False)}")
     # Shards and checkpoints take a second to import: what is wrong with the specification or the data is said before.
     from mljobs.checkpoint import Checkpoints  # noqa: PLC0415
     from mljobs.parallel import Parallel  # noqa: PLC0415
@@ -69,14 +77,15 @@ def main(job: Job) -> Summary | None:
             "epochs": len(progress.history),
             "worldSize": topology.world_size,
             "resumedFromStep": trainer.resumed_from,
+            **({"columns": odd} if (odd := unusual(columns)) else {}),
         }
         source = {
             "files": rows.files,
             "digest": rows.digest,
             "read": rows.read,
             "ignored": rows.ignored,
-            "leftOut": {**rows.left_out, **config.get("ignored", {})},
-            "columns": rows.columns,
+            "columns": columns,
+            "repeatedRows": choice.repeated,
             **objective.learned,
             "features": len(config["features"]),
         }

@@ -79,6 +79,7 @@ class Split:
     validation: float = 0.1
     test: float = 0.2
     seed: int = 7
+    max_repeated: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ class Data:
     target: Literal["auto", "binary", "multiclass", "regression"] = field(default="auto", metadata=_UNFILLED)
     positive_label: str = ""
     sensitive_attributes: tuple[str, ...] = field(default=(), metadata=_UNORDERED)
+    columns: dict[str, Literal["use", "ignore"]] = field(default_factory=dict)
     split: Split = Split()
 
 
@@ -849,6 +851,8 @@ def _data_problems(data: Data) -> list[str]:
         )
     if data.positive_label and data.target not in {"auto", "binary"}:
         found.append("spec.data.positiveLabel: only a binary target has a positive class; take it out")
+    if data.label in data.columns:
+        found.append("spec.data.columns: contains the label, which is no feature; take it out")
     return found
 
 

@@ -145,6 +145,9 @@ TASK_METRICS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Test metrics that each built-in task may report; a gate may name these."""
 
+COLUMN: Final = "column "
+"""Begins a line of the training's log with one column of the data as JSON, which `kubectl mlmodel data` reads."""
+
 DETAIL_LOG: Final = "lastLog"
 """Key of `Summary.details` with the end of a traceback: the pod and its log are gone when somebody asks."""
 
@@ -207,7 +210,8 @@ class Summary:
         failure: Set when the stage could not do its work; None on success.
 
     Keys of ``details``, by stage (of one that crashed: `DETAIL_LOG`):
-        train: ``rows`` ``{train, validation, test}``, ``epochs``, ``worldSize``, ``resumedFromStep``.
+        train: ``rows`` ``{train, validation, test}``, ``epochs``, ``worldSize``, ``resumedFromStep``, ``columns``
+            ``[<sentence about an unusual one>, …]``.
         audit: ``fairness`` ``{<metric>: {<attribute>: {value, low, high}}}`` (low/high: interval at
             ``fairness.confidence``), ``notAssessed`` ``[<attribute>=<group>, …]`` (smaller than ``minGroupSize``).
         optimize: ``selected`` (candidate's name), ``choice`` (why, in one sentence), ``candidates`` ``[{name,

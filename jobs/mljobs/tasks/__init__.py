@@ -122,6 +122,9 @@ class Objective(Protocol):
 class Task(Protocol):
     """What is to be learned of which records. Made as ``Class(hyperparameters)``; a ``ValueError`` there names a bad one.
 
+    A task whose rows stand each for itself may have a method ``choose(rows, targets, parts, data)`` that gives an
+    `mljobs.features.Choice`, as `tabular` has; of any other one every column and every row is its own business.
+
     Attributes:
         modules: What the archive is made of: the handler's module, then those that it finds beside it.
     """

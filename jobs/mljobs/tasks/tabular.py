@@ -7,6 +7,7 @@ needs numpy, Arrow or scikit-learn is here.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor, nn
 
+from mljobs import features, repeats
 from mljobs.columns import DECIMAL
+from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
+from mljobs.features import Choice
 from mljobs.tasks import Objective, Targets, targets
 from mljobs.tasks.tabular_model import LARGEST, Preprocessor, RecordError, TabularModel, category
 from mljobs.tasks.targets import describe
@@ -113,6 +117,15 @@ class TabularTask:
         """Likewise."""
         return targets.objective(config["label"])
 
+    def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
+        """What the model does not learn from, by `mljobs.features` and `mljobs.repeats`."""
+        found = features.choose(rows.table, rows.numbered, targets.strata.codes, asked, self._hyper.exclude)
+        dropped = {*found.left_out, *self._hyper.exclude}
+        learned = rows.table.select([name for name in rows.table.column_names if name not in dropped])
+        there = repeats.find(learned, parts, asked.split.max_repeated, rows.place)
+        repeated = {"validation": there.validation, "test": there.test}
+        return found._replace(repeated=repeated, repeats=there.remark)
+
     def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
         """Schema in the order of the columns, with categories and quantiles of the training rows.
 
@@ -134,7 +147,8 @@ class TabularTask:
                 raise JobFailure(
                     FailureClass.DATA_INVALID,
                     f"the column {name!r} holds {table.column(name).type}; a feature is a number, text, a boolean or a time",
-                    "Make columns of its elements, or name it in spec.training.hyperparameters.exclude",
+                    f"Make columns of its elements, or leave it out with spec.data.columns: {{{json.dumps(name, ensure_ascii=False)}: "
+                    "ignore} or spec.training.hyperparameters.exclude",
                 )
         part = table.take(pa.array(rows))
         found = {name: self._feature(table.schema.field(name), part.column(name)) for name in names}
@@ -143,7 +157,7 @@ class TabularTask:
             raise JobFailure(
                 FailureClass.DATA_INVALID,
                 "no column with two or more values is left as a feature",
-                "Add columns to the data, or shorten spec.training.hyperparameters.exclude",
+                "Add columns to the data, or leave out fewer in spec.data.columns and spec.training.hyperparameters.exclude",
             )
         model = {"hidden": list(self._hyper.hidden), "dropout": self._hyper.dropout, "embedding": self._hyper.embedding}
         return {
@@ -162,7 +176,7 @@ class TabularTask:
         }
 
     def _feature(self, field: pa.Field, column: pa.ChunkedArray) -> dict[str, Any] | None:
-        """One feature's schema and statistics; None of a numeric column without two distinct values."""
+        """One feature's schema and statistics; None of a column that is the same in all rows."""
         name, kind = field.name, field.type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             values = column.cast(pa.float64(), safe=False).drop_null().to_numpy()
@@ -175,6 +189,8 @@ class TabularTask:
         for value, count in exact.items():
             if (word := category(value, code=code)) is not None:
                 counts[word] += count
+        if len(counts) < 2 and counts.total() in {0, len(column)}:  # noqa: PLR2004  no two values, nor one that may lack
+            return None
         frequent = [word for word, _ in counts.most_common(self._hyper.maxCategories)]
         # The commonest one is for whoever wants to try the model; the model itself does not read it.
         common = {"common": frequent[0]} if frequent else {}

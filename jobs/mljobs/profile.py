@@ -1,0 +1,65 @@
+"""What became of every column, in words and figures.
+
+Called by `mljobs.train`: for the report, the log that `kubectl mlmodel data` reads, and the summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mljobs.data import Rows
+
+SAID: Final = 160
+"""Characters of a sentence in the summary; the report has all of it."""
+
+
+def described(
+    rows: Rows, remarks: Mapping[str, str], ignored: Mapping[str, str], label: str
+) -> dict[str, dict[str, Any]]:
+    """What became of every column: for the report, and for whoever asks `kubectl mlmodel data`.
+
+    Args:
+        rows: With what was found when they were read.
+        remarks: By column, what the task has to say of it.
+        ignored: Columns that are no features, with why.
+        label: The column that is predicted.
+
+    Returns:
+        By name ``{kind, missing, distinct, use, why, note}``, the last two where there is something to say.
+    """
+    found = {name: {"kind": "", "use": "left out", "why": why} for name, why in rows.left_out.items()}
+    for name, column in zip(rows.table.column_names, rows.table.columns, strict=True):
+        why = ignored.get(name, "")
+        note = "; ".join(filter(None, [rows.columns.get(name, ""), remarks.get(name, "")]))
+        found[name] = {
+            "kind": _kind(column.type),
+            "missing": round(column.null_count / len(column), 6),
+            **({} if pa.types.is_nested(column.type) else {"distinct": pc.count_distinct(column).as_py()}),
+            "use": "label" if name == label else "left out" if why else "feature",
+            **({"why": why} if why else {}),
+            **({"note": note} if note else {}),
+        }
+    return found
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return "time" if pa.types.is_temporal(kind) else str(kind)
+
+
+def unusual(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence a column of which there is something to say, cut to what many fit into a summary of."""
+    return [
+        f"{name}: {'left out: ' if 'why' in column else ''}{said}"[:SAID]
+        for name, column in columns.items()
+        if (said := "; ".join(filter(None, [column.get("why"), column.get("note")])))
+    ]
