@@ -29,7 +29,7 @@ from benchmarks.serving import Target
 from benchmarks.table import markdown
 from mlhandlers.tabular import MAX_BYTES, MAX_RECORDS, sample_record
 from mljobs import export, package
-from mljobs.tasks.tabular import FORMAT
+from mljobs.tasks.tabular import FORMAT, TabularTask
 from mljobs.tasks.tabular_model import Preprocessor, TabularModel
 
 REPOSITORY: Final = Path(__file__).parents[1]
@@ -74,7 +74,8 @@ def archive(folder: Path, name: str, config: Mapping[str, Any], before: str | No
     record = sample_record(config)
     inputs = Preprocessor(config).transform([record, record])
     content = export.torchscript(TabularModel(config).eval(), inputs)
-    built = package.build(serving.work(place), name, f"{name}-1", content, config)
+    parts = package.Parts(content, config, TabularTask.modules)
+    built = package.build(serving.work(place), name, f"{name}-1", parts)
     path = place / "model-store" / f"{name}.mar"
     with zipfile.ZipFile(built) as old, zipfile.ZipFile(path, "w") as new:
         for entry in old.namelist():

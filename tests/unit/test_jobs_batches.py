@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mljobs import export, onnx_files
-from mljobs.tasks.tabular_model import TabularModel
+from mljobs import export, onnx_files, package
+from mljobs.tasks.tabular import TabularTask
+from mljobs.tasks.tabular_model import Preprocessor, TabularModel
 
 CONFIG = {
     "features": [
@@ -77,3 +81,45 @@ def test_layers_without_bias_and_of_sequences_are_quantised_too() -> None:
     small = export.int8(model)
     assert torch.allclose(small(tokens), model(tokens), atol=0.05)
     assert torch.equal(small(tokens)[1], small(tokens[1:2])[0])
+
+
+LABELS: dict[str, dict[str, Any]] = {
+    "binary": CONFIG["label"],
+    "multiclass": {"name": "kind", "kind": "multiclass", "classes": ["a", "b", "c"]},
+    "regression": {"name": "price", "kind": "regression", "mean": 1000.0, "scale": 250.0},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*(version.txt|metrics.yaml):pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("form", ["fp32", "int8-dynamic"])
+def test_a_served_record_is_answered_alike_in_any_company(label: str, form: str, tmp_path: Path) -> None:
+    config = {"format": 1, **CONFIG, "label": LABELS[label]}
+    torch.manual_seed(0)
+    model: nn.Module = TabularModel(config).eval()
+    rng = random.Random(0)  # noqa: S311  no secret
+    records = [
+        {f"n{i}": rng.uniform(-5, 25) for i in range(6)} | {f"c{i}": str(rng.randrange(11)) for i in range(4)}
+        for _ in range(60)
+    ]
+    inputs = Preprocessor(config).transform(records)
+    content = export.torchscript(export.int8(model) if form == "int8-dynamic" else model, inputs)
+    parts = package.Parts(content, config, TabularTask.modules)
+    handler, context = package.load(package.build(tmp_path, "m", "m-1", parts), tmp_path / "unpacked")
+
+    def answers(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        found = package.predict(handler, context, batch)
+        assert {status for status, _ in found} == {200}
+        return [{key: value for key, value in answer.items() if key != "latency_ms"} for _, answer in found]
+
+    alone = [answers([record])[0] for record in records]
+    for _ in range(BATCHES):
+        company = rng.sample(range(len(records)), rng.randint(2, 32))
+        for i, answer in zip(company, answers([records[i] for i in company]), strict=True):
+            if form == "int8-dynamic":
+                assert answer == alone[i]
+            elif label == "regression":
+                assert answer["prediction"] == pytest.approx(alone[i]["prediction"], abs=export.PARITY_TOLERANCE * 250)
+            else:
+                assert answer["confidence"] == pytest.approx(alone[i]["confidence"], abs=export.PARITY_TOLERANCE)
