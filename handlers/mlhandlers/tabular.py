@@ -54,6 +54,9 @@ MAX_BYTES: Final = 1 << 20
 STRETCH: Final = 16_384
 """Values that are run through the model at a time, in whole rows: what a row takes of memory on its way is many times its own."""
 
+LARGEST_SIZE: Final = 1 << 63
+"""Of a v2 tensor's shape, in its own protocol an int64."""
+
 LONGEST_ID: Final = 256
 """Characters of a v2 request's id."""
 
@@ -412,7 +415,7 @@ def v2_tensor(tensor: Any) -> tuple[str, int, int, list[Any]]:
     if (
         not isinstance(shape, list)
         or len(shape) not in {1, 2}
-        or not all(type(size) is int and size > 0 for size in shape)
+        or not all(type(size) is int and 0 < size < LARGEST_SIZE for size in shape)
     ):
         msg = f"input {name:.80}: shape must be one or two whole numbers above 0, got {quoted(shape)}"
         raise PredictionException(msg, HTTPStatus.BAD_REQUEST)

@@ -200,7 +200,7 @@ HOSTILE = [
     Hostile(reason="a v2 shape of a thousand million rows", body=v2(shape="[1000000000]"), status=413,
             says="1,000,000,000 records, and at most 1,000"),
     Hostile(reason="a v2 shape with a number that is too long to be written", body=v2(shape=f"[1, {'9' * 4300}]"),
-            says="does not fit"),
+            says="whole numbers above 0"),
     Hostile(reason="a v2 column of pairs", body=v2(shape="[1, 2]", data="[39, 40]"), says="neither [n] or [n, 1]"),
     Hostile(reason="a v2 input without a name", body=v2().replace('"age"', "[]"), says="name of an input"),
     Hostile(reason="a v2 datatype that there is not", body=v2().replace("FP32", "FLOAT"), says="datatype must be one of"),
