@@ -49,6 +49,7 @@ class FakeApi:
     )
     refuse: Answer | None = None
     refuse_watch: Answer | None = None
+    log: str = ""
     asked: list[str] = field(default_factory=list)
     patches: list[dict[str, Any]] = field(default_factory=list)
     watching: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -73,6 +74,8 @@ class FakeApi:
                     self._send(*refused)
                 elif watches:
                     self._stream(plural)
+                elif plural == "log":
+                    self._send(200, api.log)
                 else:
                     self._send(200, {"items": api.objects[plural], "metadata": {"resourceVersion": "1"}})
 
@@ -82,10 +85,10 @@ class FakeApi:
                 api.patches.append({"path": url.path, "query": parse_qs(url.query), "body": body})
                 self._send(200, api.objects["mlmodels"][0])
 
-            def _send(self, code: int, body: dict[str, Any]) -> None:
-                data = json.dumps(body).encode()
+            def _send(self, code: int, body: dict[str, Any] | str) -> None:
+                data = (body if isinstance(body, str) else json.dumps(body)).encode()
                 self.send_response(code)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -465,6 +468,61 @@ def test_there_is_nothing_to_retry(
     assert cause in told, reason
     assert hint in told, reason
     assert api.patches == [], reason
+
+
+ID = {"name": "id", "kind": "number", "missing": 0.0, "distinct": 900, "use": "left out", "why": "it numbers the rows"}
+AGE = {"name": "age", "kind": "number", "missing": 0.125, "distinct": 73, "use": "feature"}
+
+
+def trained(api: FakeApi, *lines: str, pods: int = 1) -> None:
+    """V2 is trained by `pods` pods, of which the last one's log has these lines."""
+    api.hold("replaced")
+    api.objects["pods"] = [{"metadata": {"name": f"{objects.V2}-train-{i}"}} for i in range(pods)]
+    api.log = "\n".join(lines)
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_data_shows_every_column_of_the_log(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"column {json.dumps(column)}" for column in ({**ID, "use": "feature"}, ID, AGE)]
+    trained(api, "rows=900 train=630", *lines, "column in nobody's JSON", "epoch=1/2")
+    assert main(["data", "adult-income"]) == 0
+    assert f"/api/v1/namespaces/default/pods/{objects.V2}-train-0/log" in api.asked
+    heads, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert heads == ["COLUMN", "KIND", "MISSING", "DISTINCT", "USE", "WHY"]
+    assert rows == [
+        ["id", "number", "0.0%", "900", "left", "out", "it", "numbers", "the", "rows"],
+        ["age", "number", "12.5%", "73", "feature"],
+    ], "of a training that began again, what it said last"
+    assert main(["data", "adult-income", "--version", "v2", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "adult-income", "version": objects.V2, "columns": [ID, AGE]}
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_data_shows_what_is_unusual_where_the_pod_is_gone(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(api, pods=0)
+    train = next(
+        s for v in api.objects["modelversions"] if v["metadata"]["name"] == objects.V2 for s in v["status"]["stages"]
+    )
+    train["details"] = {**train.get("details", {}), "columns": ["id: left out: it numbers the rows"]}
+    train["report"] = "s3://models/train/report.json"
+    assert main(["data", "adult-income"]) == 0
+    told = capsys.readouterr().out
+    assert "every column is in s3://models/train/report.json" in told
+    assert "id: left out: it numbers the rows" in told
+    assert main(["data", "adult-income", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unusual"] == ["id: left out: it numbers the rows"]
+
+
+def test_data_of_a_report_asks_no_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    columns = {column["name"]: {k: v for k, v in column.items() if k != "name"} for column in (ID, AGE)}
+    path.write_text(json.dumps({"model": "m", "version": "m-1", "data": {"columns": columns}}))
+    assert main(["data", "--report", str(path), "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["columns"] == [ID, AGE]
+    assert main(["data", "m", "--report", str(path)]) == 2
+    path.write_text(json.dumps({"model": "m", "version": "m-1", "data": {"columns": {"pay": "a remark"}}}))
+    assert main(["data", "--report", str(path)]) == 2, "of a release that described no columns"
+    assert "is no report of a training that describes its columns" in capsys.readouterr().err
 
 
 ROLLBACK = "mlplatform.dev/rollback"

@@ -220,7 +220,7 @@ def test_rows_that_repeat_by_chance_are_only_told(columns: Mapping[str, Any], re
     table = pa.table({**columns, "y": DRAWN.permutation(Y)})
     found = chosen(table)
     assert found.repeated["test"] > 3, reason
-    with pytest.raises(JobFailure, match="over spec.data.split.maxRepeated"):
+    with pytest.raises(JobFailure, match=r"over spec\.data\.split\.maxRepeated"):
         chosen(table, split={"maxRepeated": 0.01})
 
 

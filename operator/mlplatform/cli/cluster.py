@@ -108,6 +108,26 @@ class Cluster:
             return models[name]
         raise CliError(f"no MLModel {name!r} in namespace {self.namespace!r}", self._suggest(name, list(models)))
 
+    def version(self, model: str, wanted: str) -> Object:
+        """A ModelVersion of a model.
+
+        Args:
+            model: The MLModel's name.
+            wanted: Its name, or v3 for the third; empty for the latest.
+
+        Raises:
+            CliError: There is none.
+        """
+        name = wanted or self.model(model).get("status", {}).get("latestVersion", "")
+        versions = {v["metadata"]["name"]: v for v in self.versions(model)}
+        by_number = {f"v{v['spec']['sequence']}": v for v in versions.values()}
+        if found := versions.get(name) or by_number.get(name):
+            return found
+        raise CliError(
+            f"{model} has no version {name!r}" if name else f"{model} has no version yet",
+            f"there are: {', '.join(versions)}" if versions else f"wait for one: kubectl mlmodel watch {model}",
+        )
+
     def annotate(self, name: str, key: str, value: str, plural: str = MODELS) -> Object:
         """Sets one annotation of an MLModel, or of a ModelVersion."""
         with self.explained(f"annotate {plural.removesuffix('s')} {name}"):

@@ -1,4 +1,4 @@
-"""The commands that ask a cluster: watch, status, history, retrain, retry, rollback, predict, doctor.
+"""The commands that ask a cluster: watch, status, history, data, retrain, retry, rollback, predict, doctor.
 
 Called by `mlplatform.cli.main`, which imports this only for one of them: the API's client takes a while to import.
 Connects `cluster` (what is) to `view` (what it means) and `render` (how it looks).
@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from rich.console import Console
 
 from mlplatform import api, contract
-from mlplatform.cli import doctor, predict, render, wayback
+from mlplatform.cli import columns, doctor, predict, render, wayback
 from mlplatform.cli.cluster import MODELS, VERSIONS, Cluster, Event, Synced
 from mlplatform.cli.main import STAGES_UNTIL
 from mlplatform.cli.terminal import (
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace, out: Console) -> int:
         "watch": watch,
         "status": status,
         "history": history,
+        "data": columns.run,
         "retrain": retrain,
         "retry": retry,
         "rollback": rollback,
@@ -124,15 +125,7 @@ def retrain(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
 
 def retry(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     """`retry NAME`."""
-    wanted = args.version or cluster.model(args.name).get("status", {}).get("latestVersion", "")
-    versions = {v["metadata"]["name"]: v for v in cluster.versions(args.name)}
-    by_number = {f"v{v['spec']['sequence']}": v for v in versions.values()}
-    version = versions.get(wanted) or by_number.get(wanted)
-    if version is None:
-        raise CliError(
-            f"{args.name} has no version {wanted!r}" if wanted else f"{args.name} has no version yet",
-            f"there are: {', '.join(versions)}" if versions else f"wait for one: kubectl mlmodel watch {args.name}",
-        )
+    version = cluster.version(args.name, args.version)
     name = version["metadata"]["name"]
     failed = next((s for s in version.get("status", {}).get("stages", ()) if s["outcome"] == "Failed"), None)
     if failed is None:

@@ -37,6 +37,8 @@ examples:
   kubectl mlmodel status                                one line a model
   kubectl mlmodel status adult-income -o yaml
   kubectl mlmodel history adult-income                  what was promoted or rolled back, when and why
+  kubectl mlmodel data adult-income                     what became of every column of the data
+  kubectl mlmodel data --report train/report.json       of a run, or of a file from the store
   kubectl mlmodel retrain adult-income                  a new version of an unchanged spec
   kubectl mlmodel retry adult-income                    the failed stage once more, of the latest version
   kubectl mlmodel retry adult-income --version v3       of the third one
@@ -110,6 +112,10 @@ def _dispatch(args: argparse.Namespace, out: Console, err: Console) -> int:
 
         dump(predict.ask_url(args.url, args.features, args.ca_file), "json", out)
         return EXIT_OK
+    if args.command == "data" and args.report:
+        from mlplatform.cli import columns  # noqa: PLC0415
+
+        return columns.of_report(args, out)
     from mlplatform.cli import commands  # noqa: PLC0415
 
     return commands.run(args, out)
@@ -176,6 +182,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", type=_model_name, metavar="NAME")
     sub.add_argument("-o", "--output", choices=("json", "yaml"))
 
+    _add_data(
+        command("data", "show what became of every column: its kind, what is missing, whether it is used and why not")
+    )
     sub = command("retrain", "ask for a new version of an unchanged model")
     sub.add_argument("name", type=_model_name, metavar="NAME")
     sub.add_argument(
@@ -241,6 +250,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--url", default="", help="ask the gateway for a page there, too, e.g. http://203.0.113.7")
     _add_run(command("run", "run the pipeline of an MLModel on this machine, without a cluster", here))
     return top
+
+
+def _add_data(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("name", type=_model_name, metavar="NAME", nargs="?")
+    sub.add_argument(
+        "--version", default="", metavar="VERSION", help="its name, or v3 for the third (default: the latest)"
+    )
+    sub.add_argument("--report", default="", metavar="FILE", help="ask no cluster: a training's report.json")
+    sub.add_argument("-o", "--output", choices=("json",))
 
 
 def _add_run(sub: argparse.ArgumentParser) -> None:

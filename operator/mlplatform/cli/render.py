@@ -374,11 +374,17 @@ def models_table(views: Sequence[ModelView], *, wide: bool, namespaces: bool) ->
     return table
 
 
+def plain_table(*columns: str) -> Table:
+    """A table without lines, as kubectl's are."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="fold")
+    return table
+
+
 def history_table(view: ModelView) -> Table:
     """`history`: one row a decision, newest first."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("TIME", "VERSION", "NAME", "DECISION", "REASON"):
-        table.add_column(column, no_wrap=True, overflow="fold")
+    table = plain_table("TIME", "VERSION", "NAME", "DECISION", "REASON")
     table.add_column("MESSAGE", overflow="fold")
     styles = {"Promoted": "green", "RolledBack": "red", "Superseded": "yellow"}
     for entry in view.history:

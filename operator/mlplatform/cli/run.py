@@ -22,7 +22,7 @@ from mlplatform.cli import predict
 from mlplatform.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, now, say, teller
 from mlplatform.cli.view import FailureView, ModelView, Outcome, StageView, VersionView, duration, model_view
 from mlplatform.contract import Artifacts, Stage
-from mlplatform.snapshot import condition, name_of, status_of
+from mlplatform.snapshot import Object, condition, name_of, status_of
 from mlplatform.standalone import serve
 from mlplatform.standalone.engine import Moment, Run, reports
 from mlplatform.standalone.engine import Outcome as Ended
@@ -135,6 +135,11 @@ def _close(args: argparse.Namespace, ended: Ended, out: Console) -> None:
     audited = condition(ended.moment.version, "Audited")
     if audited.get("status") in {"True", "False"}:
         say(out, f"audited   {audited['message']}")
+    if (report := found.get("train report")) and (unusual := _unusual(ended)):
+        for sentence in unusual:
+            say(out, f"column    {sentence}")
+        program = shlex.join(_program())
+        say(out, f"          all of them: {program} data --report {shlex.quote(_short(report))}")
     if "audit" in found:
         opener = next((name for name in ("xdg-open", "open") if shutil.which(name)), "xdg-open")
         say(out, f"its page  {opener} {shlex.quote(_short(found['audit']))}")
@@ -143,6 +148,14 @@ def _close(args: argparse.Namespace, ended: Ended, out: Console) -> None:
         say(out, f"archive   {_short(found['archive'])}")
     if ended.complete and not args.serve and args.ask is None:
         say(out, f"serve it  {command_line()} --serve")
+
+
+def _unusual(ended: Ended) -> list[str]:
+    """What the training says of columns, a sentence each."""
+    stages = status_of(ended.moment.version).get("stages", ())
+    train: Object = next((stage for stage in stages if stage["name"] == Stage.TRAIN), {})
+    found: list[str] = train.get("details", {}).get("columns", [])
+    return found
 
 
 def _serve(args: argparse.Namespace, ended: Ended, out: Console) -> int:
