@@ -192,8 +192,7 @@ class TabularHandler:
                 return
             i = requests[0][0]
             if isinstance(error, self._record_error):
-                msg = f"{error}; send null for a value that is missing"
-                bodies[i] = refuse(context, i, PredictionException(msg, HTTPStatus.BAD_REQUEST))
+                bodies[i] = refuse(context, i, PredictionException(str(error), HTTPStatus.BAD_REQUEST))
             else:
                 bodies[i] = fail(context, i, error)
             return

@@ -20,13 +20,13 @@ import pyarrow as pa
 
 from mljobs import files, tables
 from mljobs.columns import settle
-from mljobs.failure import JobFailure, did_you_mean
+from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.features import numbering
 from mljobs.files import SHOWN
 from mljobs.store import Store
 from mljobs.tables import Part
 from mljobs.tasks import Strata
-from mljobs.tasks.tabular_model import category
+from mljobs.tasks.tabular_model import category, number
 from mlplatform.api import Data, Split
 from mlplatform.contract import ENV_ROWS, FailureClass
 
@@ -86,6 +86,7 @@ class Rows:
             for (encoding, delimiter), file in ways.items()
             if encoding not in plain[0] or delimiter not in plain[1]
         ]
+        told += [f"{part['file']} has no rows" for part in self.read if not part["rows"]]
         return told + [f"ignored the file {name}: {why}" for name, why in self.ignored.items()]
 
 
@@ -116,7 +117,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
     for name in found.names:
         content = store.read(name)
         content_hash.update(content)
-        parts.append(tables.read(content, data, store.uri(name)))
+        parts.append(tables.partitioned(tables.read(content, data, store.uri(name)), name, store.uri(name)))
     names, lengths = [store.uri(name) for name in found.names], [part.table.num_rows for part in parts]
     table, kinds = settle(_together(parts, names, data), data, lambda row: _place(lengths, names, row))
     if not table.num_rows:
@@ -217,11 +218,25 @@ def _misfit(parts: Sequence[Part], names: Sequence[str]) -> JobFailure:
             except pa.ArrowException:
                 return JobFailure(
                     FailureClass.DATA_INVALID,
-                    f"the column {typed.name!r} is {before.type} in {where} but {typed.type} in {name}",
-                    "Write the column with one type in all files",
+                    f"the column {typed.name!r} is {before.type} in {where} but {typed.type} in {name}"
+                    + _example(part.table.column(typed.name)),
+                    "Correct the cells that are not like the others, or write the column with one type in all files",
                 )
             known[typed.name] = (merged.field(0), where)
     raise AssertionError
+
+
+def _example(column: pa.ChunkedArray) -> str:
+    """Where the first word stands in a column of text that is a number elsewhere."""
+    if not pa.types.is_string(column.type):
+        return ""
+    words = (
+        (row, text)
+        for row, text in enumerate(column.to_pylist())
+        if category(text) is not None and number(text) is None
+    )
+    found = next(words, None)
+    return f", first {found[1]!r} in its row {found[0] + 1}" if found else ""
 
 
 def groups(table: pa.Table, attribute: str) -> Words:
@@ -263,11 +278,14 @@ def split(strata: Strata, shares: Split) -> Parts:
         for part, rows in zip(Parts._fields, held[-1], strict=True):
             if len(rows) < strata.least:
                 few = f"only {len(rows)} row" if len(rows) else "no row"
+                first = int(order.min()) if len(order) else -1
                 raise JobFailure(
                     FailureClass.DATA_INVALID,
                     f"the {part} part of the split has {few} of {name}, which has {len(order)} in all "
-                    f"(validation {shares.validation}, test {shares.test})",
-                    f"Add rows of {name}, or change the shares in spec.data.split",
+                    f"(validation {shares.validation}, test {shares.test}"
+                    + (f"), the first in {row_words(first)}" if len(order) else ")"),
+                    f"Add rows of {name}, remove those that are there if they are a mistake, or change the shares in spec.data.split",
+                    first,
                 )
     return Parts(*(np.sort(np.concatenate(part)) for part in zip(*held, strict=True)))
 
@@ -285,9 +303,12 @@ def words(table: pa.Table, column: str, field: str) -> list[str | None]:
     """
     if column not in table.column_names:
         shown = ", ".join(table.column_names[:SHOWN]) + (", …" if table.num_columns > SHOWN else "")
+        close = next((name for name in table.column_names if name.strip().lower() == column.strip().lower()), None)
         raise JobFailure(
             FailureClass.DATA_INVALID,
-            f"the data has no column {column!r}{did_you_mean(column, table.column_names)}; it has {shown}",
-            f"Correct {field}",
+            f"the data has no column {column!r}"
+            + (f" (did you mean {close!r}?)" if close else did_you_mean(column, table.column_names))
+            + f"; it has {shown}",
+            f"Write {close!r} in {field}" if close else f"Correct {field}, or spec.data.uri if these are other data",
         )
     return [category(value) for value in table.column(column).to_pylist()]

@@ -239,7 +239,7 @@ def _tell(
                 f"the column {name!r} tells the label {asked.label!r}: {told[name].why}" for name in sure[:SHOWN]
             ),
             "A request has no such value if it is known only with the label: leave it out with spec.data.columns: "
-            f"{{{yaml}}}; use in its place if it is known before",
+            f"{{{yaml}}}; write use for ignore if it is known before",
         )
     return {
         name: f"alone it tells the label ({verdict.why}); if it is known only with the label, leave it out"
@@ -265,9 +265,10 @@ def _as_class(column: Encoded, classes: Codes, label: pa.ChunkedArray) -> Verdic
     pairs, first = np.unique((column.codes + 1) * len(totals) + classes, return_index=True)
     value, group = np.divmod(pairs, len(totals))
     if len(pairs) == len(np.unique(value)) == len(np.unique(group)) == len(totals):
+        order = np.argsort(group)
         spelled = [
             (None if code < 0 else column.values[int(code)].as_py(), label[int(row)].as_py())
-            for code, row in zip(value - 1, first, strict=True)
+            for code, row in zip((value - 1)[order], first[order], strict=True)
         ]
         same = all(category(one) == category(other) for one, other in spelled)
         shown = ", ".join(f"{one!s} is {other!s}" for one, other in spelled[:SHOWN])

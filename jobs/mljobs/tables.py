@@ -11,8 +11,9 @@ import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.csv
@@ -31,6 +32,12 @@ LINE_ENDS: Final = ("\r", "\n")
 HEADER_BYTES: Final = 1 << 20
 BLOCK_BYTES: Final = 1 << 20
 """Arrow's own; a row that is longer is read with a block as long as the file."""
+NO_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
+"""Stands for a value that is missing in the name of a folder."""
+SHOWN_CHARACTERS: Final = 100
+_RAGGED: Final = re.compile(
+    r"Row #(?P<row>\d+): Expected (?P<wanted>\d+) columns, got (?P<got>\d+): (?P<text>.*)", re.DOTALL
+)
 _SOMETHING: Final = re.compile(rb"[^\r\n]")
 
 
@@ -117,7 +124,7 @@ def _rows(content: bytes, start: int, delimiter: str, columns: Sequence[str], ur
             FailureClass.DATA_INVALID, f"{uri} has no header line", "Write the columns' names into its first line"
         )
     if not _SOMETHING.search(content, start):
-        return pa.table({name: pa.array([], pa.string()) for name in columns})
+        return pa.table({name: pa.array([], pa.null()) for name in columns})  # which goes with any type
     body = pa.py_buffer(content).slice(start)
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in content)
     try:
@@ -127,10 +134,59 @@ def _rows(content: bytes, start: int, delimiter: str, columns: Sequence[str], ur
         if times:
             table = _parsed(body, parse, columns, times)
     except pa.ArrowException as error:
+        if ragged := _RAGGED.search(str(error)):
+            raise _ragged(ragged, content, delimiter, uri) from error
         problem = f"{error} ({len(columns)} columns in the header, parted by {delimiter!r})"
         raise _no_file("csv", uri, problem) from error
     _refuse_open_quote(content, table, uri)
     return table
+
+
+def _ragged(found: re.Match[str], content: bytes, delimiter: str, uri: str) -> JobFailure:
+    """A row of another length than the header: the last one may be half, or none of the data."""
+    row, wanted, got = (int(found[name]) for name in ("row", "wanted", "got"))
+    shown = found["text"].strip()[:SHOWN_CHARACTERS]
+    told = (
+        f"{got} value{'s' if got > 1 else ''} where the header has {wanted} columns, parted by {delimiter!r}: {shown!r}"
+    )
+    if got < wanted and content.rstrip(b"\r\n").endswith(found["text"].strip("\r\n").encode()):
+        return JobFailure(
+            FailureClass.DATA_INVALID,
+            f"{uri} ends with row {row}, which has {told}",
+            "Write the file again if its upload broke off; remove the row if it is a total or a remark",
+        )
+    return JobFailure(
+        FailureClass.DATA_INVALID,
+        f"{uri} has a row of another length: row {row} has {told}",
+        f"Correct the row (a value that holds {delimiter!r} stands in double quotes), or spec.data.delimiter, if that is another",
+    )
+
+
+def partitioned(part: Part, name: str, uri: str) -> Part:
+    """The part with the columns that its folders name (``year=2024/``), as Hive and Spark write them.
+
+    Args:
+        part: What the file holds.
+        name: Of the file, below `spec.data.uri`.
+        uri: Of the file, for messages.
+
+    Raises:
+        JobFailure: The file has such a column itself.
+    """
+    table = part.table
+    for folder in name.split("/")[:-1]:
+        column, sign, written = (unquote(text) for text in folder.partition("="))
+        if not (sign and column):
+            continue
+        if column in table.column_names:
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the folder of {uri} names the column {column!r}, which the file has, too",
+                f"Write the files without {column!r}, or into folders of another name",
+            )
+        value = None if written == NO_PARTITION else written
+        table = table.append_column(column, pa.array([value] * table.num_rows, pa.string()))
+    return replace(part, table=table)
 
 
 def _parsed(

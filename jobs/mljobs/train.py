@@ -17,10 +17,11 @@ import torch.distributed as dist
 from mljobs import data, processes
 from mljobs.failure import RETRAIN, JobFailure, did_you_mean
 from mljobs.features import Choice
+from mljobs.files import SHOWN
 from mljobs.profile import described, unusual
 from mljobs.report import Job, run, say
-from mljobs.tasks import Objective, load_task
-from mlplatform.api import ModelVersionSpec
+from mljobs.tasks import Objective, Targets, Task, load_task
+from mlplatform.api import Data, ModelVersionSpec
 from mlplatform.contract import COLUMN, VALIDATION, Artifacts, FailureClass, Stage, Summary
 
 
@@ -31,10 +32,9 @@ def main(job: Job) -> Summary | None:
     topology = processes.start()
     rows = data.load(job.spec.data)
     same_everywhere(rows.digest, job.spec.data.uri, topology.world_size)
-    targets = task.targets(rows.table, job.spec.data)
+    targets, parts = divided(task, rows, job.spec.data)
     for attribute in job.spec.data.sensitive_attributes:
         data.groups(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
-    parts = data.split(targets.strata, job.spec.data.split)
     choose = getattr(task, "choose", None)
     choice: Choice = choose(rows, targets, parts, job.spec.data) if choose else Choice({}, {})
     config = task.fit(rows.table.drop_columns(list(choice.left_out)), targets, parts.train)
@@ -47,7 +47,9 @@ def main(job: Job) -> Summary | None:
         say(
             f"rows={rows.table.num_rows}{of} train={len(parts.train)} processes={topology.world_size} device={topology.device}"
         )
-        for line in [*rows.remarks(), *filter(None, [choice.repeats])]:
+        odd = unusual(columns)
+        told = [*rows.remarks(), *filter(None, [choice.repeats]), *(f"the column {sentence}" for sentence in odd)]
+        for line in [*told[:SHOWN], *([f"and {len(told) - SHOWN} more, in the report"] if len(told) > SHOWN else [])]:
             say(line)
         for name, column in columns.items():
             say(f"{COLUMN}{json.dumps({'name': name, **column}, ensure_ascii=False)}")
@@ -77,7 +79,7 @@ def main(job: Job) -> Summary | None:
             "epochs": len(progress.history),
             "worldSize": topology.world_size,
             "resumedFromStep": trainer.resumed_from,
-            **({"columns": odd} if (odd := unusual(columns)) else {}),
+            **({"columns": odd} if odd else {}),
         }
         source = {
             "files": rows.files,
@@ -105,6 +107,19 @@ def main(job: Job) -> Summary | None:
     dist.barrier()
     dist.destroy_process_group()
     return summary
+
+
+def divided(task: Task, rows: data.Rows, asked: Data) -> tuple[Targets, data.Parts]:
+    """What is to be learned, and the split.
+
+    Raises:
+        JobFailure: One of them cannot be; of a row it tells the file.
+    """
+    try:
+        targets = task.targets(rows.table, asked)
+        return targets, data.split(targets.strata, asked.split)
+    except JobFailure as failure:
+        raise failure.at(rows.place) from None
 
 
 def defined(spec: ModelVersionSpec, objective: Objective) -> None:

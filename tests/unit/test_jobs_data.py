@@ -144,7 +144,7 @@ LOAD_FAILURES = [
         "holds no .csv file, only x.json, y.txt",
         "files of other kinds",
     ),
-    ({"x.csv": "a,b\n1,2\n3\n"}, {}, FailureClass.DATA_INVALID, "is no csv file", "rows of different lengths"),
+    ({"x.csv": "a,b\n1,2\n3\n"}, {}, FailureClass.DATA_INVALID, "x.csv ends with row 2", "rows of different lengths"),
     ({"x.csv": ""}, {}, FailureClass.DATA_INVALID, "x.csv is empty", "an empty file"),
     ({"x.csv": "a,b\n"}, {}, FailureClass.DATA_INVALID, "has no rows", "a header alone"),
     ({"x.parquet": "PAR0"}, {"format": "parquet"}, FailureClass.DATA_INVALID, "is no parquet file", "not Parquet"),

@@ -82,6 +82,8 @@ def test_a_record_becomes_tensors(record: Any, numbers: list[float | None], inde
     [
         ([30, "pilot"], "record 1: 2 values, expected 3: age, job, gain", "too short"),
         ({"agee": 30}, "record 1: unknown column agee; the columns are age, job, gain", "a typo"),
+        ({"agee": 30}, "the columns are age, job, gain; leave it out or correct its name", "no null helps"),
+        ({" Age": 30}, "; write 'age' for ' Age'", "a space and another case"),
         (["old", "pilot", 5], "record 1: column age needs a number, got 'old'", "a word for a number"),
         ([[30], "pilot", 5], "record 1: column age needs a number, got [30]", "a list for a number"),
         ("30,pilot,5", "record 1: expected a list of values or an object", "a string"),

@@ -101,6 +101,7 @@ class Preprocessor:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.names: list[str] = [feature["name"] for feature in config["features"]]
         self._known = frozenset(self.names).union(config.get("ignored", ()))
+        self._label: str = config.get("label", {}).get("name", "")
         self._numeric = [
             (i, f["name"], f.get("decimal", ".")) for i, f in enumerate(config["features"]) if f["kind"] == "numeric"
         ]
@@ -143,18 +144,31 @@ class Preprocessor:
             torch.tensor(categorical, dtype=torch.int64).reshape(len(categorical), size).T.contiguous(),
         )
 
+    def _unknown(self, record: Mapping[str, Any], index: int) -> str:
+        """What to do about the columns that are not known."""
+        strange = [str(key) for key in record if key not in self._known]
+        told = f"record {index}: unknown column {listed([key[:80] for key in strange])}; the columns are {listed(self.names)}"
+        if self._label in strange:
+            return f"{told}; {self._label[:80]} is what the model answers, leave it out"
+        plain = {name.strip().lower(): name for name in self.names}
+        meant = {key: plain[bare] for key in strange[:SHOWN] if (bare := key.strip().lower()) in plain}
+        if meant:
+            return f"{told}; write {', '.join(f'{name!r:.80} for {key!r:.80}' for key, name in meant.items())}"
+        return f"{told}; leave it out or correct its name"
+
     def _row(self, record: Sequence[Any] | Mapping[str, Any], index: int) -> Sequence[Any]:
         if isinstance(record, Mapping):
             if not self._known.issuperset(record):
-                strange = listed([f"{key!s:.80}" for key in record if key not in self._known])
-                msg = f"record {index}: unknown column {strange}; the columns are {listed(self.names)}"
-                raise RecordError(msg)
+                raise RecordError(self._unknown(record, index))
             return [record.get(name) for name in self.names]
         if isinstance(record, (str, bytes)) or not isinstance(record, Sequence):
             msg = f"record {index}: expected a list of values or an object of column to value"
             raise RecordError(msg)
         if len(record) != len(self.names):
-            msg = f"record {index}: {len(record)} values, expected {len(self.names)}: {listed(self.names)}"
+            msg = (
+                f"record {index}: {len(record)} values, expected {len(self.names)}: {listed(self.names)}; "
+                "send null for a value that is missing"
+            )
             raise RecordError(msg)
         return record
 
@@ -234,7 +248,9 @@ def _numbers(column: Iterable[Any], name: str, decimal: str, first: int) -> list
         try:
             number = float(value) if type(value) is float or type(value) is int else _number(value, decimal)
         except (TypeError, ValueError, OverflowError):
-            msg = f"record {i}: column {name} needs a number, got {quoted(value)}"
+            msg = (
+                f"record {i}: column {name} needs a number, got {quoted(value)}; send null for a value that is missing"
+            )
             raise RecordError(msg) from None
         numbers.append(number if abs(number) <= LARGEST else math.nan)
     return numbers

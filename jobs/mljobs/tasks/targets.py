@@ -15,11 +15,11 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from mljobs import data
-from mljobs.failure import JobFailure, did_you_mean
+from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.fairness import Means, point_estimates
 from mljobs.files import SHOWN
 from mljobs.tasks import Objective, Strata, Targets
-from mljobs.tasks.tabular_model import THRESHOLD, number, predictions
+from mljobs.tasks.tabular_model import THRESHOLD, category, number, predictions
 from mlplatform.api import Data, Fairness
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, FailureClass
 
@@ -32,6 +32,8 @@ ACCURACY: Final = "accuracy"
 CLASSES_LEAST: Final = {"auto": 2, "binary": 2, "multiclass": 3}
 CLASSES_LIMIT: Final = 100
 """Of more distinct values a label is no class."""
+FEW: Final = 5
+"""Cells of a row that a message shows; rows of a class that is meant."""
 CLIP: Final = 1e-7
 """Probabilities are kept this far from 0 and 1 in the logarithmic loss: float32 sigmoids reach both."""
 
@@ -44,16 +46,39 @@ def read(table: pa.Table, asked: Data) -> Targets:
     """
     found, missing = _words(table, asked)
     if blank := found.count(None):
-        shown = ", ".join(map(repr, sorted(missing)))
+        shown, row = ", ".join(map(repr, sorted(missing))), found.index(None)
         raise JobFailure(
             FailureClass.DATA_INVALID,
             f"{blank} of {len(found)} rows have no value in the label column {asked.label!r}"
-            + (f" ({shown} counts as missing)" if missing else ""),
-            "Remove these rows or complete them" + ("; write a class as another word" if missing else ""),
+            + (f" ({shown} counts as missing)" if missing else "")
+            + f": first {row_words(row)} ({_cells(table, row)})",
+            "Remove these rows (a total, a remark at the end of a file) or complete them"
+            + ("; write a class as another word" if missing else ""),
+            row,
         )
     values = np.array(found, dtype=np.str_)
     classes = sorted(np.unique(values).tolist(), key=_order)
-    return READ[guess(classes, asked) if asked.target == "auto" else asked.target](values, classes, asked)
+    return READ[guess(values, classes, asked) if asked.target == "auto" else asked.target](values, classes, asked)
+
+
+def _cells(table: pa.Table, row: int) -> str:
+    """What stands in the other columns of a row."""
+    cells = {name: column[row].as_py() for name, column in zip(table.column_names, table.columns, strict=True)}
+    shown = [f"{name} {value!r:.40}" for name, value in cells.items() if value is not None]
+    return ", ".join(shown[:FEW]) + (", …" if len(shown) > FEW else "") or "it is empty"
+
+
+def _stray(values: Words, classes: Sequence[str]) -> tuple[str, int]:
+    """Of a few classes one that is in a single row, and which row that is: a total, or a typo; else nothing and -1."""
+    counts = {name: int((values == name).sum()) for name in classes} if len(classes) <= SHOWN else {}
+    alone = [name for name, count in counts.items() if count == 1]
+    if len(alone) != 1 or sum(count > FEW for count in counts.values()) < 2:  # noqa: PLR2004  the classes that are meant
+        return "", -1
+    row = int(np.flatnonzero(values == alone[0])[0])
+    return f"; {alone[0]!r} is in {row_words(row)} alone", row
+
+
+REMOVE: Final = "Remove that row if it is a total or a typo. "
 
 
 def _words(table: pa.Table, asked: Data) -> tuple[list[str | None], set[str]]:
@@ -72,10 +97,11 @@ def _words(table: pa.Table, asked: Data) -> tuple[list[str | None], set[str]]:
     return words, missing
 
 
-def guess(classes: Sequence[str], asked: Data) -> str:
+def guess(values: Words, classes: Sequence[str], asked: Data) -> str:
     """What kind of a label these values are of.
 
     Args:
+        values: Of all rows.
         classes: The distinct ones.
         asked: Its name; whoever names a positive class has said that there are two.
 
@@ -89,11 +115,14 @@ def guess(classes: Sequence[str], asked: Data) -> str:
         return "multiclass"
     if len(classes) > CLASSES_LIMIT or not all(value.is_integer() for value in numbers if value is not None):
         return "regression"
+    stray, row = _stray(values, classes)
     raise JobFailure(
         FailureClass.DATA_INVALID,
         f"the label column {asked.label!r} has {len(classes)} different whole numbers ({_shown(classes)}), which may be "
-        "classes or a measured number",
-        "Set spec.data.target to multiclass or regression; with binary, point spec.data.label at a column of two classes",
+        f"classes or a measured number{stray}",
+        (REMOVE if stray else "")
+        + "Set spec.data.target to multiclass or regression; with binary, point spec.data.label at a column of two classes",
+        row,
     )
 
 
@@ -115,21 +144,25 @@ def of_two_classes(values: Words, classes: list[str], asked: Data) -> Targets:
         JobFailure: There are not two classes, or the positive class is none of them.
     """
     if len(classes) != 2:  # noqa: PLR2004  binary
-        shown = ", ".join(classes[:SHOWN])
+        stray, row = _stray(values, classes)
         raise JobFailure(
             FailureClass.DATA_INVALID,
-            f"the label column {asked.label!r} has {len(classes)} distinct value(s) ({shown}); two are needed",
-            "Point spec.data.label at a column of two classes, or derive one"
+            f"the label column {asked.label!r} has {len(classes)} distinct value(s) ({_shown(classes)}); two are needed{stray}",
+            (REMOVE if stray else "")
+            + "Point spec.data.label at a column of two classes, or derive one"
             + ("; spec.data.target says what other labels are" if len(classes) > 2 else ""),  # noqa: PLR2004  likewise
+            row,
         )
-    if asked.positive_label and asked.positive_label not in classes:
+    # By its value, as a cell is read: 1.0 is 1, and True is true.
+    named = asked.positive_label if asked.positive_label in classes else category(asked.positive_label)
+    if asked.positive_label and named not in classes:
         raise JobFailure(
             FailureClass.DATA_INVALID,
             f"spec.data.positiveLabel {asked.positive_label!r} is no value of {asked.label!r}"
             f"{did_you_mean(asked.positive_label, classes)}",
-            f"Use one of {', '.join(classes)}",
+            f"Set spec.data.positiveLabel to one of {', '.join(map(repr, classes))}",
         )
-    positive = asked.positive_label or classes[1]
+    positive = (named if asked.positive_label else None) or classes[1]
     negative = next(name for name in classes if name != positive)
     flags = values == positive
     strata = Strata(flags.astype(np.int64), ("the negative class", "the positive class"))
@@ -186,9 +219,10 @@ def of_numbers(values: Words, classes: list[str], asked: Data) -> Targets:
         rows = np.flatnonzero(np.isin(values, bad))
         raise JobFailure(
             FailureClass.DATA_INVALID,
-            f"{len(rows)} of {len(values)} rows have no number in the label column {asked.label!r}: the first is row "
-            f"{rows[0] + 1} of the data with {str(values[rows[0]])!r}",
+            f"{len(rows)} of {len(values)} rows have no number in the label column {asked.label!r}: the first is "
+            f"{row_words(int(rows[0]))} with {str(values[rows[0]])!r}",
             "Correct or remove these rows, or set spec.data.target to multiclass if the values are classes",
+            int(rows[0]),
         )
     if len(classes) < 2:  # noqa: PLR2004  nothing to tell apart
         raise JobFailure(
