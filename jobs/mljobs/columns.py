@@ -6,12 +6,15 @@ Called by `mljobs.data` with the rows of all files, for a part of them may not s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mljobs import spool
 from mljobs.tasks.tabular_model import MISSING_WORDS, number
 from mlplatform.api import Data
 
@@ -23,6 +26,8 @@ LOOK: Final = 1000
 """Values of a column that tell whether it is worth looking at all."""
 NAMED: Final = 3
 """Odd cells that are told with file and row."""
+LIMIT: Final = 1 << 18
+"""Distinct values of a large table's column that are kept in memory while it is looked at."""
 FEW: Final = 20
 """Distinct numbers below which they may well be names."""
 
@@ -48,57 +53,91 @@ def settle(table: pa.Table, asked: Data, place: Callable[[int], str]) -> Settled
         place: Where the row of this number stands.
     """
     remarks: dict[str, str] = {}
-    for i, written in enumerate(table.schema):
-        field = written
-        if pa.types.is_dictionary(written.type):
-            field = written.with_type(written.type.value_type)
-            table = table.set_column(i, field, table.column(i).cast(field.type))
+    large = spool.is_large(table)
+    for i, field in enumerate(table.schema):
         if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
             continue
-        encoded = table.column(i).combine_chunks().dictionary_encode()
-        texts = encoded.dictionary.to_pylist()
-        present = [text for text in texts if text.strip().lower() not in MISSING_WORDS]
-        read = _numbers(present)
-        if field.name == asked.label and not (read and _measured(present, asked)):
+        column = table.column(i)
+        found = _look(column, LIMIT if large else math.inf)
+        if field.name == asked.label and not (found.decimal and _measured(found.texts, asked)):
             continue
-        if read is None:
-            values = pa.array([None if text.strip().lower() in MISSING_WORDS else text for text in texts], pa.string())
-            if odd := _odd(present):
-                rows = [pc.index(table.column(i), pa.scalar(text, field.type)).as_py() for text in odd[:NAMED]]
+        if found.decimal:
+            read: Callable[[str], float | str | None] = partial(number, decimal=found.decimal)
+            kind = field.with_type(pa.float64()).with_metadata({DECIMAL: found.decimal.encode()})
+            remarks[field.name] = found.told
+        else:
+            read, kind = str, field.with_type(pa.string())
+            if odd := _odd(found.texts) if found.whole else []:
+                rows = [pc.index(column, pa.scalar(text, field.type)).as_py() for text in odd[:NAMED]]
                 remarks[field.name] = (
-                    f"it is text: {len(odd)} of {len(present)} distinct values are no numbers, first "
+                    f"it is text: {len(odd)} of {len(found.texts)} distinct values are no numbers, first "
                     + ", ".join(f"{text!r} in {place(row)}" for text, row in zip(odd, rows, strict=False))
                 )
-            if len(present) == len(texts):
+            if not found.blank:
                 continue
-        else:
-            decimal, known, why = read
-            values = pa.array([known.get(text) for text in texts], pa.float64())
-            remarks[field.name] = why
-            field = field.with_metadata({DECIMAL: decimal.encode()})
-        table = table.set_column(i, field.with_type(values.type), pc.take(values, encoded.indices))
+        chunks = (_read(chunk, read, kind.type) for chunk in column.chunks)
+        table = table.set_column(i, kind, spool.column(kind, chunks, large=large))
     return Settled(table, remarks)
+
+
+class _Looked(NamedTuple):
+    """What there is in a column of text.
+
+    Attributes:
+        texts: Its distinct values that are not missing, in order; the first ones, if they are more than was asked for.
+        whole: Whether these are all.
+        blank: Whether it has words for missing.
+        decimal: The sign before the fraction, if all are numbers with it; empty if they are words.
+        told: How the numbers are read, in words.
+    """
+
+    texts: list[str]
+    whole: bool
+    blank: bool
+    decimal: str
+    told: str
+
+
+def _look(column: pa.ChunkedArray, limit: float) -> _Looked:
+    """Looks at all values; of each distinct one once, as far as the limit goes."""
+    known: dict[str, None] = {}
+    whole, blank, signs, other = True, False, [".", ","], ""
+    for chunk in column.chunks:
+        new = [text for text in chunk.unique().to_pylist() if text is not None and text not in known]
+        present = [text for text in new if text.strip().lower() not in MISSING_WORDS]
+        blank = blank or len(present) < len(new)
+        signs = [sign for sign in signs if all(number(text, sign) is not None for text in present)]
+        if not other and len(signs) > 1:
+            other = next((text for text in present if number(text, ".") != number(text, ",")), "")
+        whole = whole and len(known) + len(present) <= limit
+        known.update(dict.fromkeys(present if whole else present[: max(0, int(limit) - len(known))]))
+    texts = list(known)
+    if not texts or not signs:
+        return _Looked(texts, whole, blank, "", "")
+    first = other if len(signs) > 1 and other else _first(texts, signs[0])
+    told = f"text like {first!r} is read as the number {number(first, signs[0]):g}"
+    either = ", though the comma could be a decimal one" if len(signs) > 1 and other else ""
+    return _Looked(texts, whole, blank, signs[0], told + either)
+
+
+def _first(texts: Sequence[str], sign: str) -> str:
+    """A number that the other sign would read otherwise, if there is one."""
+    other = "," if sign == "." else "."
+    return next((text for text in texts if number(text, other) != number(text, sign)), texts[0])
+
+
+def _read(chunk: pa.Array, read: Callable[[str], float | str | None], kind: pa.DataType) -> pa.Array:
+    """A chunk with what its texts stand for; null for words for missing."""
+    encoded = chunk.dictionary_encode()
+    texts = encoded.dictionary.to_pylist()
+    values = [None if text.strip().lower() in MISSING_WORDS else read(text) for text in texts]
+    return pa.array(values, kind).take(encoded.indices)
 
 
 def _measured(texts: list[str], asked: Data) -> bool:
     """Whether a label whose texts are all numbers is read as these: two of them, or one that is positive, are classes."""
     several = len(texts) > 2 and not asked.positive_label  # noqa: PLR2004  binary
     return asked.target == "regression" or (asked.target == "auto" and several)
-
-
-def _numbers(texts: list[str]) -> tuple[str, dict[str, float], str] | None:
-    """The decimal sign of a column, its numbers by their text and a remark; None if one of them is no number in it."""
-    if not texts or number(texts[0]) is None is number(texts[0], ","):
-        return None
-    for decimal in (".", ","):
-        known = {text: value for text in texts if (value := number(text, decimal)) is not None}
-        if len(known) == len(texts):
-            other = {text: number(text, "," if decimal == "." else ".") for text in texts}
-            either = all(value is not None for value in other.values()) and other != known
-            first = next((text for text in texts if other[text] != known[text]), texts[0])
-            told = f"text like {first!r} is read as the number {known[first]:g}"
-            return decimal, known, told + (", though the comma could be a decimal one" if either else "")
-    return None
 
 
 def _odd(texts: list[str]) -> list[str]:

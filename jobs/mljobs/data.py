@@ -9,8 +9,9 @@ drawn here, and nothing after this module sees other rows.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -18,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mljobs import files, tables
+from mljobs import files, spool, tables
 from mljobs.columns import settle
 from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.features import numbering
 from mljobs.files import SHOWN
 from mljobs.store import Store
+from mljobs.stream import Digest, Source
 from mljobs.tables import Part
 from mljobs.tasks import Strata
 from mljobs.tasks.tabular_model import category, number
@@ -32,6 +34,8 @@ from mlplatform.contract import ENV_ROWS, FailureClass
 
 Indices = npt.NDArray[np.int64]
 Words = npt.NDArray[np.str_]
+Named = tuple[str, pa.Table]
+"""Rows, and the first file that they are from."""
 
 MISSING_GROUP: Final = "(missing)"
 GROUPS_LIMIT: Final = 50
@@ -113,13 +117,16 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
     wanted = _sample_size(environment.get(ENV_ROWS))
     store = Store(data.uri)
     found = files.listing(store, data)
-    parts, content_hash = [], hashlib.sha256()
+    content_hash: Digest = hashlib.sha256()
+    parts, names = [], [store.uri(name) for name in found.names]
+    gathered = _Gathered()
     for name in found.names:
-        content = store.read(name)
-        content_hash.update(content)
-        parts.append(tables.partitioned(tables.read(content, data, store.uri(name)), name, store.uri(name)))
-    names, lengths = [store.uri(name) for name in found.names], [part.table.num_rows for part in parts]
-    table, kinds = settle(_together(parts, names, data), data, lambda row: _place(lengths, names, row))
+        source = Source(store, name, content_hash)
+        parts.append(tables.partitioned(tables.load(source, data), name, source.uri))
+        gathered.add(parts[-1], source.uri)
+        content_hash = source.digest
+    lengths = [part.rows for part in parts]
+    table, kinds = settle(_together(gathered.all(), data), data, lambda row: _place(lengths, names, row))
     if not table.num_rows:
         raise JobFailure(FailureClass.DATA_INVALID, f"{data.uri} has no rows", "Write the data and apply again")
     total, numbered, taken = table.num_rows, numbering(table, lengths), None
@@ -128,7 +135,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
         table = take(table, taken)
         content_hash.update(f"{wanted} rows by seed {data.split.seed}".encode())
     read = [
-        {"file": name, "rows": part.table.num_rows, "encoding": part.encoding, "delimiter": part.delimiter}
+        {"file": name, "rows": part.rows, "encoding": part.encoding, "delimiter": part.delimiter}
         for part, name in zip(parts, names, strict=True)
     ]
     left_out = {column: why for part in parts for column, why in part.left_out.items()}
@@ -147,8 +154,22 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
 
 
 def take(table: pa.Table, rows: Indices) -> pa.Table:
-    """These rows of a table, ``(rows,)``. Arrow is given them as memory: to look at an array it would import pandas."""
-    return table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
+    """These rows of a table, ``(rows,)`` in rising order; of a large one on disk."""
+    pieces = taken(table, rows)
+    if not spool.is_large(table):
+        return pa.concat_tables([table.schema.empty_table(), *pieces])
+    batches = (batch for piece in pieces for batch in piece.combine_chunks().to_batches())
+    return pa.concat_tables(spool.tables(batches) or [table.schema.empty_table()])
+
+
+def taken(table: pa.Table, rows: Indices) -> Iterator[pa.Table]:
+    """Likewise, a stretch at a time."""
+    start = 0
+    for piece in spool.pieces(table):
+        low, high = np.searchsorted(rows, (start, start + piece.num_rows))
+        if high > low:
+            yield piece.take(spool.as_arrow(rows[low:high] - start))
+        start += piece.num_rows
 
 
 def _sample_size(asked: str | None) -> int | None:
@@ -161,42 +182,102 @@ def _sample_size(asked: str | None) -> int | None:
     return int(asked)
 
 
-def _together(parts: Sequence[Part], names: Sequence[str], data: Data) -> pa.Table:
+class _Gathered:
+    """The rows of the files so far; small files together become one on disk."""
+
+    def __init__(self) -> None:
+        self._known: tuple[list[str], str] | None = None
+        self._stored: list[Named] = []
+        self._held: list[Named] = []
+
+    def add(self, part: Part, name: str) -> None:
+        """Takes in the next file.
+
+        Raises:
+            JobFailure: It has other columns than the first one.
+        """
+        columns = part.tables[0].column_names
+        self._known = self._known or (columns, name)
+        _refuse_other_columns(*self._known, columns, name)
+        if part.nbytes > spool.HELD_BYTES:
+            self._store()
+            self._stored += [(name, table) for table in part.tables]
+            return
+        self._held += [(name, table) for table in part.tables]
+        if sum(table.nbytes for _, table in self._held) > spool.HELD_BYTES:
+            self._store()
+
+    def _store(self) -> None:
+        for _, run in itertools.groupby(self._held, key=lambda named: named[1].schema):
+            (name, first), *more = run
+            rows = [batch for table in (first, *(table for _, table in more)) for batch in table.to_batches()]
+            self._stored += [(name, table) for table in spool.tables(rows) or [first]]
+        self._held = []
+
+    def all(self) -> list[Named]:
+        """In the order of the files, each with the name of the first file in it."""
+        return self._stored + self._held
+
+
+def _refuse_other_columns(known: Sequence[str], where: str, columns: Sequence[str], name: str) -> None:
+    more = [column for column in columns if column not in known]
+    less = [column for column in known if column not in columns]
+    if more and less:
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"{name} lacks {', '.join(less[:SHOWN])} and has {', '.join(more[:SHOWN])} instead, unlike {where}",
+            "Give every file the same columns, each CSV file with its header line",
+        )
+
+
+def _together(parts: Sequence[Named], data: Data) -> pa.Table:
     """The rows of all files.
 
     Raises:
-        JobFailure: A file has other columns than the first one, or other types: words where others have numbers.
+        JobFailure: A file has other types than those before: words where others have numbers.
     """
-    first = parts[0].table.schema
-    for part, name in zip(parts, names, strict=True):
-        more = [column for column in part.table.column_names if column not in first.names]
-        less = [column for column in first.names if column not in part.table.column_names]
-        if more and less:
-            raise JobFailure(
-                FailureClass.DATA_INVALID,
-                f"{name} lacks {', '.join(less[:SHOWN])} and has {', '.join(more[:SHOWN])} instead, unlike {names[0]}",
-                "Give every file the same columns, each CSV file with its header line",
-            )
     try:
-        return pa.concat_tables([part.table for part in parts], promote_options="permissive")
+        return _joined([table for _, table in parts])
     except pa.ArrowException as error:
-        if not parts[0].delimiter:
-            raise _misfit(parts, names) from error
+        if data.format == "parquet":
+            raise _misfit(parts) from error
     # Of CSV a part alone does not tell: one word for missing more, or numbers with thousands, and a column is text there.
-    kinds = [(typed.name, pa.types.is_string(typed.type)) for part in parts for typed in part.table.schema]
+    kinds = [(typed.name, pa.types.is_string(typed.type)) for _, table in parts for typed in table.schema]
     words = {name for name, is_text in kinds if is_text}
-    together = pa.concat_tables([_as_text(part.table, words) for part in parts], promote_options="permissive")
+    together = _joined([_as_text(table, words) for _, table in parts])
     found = settle(together, data, str).table.schema
     if any(name in words and not is_text and pa.types.is_string(found.field(name).type) for name, is_text in kinds):
-        raise _misfit(parts, names)
+        raise _misfit(parts)
     return together
 
 
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+    return pa.concat_tables([_conformed(table, schema) for table in tables])
+
+
+def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with the columns of all files; what it lacks is missing there."""
+    if table.schema.equals(schema):
+        return table
+    large = spool.is_large(table)
+    columns = []
+    for typed in schema:
+        if typed.name not in table.column_names:
+            chunks = (pa.nulls(piece.num_rows, typed.type) for piece in spool.pieces(table))
+            columns.append(spool.column(typed, chunks, large=large))
+        elif (found := table.column(typed.name)).type != typed.type:
+            columns.append(spool.column(typed, (chunk.cast(typed.type) for chunk in found.chunks), large=large))
+        else:
+            columns.append(found)
+    return pa.table(columns, schema=schema)
+
+
 def _as_text(table: pa.Table, columns: set[str]) -> pa.Table:
-    for i, typed in enumerate(table.schema):
-        if typed.name in columns:
-            table = table.set_column(i, typed.with_type(pa.string()), table.column(i).cast(pa.string()))
-    return table
+    return _conformed(
+        table,
+        pa.schema([typed.with_type(pa.string()) if typed.name in columns else typed for typed in table.schema]),
+    )
 
 
 def _place(lengths: Sequence[int], names: Sequence[str], row: int) -> str:
@@ -207,11 +288,11 @@ def _place(lengths: Sequence[int], names: Sequence[str], row: int) -> str:
     raise IndexError(row)
 
 
-def _misfit(parts: Sequence[Part], names: Sequence[str]) -> JobFailure:
+def _misfit(parts: Sequence[Named]) -> JobFailure:
     """Names the first file and column whose type does not go with those of the files before."""
     known: dict[str, tuple[pa.Field, str]] = {}
-    for part, name in zip(parts, names, strict=True):
-        for typed in part.table.schema:
+    for name, table in parts:
+        for typed in table.schema:
             before, where = known.setdefault(typed.name, (typed, name))
             try:
                 merged = pa.unify_schemas([pa.schema([before]), pa.schema([typed])], promote_options="permissive")
@@ -219,7 +300,7 @@ def _misfit(parts: Sequence[Part], names: Sequence[str]) -> JobFailure:
                 return JobFailure(
                     FailureClass.DATA_INVALID,
                     f"the column {typed.name!r} is {before.type} in {where} but {typed.type} in {name}"
-                    + _example(part.table.column(typed.name)),
+                    + _example(table.column(typed.name)),
                     "Correct the cells that are not like the others, or write the column with one type in all files",
                 )
             known[typed.name] = (merged.field(0), where)
@@ -232,7 +313,7 @@ def _example(column: pa.ChunkedArray) -> str:
         return ""
     words = (
         (row, text)
-        for row, text in enumerate(column.to_pylist())
+        for row, text in enumerate(text for chunk in column.chunks for text in chunk.to_pylist())
         if category(text) is not None and number(text) is None
     )
     found = next(words, None)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import fsspec
 
@@ -102,6 +102,22 @@ class Store:
         with translated("read", self.uri(name)):
             return bytes(self._fs.cat_file(self._at(name)))
 
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file to be read as it comes.
+
+        Raises:
+            JobFailure: It is not there (DataMissing), or the store refuses or does not answer.
+        """
+        with translated("read", self.uri(name)):
+            file = self._fs.open(self._at(name), "rb")
+        with file:
+            yield file
+
+    def local(self, name: str) -> str:
+        """The path of a file on this machine; empty where the store is not here."""
+        return self._at(name) if _is_local(self.root) else ""
+
     def write(self, name: str, content: bytes) -> str:
         """Writes a file whole and returns its URI.
 
@@ -119,7 +135,8 @@ class Store:
             JobFailure: It is not there (DataMissing), or the store refuses or does not answer.
         """
         if _is_local(self.root):
-            return hashlib.sha256(self.read(name)).hexdigest()
+            with translated("read", self.uri(name)), Path(self._at(name)).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         with translated("look at", self.uri(name)):
             info = self._fs.info(self._at(name))
         return " ".join(str(info.get(key)) for key in ("size", "ETag", "etag", "LastModified", "mtime"))

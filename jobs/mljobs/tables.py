@@ -1,7 +1,7 @@
-"""One file's rows as an Arrow table.
+"""One file's rows as Arrow tables.
 
-Called by `mljobs.data` for every file of the data. What a file's cells mean is not decided here: a part of the data
-cannot know.
+Called by `mljobs.data` for every file of the data. A file that is not for memory is read in blocks and written to disk as
+Arrow. What a file's cells mean is not decided here: a part of the data cannot know.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import BinaryIO, Final, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from mljobs import text
+from mljobs import spool, stream, text
 from mljobs.failure import JobFailure
 from mljobs.files import SHOWN
+from mljobs.stream import RowEndsError, Source
 from mljobs.tasks.tabular_model import MISSING_WORDS
 from mlplatform.api import Data
 from mlplatform.contract import FailureClass
@@ -29,6 +33,7 @@ from mlplatform.contract import FailureClass
 DELIMITERS: Final = (",", ";", "\t", "|")
 """Tried in this order where `spec.data.delimiter` names none."""
 LINE_ENDS: Final = ("\r", "\n")
+NUMBERING: Final = "pandas' numbering of the rows"
 HEADER_BYTES: Final = 1 << 20
 BLOCK_BYTES: Final = 1 << 20
 """Arrow's own; a row that is longer is read with a block as long as the file."""
@@ -46,16 +51,41 @@ class Part:
     """What one file holds.
 
     Attributes:
-        table: Its rows.
+        tables: Its rows, in memory or mapped; more than one where a type became wider in the course of the file.
         left_out: Columns that are none of the data, with why.
         encoding: Of its text; empty for Parquet.
         delimiter: Between its values; empty for Parquet.
     """
 
-    table: pa.Table
+    tables: list[pa.Table]
     left_out: dict[str, str]
     encoding: str = ""
     delimiter: str = ""
+
+    @property
+    def rows(self) -> int:
+        """How many it has."""
+        return sum(table.num_rows for table in self.tables)
+
+    @property
+    def nbytes(self) -> int:
+        """Their size as Arrow has them."""
+        return sum(table.nbytes for table in self.tables)
+
+
+def load(source: Source, data: Data) -> Part:
+    """Reads one file, of any size.
+
+    Raises:
+        JobFailure: It is empty, damaged, or not of the format (DataInvalid).
+    """
+    with source.open() as packed, stream.unpacked(packed, source.uri) as file:
+        start = file.read(stream.BLOCK_BYTES + 1)
+        if len(start) > stream.BLOCK_BYTES and data.format == "parquet":
+            return _long_parquet(start, file, source)
+    if len(start) > stream.BLOCK_BYTES:
+        return _LongCsv(source, data, text.begun(start, data.encoding)).read()
+    return read(start, data, source.uri)
 
 
 def read(content: bytes, data: Data, uri: str) -> Part:
@@ -75,28 +105,225 @@ def read(content: bytes, data: Data, uri: str) -> Part:
 def _parquet(content: bytes, uri: str) -> Part:
     try:
         table = pyarrow.parquet.read_table(pa.BufferReader(content))
+        table = table.cast(pa.schema([_plain(typed) for typed in table.schema]))
     except (pa.ArrowException, OSError) as error:
         raise _no_file("parquet", uri, str(error)) from error
     _refuse_twins(table.column_names, uri)
     # pandas numbers the rows of a frame in a column of its own; it says nothing of a row that comes later.
     numbering = [name for name in table.column_names if name.startswith("__index_level_")]
-    return Part(table.drop_columns(numbering), dict.fromkeys(numbering, "pandas' numbering of the rows"))
+    return Part([table.drop_columns(numbering)], dict.fromkeys(numbering, NUMBERING))
+
+
+def _long_parquet(start: bytes, rest: BinaryIO, source: Source) -> Part:
+    """By stretches of its row groups. Parquet is read from its end: what comes as a stream is written to disk before."""
+    with tempfile.NamedTemporaryFile(prefix="parquet-") as copy:
+        path = source.local
+        if not path or not start.startswith(b"PAR1") or isinstance(rest.raw, stream.Unpacked):  # type: ignore[attr-defined]
+            copy.write(start)
+            shutil.copyfileobj(rest, copy, stream.BLOCK_BYTES)
+            copy.flush()
+            path = copy.name
+        try:
+            with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+                names = file.schema_arrow.names
+                _refuse_twins(names, source.uri)
+                numbering = [name for name in names if name.startswith("__index_level_")]
+                kept = [name for name in names if name not in numbering]
+                schema = pa.schema([_plain(file.schema_arrow.field(name)) for name in kept])
+                batches = (
+                    batch.select(kept).cast(schema)
+                    for batch in file.iter_batches(_rows_at_a_time(file.metadata), use_threads=True)
+                )
+                tables = spool.tables(batches) or [schema.empty_table()]
+        except (pa.ArrowException, OSError) as error:
+            raise _no_file("parquet", source.uri, str(error)) from error
+    return Part(tables, dict.fromkeys(numbering, NUMBERING))
+
+
+def _plain(typed: pa.Field) -> pa.Field:
+    return typed.with_type(typed.type.value_type) if pa.types.is_dictionary(typed.type) else typed
+
+
+def _rows_at_a_time(about: pyarrow.parquet.FileMetaData) -> int:
+    size: int = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    rows: int = about.num_rows * spool.BATCH_BYTES // max(1, size)
+    return max(1, min(spool.BATCH_ROWS, rows))
 
 
 def _csv(content: bytes, data: Data, uri: str) -> Part:
-    if data.delimiter in LINE_ENDS:
-        raise JobFailure(
-            FailureClass.SPEC_INVALID, "spec.data.delimiter is the end of a line", "Name the character between values"
-        )
     read = text.read(content, data.encoding, uri)
-    delimiter = data.delimiter or _delimiter(read.content, data.label)
-    names, start = _header(read.content, delimiter)
-    _refuse_twins([name for name in names if name], uri)
-    # What pandas and R write without a name numbers the rows; a delimiter at the end of each line makes an empty one.
-    columns = [name or f"(column {i})" for i, name in enumerate(names, 1)]
-    nameless = {column: "it has no name" for column, name in zip(columns, names, strict=True) if not name}
-    table = _rows(read.content, start, delimiter, columns, uri).drop_columns(list(nameless))
-    return Part(table, nameless, read.encoding, delimiter)
+    head = Head.of(read.content, data, uri)
+    table = _rows(read.content, head, uri).drop_columns(list(head.nameless))
+    return Part([table], head.nameless, read.encoding, head.delimiter)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the first line of a CSV file says.
+
+    Attributes:
+        delimiter: Between values.
+        columns: Names.
+        nameless: Those that stand for none, with why they are left out.
+        start: Where the rows begin.
+    """
+
+    delimiter: str
+    columns: list[str]
+    nameless: dict[str, str]
+    start: int
+
+    @classmethod
+    def of(cls, content: bytes, data: Data, uri: str) -> Head:
+        """Reads it.
+
+        Raises:
+            JobFailure: There is none, or it has a name twice.
+        """
+        if data.delimiter in LINE_ENDS:
+            raise JobFailure(
+                FailureClass.SPEC_INVALID,
+                "spec.data.delimiter is the end of a line",
+                "Name the character between values",
+            )
+        delimiter = data.delimiter or _delimiter(content, data.label)
+        names, start = _header(content, delimiter)
+        if not names:
+            raise JobFailure(
+                FailureClass.DATA_INVALID, f"{uri} has no header line", "Write the columns' names into its first line"
+            )
+        _refuse_twins([name for name in names if name], uri)
+        # What pandas and R write without a name numbers the rows; a delimiter at the end of each line makes an empty one.
+        columns = [name or f"(column {i})" for i, name in enumerate(names, 1)]
+        nameless = {column: "it has no name" for column, name in zip(columns, names, strict=True) if not name}
+        return cls(delimiter, columns, nameless, start)
+
+
+class Before(NamedTuple):
+    """What comes before a part of a file.
+
+    Attributes:
+        rows: How many.
+        quotes: Likewise.
+    """
+
+    rows: int = 0
+    quotes: int = 0
+
+
+class _Mixed(Exception):  # noqa: N818  no error: the file is read again
+    """Columns of words began with what is none.
+
+    Args:
+        columns: Their names.
+    """
+
+    def __init__(self, columns: set[str]) -> None:
+        super().__init__()
+        self.columns = columns
+
+
+class _LongCsv:
+    """A CSV file that is not for memory, block by block.
+
+    A block may show that the file is otherwise than it was taken to be; then it is read once more.
+
+    Args:
+        source: The file.
+        data: What the specification says of it.
+        encoding: That its beginning shows.
+    """
+
+    def __init__(self, source: Source, data: Data, encoding: str) -> None:
+        self._source, self._data, self._encoding = source, data, encoding
+        self._words: set[str] = set()
+        self._by_arrow = False
+        self._head = Head("", [], {}, 0)
+
+    def read(self) -> Part:
+        """All rows.
+
+        Raises:
+            JobFailure: It is no CSV file, or a damaged one.
+        """
+        while True:
+            try:
+                return self._once()
+            except text.NotUtf8Error:
+                with self._open() as file:
+                    self._encoding = text.told(stream.pieces(file), self._source.uri)
+            except _Mixed as mixed:
+                self._words |= mixed.columns
+            except (RowEndsError, _Unparsed) as error:
+                if self._by_arrow:
+                    raise _unreadable(self._head, b"", self._source.uri, str(error)) from error
+                self._by_arrow = True
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        with self._source.open() as packed, stream.unpacked(packed, self._source.uri) as file:
+            yield file
+
+    def _once(self) -> Part:
+        uri = self._source.uri
+        decoder = text.Decoder(self._encoding, uri, said=bool(self._data.encoding))
+        with self._open() as file:
+            blocks = stream.decoded(file, decoder) if self._by_arrow else stream.blocks(file, decoder)
+            first = next(blocks)
+            self._head = head = Head.of(first, self._data, uri)
+            blocks = itertools.chain([first[head.start :]], blocks)
+            rows = self._rows(self._requoted(blocks, head) if self._by_arrow else blocks, head)
+            kept = [name for name in head.columns if name not in head.nameless]
+            found = spool.tables(batch.select(kept) for batch in rows)
+        empty = pa.table({name: pa.array([], pa.null()) for name in kept})
+        return Part(found or [empty], head.nameless, self._encoding or "utf-8", head.delimiter)
+
+    def _rows(self, blocks: Iterator[bytes], head: Head) -> Iterator[pa.RecordBatch]:
+        """Each block by all cores. A column that has words is not read as anything else from there on."""
+        words, mixed, rows = set(self._words), set[str](), 0
+        for block in blocks:
+            if not _SOMETHING.search(block):
+                continue
+            try:
+                table = _typed(pa.py_buffer(block), b'"' in block, head, words)
+            except pa.ArrowException as error:
+                raise _Unparsed(str(error)) from error
+            _refuse_open_quote(block, table, self._source.uri, Before(rows))
+            new = {typed.name for typed in table.schema if pa.types.is_string(typed.type)} - words
+            words |= new
+            if rows:
+                mixed |= new
+            rows += table.num_rows
+            if not mixed:
+                yield from table.combine_chunks().to_batches()
+        if mixed:
+            raise _Mixed(mixed)
+
+    def _requoted(self, blocks: Iterator[bytes], head: Head) -> Iterator[bytes]:
+        """The same with every value in quotes, by a single core.
+
+        Where rows end only Arrow's own reader tells for sure; of a row that is none it gives the number, too.
+        """
+        parse = pyarrow.csv.ParseOptions(delimiter=head.delimiter, newlines_in_values=True)
+        options = pyarrow.csv.ReadOptions(column_names=head.columns, block_size=stream.BLOCK_BYTES, use_threads=False)
+        plain = pyarrow.csv.WriteOptions(include_header=False, delimiter=head.delimiter, quoting_style="all_valid")
+        content, rows, batch = stream.Joined(blocks), 0, None
+        try:
+            with pyarrow.csv.open_csv(content, options, parse, _convert(head.columns)) as reader:
+                for batch in reader:
+                    rows += batch.num_rows
+                    quoted = pa.BufferOutputStream()
+                    pyarrow.csv.write_csv(batch, quoted, plain)
+                    yield quoted.getvalue().to_pybytes()
+        except pa.ArrowException as error:
+            raise _Unparsed(str(error)) from error
+        if batch is not None:
+            end = pa.Table.from_batches([batch])
+            _refuse_open_quote(content.last, end, self._source.uri, Before(rows - len(end), content.quotes))
+
+
+class _Unparsed(Exception):  # noqa: N818  likewise
+    """Arrow refuses a block."""
 
 
 def _delimiter(content: bytes, label: str) -> str:
@@ -118,27 +345,30 @@ def _header(content: bytes, delimiter: str) -> tuple[list[str], int]:
     return [name.strip() for name in names], start
 
 
-def _rows(content: bytes, start: int, delimiter: str, columns: Sequence[str], uri: str) -> pa.Table:
-    if not columns:
-        raise JobFailure(
-            FailureClass.DATA_INVALID, f"{uri} has no header line", "Write the columns' names into its first line"
-        )
-    if not _SOMETHING.search(content, start):
-        return pa.table({name: pa.array([], pa.null()) for name in columns})  # which goes with any type
-    body = pa.py_buffer(content).slice(start)
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=b'"' in content)
+def _rows(content: bytes, head: Head, uri: str) -> pa.Table:
+    if not _SOMETHING.search(content, head.start):
+        return pa.table({name: pa.array([], pa.null()) for name in head.columns})  # which goes with any type
     try:
-        table = _parsed(body, parse, columns, {})
-        # A time stays as it is written, which is how a request has it.
-        times = {typed.name: pa.string() for typed in table.schema if pa.types.is_temporal(typed.type)}
-        if times:
-            table = _parsed(body, parse, columns, times)
+        table = _typed(pa.py_buffer(content).slice(head.start), b'"' in content, head, set())
     except pa.ArrowException as error:
-        if ragged := _RAGGED.search(str(error)):
-            raise _ragged(ragged, content, delimiter, uri) from error
-        problem = f"{error} ({len(columns)} columns in the header, parted by {delimiter!r})"
-        raise _no_file("csv", uri, problem) from error
+        raise _unreadable(head, content, uri, str(error)) from error
     _refuse_open_quote(content, table, uri)
+    return table
+
+
+def _unreadable(head: Head, content: bytes, uri: str, problem: str) -> JobFailure:
+    """What Arrow refuses; `content` is the file, if it was read whole."""
+    if ragged := _RAGGED.search(problem):
+        return _ragged(ragged, content, head.delimiter, uri)
+    return _no_file("csv", uri, f"{problem} ({len(head.columns)} columns in the header, parted by {head.delimiter!r})")
+
+
+def _typed(body: pa.Buffer, quotes: bool, head: Head, words: Collection[str]) -> pa.Table:  # noqa: FBT001  of the body
+    """Rows with the types that they show; a time stays as it is written, which is how a request has it."""
+    parse = pyarrow.csv.ParseOptions(delimiter=head.delimiter, newlines_in_values=quotes)
+    table = _parsed(body, parse, head.columns, words)
+    if times := {typed.name for typed in table.schema if pa.types.is_temporal(typed.type)}:
+        table = _parsed(body, parse, head.columns, times.union(words))
     return table
 
 
@@ -173,40 +403,51 @@ def partitioned(part: Part, name: str, uri: str) -> Part:
     Raises:
         JobFailure: The file has such a column itself.
     """
-    table = part.table
+    tables = part.tables
     for folder in name.split("/")[:-1]:
         column, sign, written = (unquote(text) for text in folder.partition("="))
         if not (sign and column):
             continue
-        if column in table.column_names:
+        if column in tables[0].column_names:
             raise JobFailure(
                 FailureClass.DATA_INVALID,
                 f"the folder of {uri} names the column {column!r}, which the file has, too",
                 f"Write the files without {column!r}, or into folders of another name",
             )
         value = None if written == NO_PARTITION else written
-        table = table.append_column(column, pa.array([value] * table.num_rows, pa.string()))
-    return replace(part, table=table)
+        tables = [_with(table, column, value) for table in tables]
+    return replace(part, tables=tables)
+
+
+def _with(table: pa.Table, column: str, value: str | None) -> pa.Table:
+    """A table with one more column of one value."""
+    typed = pa.field(column, pa.string())
+    chunks = (pa.repeat(pa.scalar(value, pa.string()), piece.num_rows) for piece in spool.pieces(table))
+    return table.append_column(typed, spool.column(typed, chunks, large=spool.is_large(table)))
 
 
 def _parsed(
-    body: pa.Buffer, parse: pyarrow.csv.ParseOptions, columns: Sequence[str], types: Mapping[str, pa.DataType]
+    body: pa.Buffer, parse: pyarrow.csv.ParseOptions, columns: Sequence[str], words: Collection[str]
 ) -> pa.Table:
     """By blocks in parallel; if that fails as one block, which may hold a row of any length, and tells a bad row's number."""
+    blocks = pyarrow.csv.ReadOptions(column_names=list(columns), block_size=BLOCK_BYTES)
+    try:
+        return pyarrow.csv.read_csv(pa.BufferReader(body), blocks, parse, _convert(words))
+    except pa.ArrowException:
+        whole = pyarrow.csv.ReadOptions(column_names=list(columns), block_size=body.size, use_threads=False)
+        return pyarrow.csv.read_csv(pa.BufferReader(body), whole, parse, _convert(words))
+
+
+def _convert(words: Collection[str]) -> pyarrow.csv.ConvertOptions:
+    """How cells become values, with columns that are text in any case."""
     # Without words for true and false, such a column stays text, and `category` reads it as it reads a request's; Arrow
     # would take 0 for false in a column of 0 and True. Words for missing stay in text: None may be a class.
-    convert = pyarrow.csv.ConvertOptions(
+    return pyarrow.csv.ConvertOptions(
         null_values=sorted({*MISSING_WORDS, *map(str.upper, MISSING_WORDS), "NaN", "None", "NaT", "Null", "\\N"}),
         true_values=[],
         false_values=[],
-        column_types=types,
+        column_types=dict.fromkeys(words, pa.string()),
     )
-    blocks = pyarrow.csv.ReadOptions(column_names=list(columns), block_size=BLOCK_BYTES)
-    try:
-        return pyarrow.csv.read_csv(pa.BufferReader(body), blocks, parse, convert)
-    except pa.ArrowException:
-        whole = pyarrow.csv.ReadOptions(column_names=list(columns), block_size=body.size, use_threads=False)
-        return pyarrow.csv.read_csv(pa.BufferReader(body), whole, parse, convert)
 
 
 def _refuse_twins(names: Sequence[str], uri: str) -> None:
@@ -220,15 +461,15 @@ def _refuse_twins(names: Sequence[str], uri: str) -> None:
         )
 
 
-def _refuse_open_quote(content: bytes, table: pa.Table, uri: str) -> None:
-    """Arrow ends a quoted value where the file ends."""
-    if not table.num_rows or content.count(b'"') % 2 == 0:
+def _refuse_open_quote(content: bytes, table: pa.Table, uri: str, before: Before = Before()) -> None:  # noqa: B008  frozen
+    """Arrow ends a quoted value where the file ends; `content` is its last part, with the rows of `table`."""
+    if not table.num_rows or (before.quotes + content.count(b'"')) % 2 == 0:
         return
     last = itertools.chain.from_iterable(column[-1:].to_pylist() for column in table.columns)
     if content.rstrip(b"\r\n").endswith(b'"') or any(isinstance(value, str) and "\n" in value for value in last):
         raise JobFailure(
             FailureClass.DATA_INVALID,
-            f"{uri} ends within a quoted value, in row {table.num_rows}",
+            f"{uri} ends within a quoted value, in row {before.rows + table.num_rows}",
             "Write the file again if its upload broke off; else close the quote, or double it within a value",
         )
 

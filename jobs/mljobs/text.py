@@ -1,6 +1,6 @@
 """The bytes of a text file as UTF-8: unpacked, and read in the encoding that they are in.
 
-Called by `mljobs.tables` for every CSV file. Bytes are never taken for text: an encoding is told by the bytes, said by
+Called by `mljobs.tables` for every CSV file, and by `mljobs.stream` for those that are not for memory. Bytes are never taken for text: an encoding is told by the bytes, said by
 `spec.data.encoding`, or refused.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import pyarrow as pa
@@ -34,6 +35,7 @@ WESTERN: Final = "cp1252"
 """Latin-1 and what Windows adds to it: what is neither UTF-8 nor of another script mostly is."""
 
 GUESS_BYTES: Final = 1 << 16
+EVIDENCE_BYTES: Final = 8 << 20
 LOOK_BYTES: Final = 4096
 CHAOS_LIMIT: Final = 0.1
 COHERENCE_LIMIT: Final = 0.2
@@ -94,20 +96,95 @@ def read(content: bytes, encoding: str, uri: str) -> Text:
     Raises:
         JobFailure: The encoding is unknown (SpecInvalid), is not that of the file, or cannot be told (DataInvalid).
     """
-    if encoding:
-        return _decoded(content, _known(encoding), uri, said=True)
-    for mark, name in MARKS:
-        if content.startswith(mark):
-            return _decoded(content, name, uri)
-    if zeros := content[:LOOK_BYTES].count(0):
-        # ASCII in UTF-16 has a zero beside each letter; UTF-8 would take it.
-        name = "utf-16-le" if content[1:LOOK_BYTES:2].count(0) * 2 > zeros else "utf-16-be"
-        return _decoded(content, name, uri)
+    if name := begun(content, encoding):
+        return _decoded(content, name, uri, said=bool(encoding))
     try:
         content.decode()
     except UnicodeDecodeError as error:
         return _decoded(content, _told(content, error.start, uri), uri)
     return Text(content, "utf-8")
+
+
+def begun(start: bytes, encoding: str) -> str:
+    """The encoding that is said, or that the first bytes of a file show; empty where all of them must be looked at.
+
+    Raises:
+        JobFailure: What is said is no encoding.
+    """
+    if encoding:
+        return _known(encoding)
+    for mark, name in MARKS:
+        if start.startswith(mark):
+            return name
+    if zeros := start[:LOOK_BYTES].count(0):
+        # ASCII in UTF-16 has a zero beside each letter; UTF-8 would take it.
+        return "utf-16-le" if start[1:LOOK_BYTES:2].count(0) * 2 > zeros else "utf-16-be"
+    return ""
+
+
+class NotUtf8Error(ValueError):
+    """A file is not UTF-8, as it was taken to be."""
+
+
+class Decoder:
+    """Turns a file into UTF-8 piece by piece.
+
+    Args:
+        encoding: That `begun` or `told` found; empty for UTF-8 that nothing has said.
+        uri: Of the file, for messages.
+        said: Whether `spec.data.encoding` says it.
+    """
+
+    def __init__(self, encoding: str, uri: str, *, said: bool) -> None:
+        self._uri, self._said, self._guessed = uri, said, not encoding
+        self._name = encoding or "utf-8"
+        self._decoder = codecs.getincrementaldecoder(self._name)()
+        self._is_utf8 = codecs.lookup(self._name).name == "utf-8"
+        self._line, self._begun = 1, False
+
+    def feed(self, piece: bytes, *, last: bool) -> bytes:
+        """The piece as UTF-8 without a byte order mark; what does not end with a character waits for the next one.
+
+        Raises:
+            NotUtf8Error: Nothing has said that it should be.
+            JobFailure: It is not in the encoding.
+        """
+        waiting = self._decoder.getstate()[0]
+        if self._is_utf8 and self._begun and not waiting and piece.isascii():
+            self._line += piece.count(b"\n")
+            return piece
+        try:
+            text = self._decoder.decode(piece, final=last)
+        except UnicodeDecodeError as error:
+            if self._guessed:
+                raise NotUtf8Error from error
+            raise _undecodable(error, self._line, self._name, self._uri, said=self._said) from error
+        self._line += text.count("\n")
+        if not self._begun:
+            text, self._begun = text.removeprefix("\ufeff"), True
+        return text.encode()
+
+
+def told(pieces: Iterable[bytes], uri: str) -> str:
+    """The encoding of a file that is not UTF-8, from the lines that are no ASCII, as far as `EVIDENCE_BYTES` go.
+
+    Raises:
+        JobFailure: It cannot be told.
+    """
+    lines, size, rest = [], 0, b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        strange = [line for line in whole if not line.isascii()]
+        lines += strange
+        size += sum(map(len, strange))
+        if size > EVIDENCE_BYTES:
+            break
+    evidence = b"\n".join([*lines, rest])
+    try:
+        evidence.decode()
+    except UnicodeDecodeError as error:
+        return _told(evidence, error.start, uri)
+    return WESTERN
 
 
 def _known(encoding: str) -> str:
@@ -127,13 +204,18 @@ def _decoded(content: bytes, encoding: str, uri: str, *, said: bool = False) -> 
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        what = f"spec.data.encoding says {encoding}" if said else f"it looks like {encoding}"
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"{uri}: {what}, which byte {content[error.start]:#04x} in line {_line(content, error.start)} is not",
-            "Correct the file, or let spec.data.encoding name the encoding it is in",
-        ) from error
+        raise _undecodable(error, 1, encoding, uri, said=said) from error
     return Text(text.removeprefix("\ufeff").encode(), encoding)
+
+
+def _undecodable(error: UnicodeDecodeError, line: int, encoding: str, uri: str, *, said: bool) -> JobFailure:
+    what = f"spec.data.encoding says {encoding}" if said else f"it looks like {encoding}"
+    line += error.object.count(b"\n", 0, error.start)
+    return JobFailure(
+        FailureClass.DATA_INVALID,
+        f"{uri}: {what}, which byte {error.object[error.start]:#04x} in line {line} is not",
+        "Correct the file, or let spec.data.encoding name the encoding it is in",
+    )
 
 
 def _line(content: bytes, position: int) -> int:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mljobs import data, processes
+from mljobs import data, feed, processes
 from mljobs.failure import RETRAIN, JobFailure, did_you_mean
 from mljobs.features import Choice
+from mljobs.feed import Examples
 from mljobs.files import SHOWN
 from mljobs.profile import described, unusual
 from mljobs.report import Job, run, say
@@ -56,10 +57,13 @@ def main(job: Job) -> Summary | None:
     # Shards and checkpoints take a second to import: what is wrong with the specification or the data is said before.
     from mljobs.checkpoint import Checkpoints  # noqa: PLC0415
     from mljobs.parallel import Parallel  # noqa: PLC0415
-    from mljobs.trainer import Examples, Trainer  # noqa: PLC0415
+    from mljobs.trainer import Trainer  # noqa: PLC0415
 
-    everything = Examples(task.inputs(config, rows.table), torch.from_numpy(targets.values))
-    train, validation, _ = (everything.take(torch.from_numpy(part)) for part in parts)
+    held = feed.held_bytes(training)
+    train, validation = (
+        Examples(feed.encode(task, config, rows.table, part, held), torch.from_numpy(targets.values[part]))
+        for part in (parts.train, parts.validation)
+    )
 
     torch.manual_seed(training.seed)
     model = task.build(config)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from mljobs import data
+from mljobs import data, feed
 from mljobs.failure import JobFailure
 from mljobs.report import Job
 from mljobs.tasks import EVALUATION_ROWS, Objective, Task, load_task
@@ -86,7 +86,7 @@ def load(job: Job) -> Trained:
             f"{type(error).__name__}: {' '.join(str(error).split())}",
             "Retrain the model: annotate it with a new value of mlplatform.dev/retrain",
         ) from error
-    inputs = task.inputs(config, test)
+    inputs = feed.encode(task, config, rows.table, parts.test)
     values = targets.values[parts.test]
     return Trained(task, config, task.objective(config), model.eval(), test, inputs, values, rows.sample)
 

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mljobs import processes
 from mljobs.checkpoint import Checkpoints
 from mljobs.failure import JobFailure
+from mljobs.feed import Examples, Feed
 from mljobs.parallel import Parallel
 from mljobs.report import say
 from mljobs.tasks import EVALUATION_ROWS, Objective
@@ -46,30 +47,6 @@ TELL_SECONDS: Final = 10.0
 """Longest silence between two lines of progress within an epoch."""
 
 _FLAT: Final = StateDictOptions(flatten_optimizer_state_dict=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """One part of the data as tensors.
-
-    Attributes:
-        inputs: The task's tensors; the first dimension of each is the row.
-        targets: The task's (`tasks.Targets.values`); likewise.
-    """
-
-    inputs: tuple[Tensor, ...]
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def take(self, rows: Tensor) -> Examples:
-        """The examples of these row numbers."""
-        return Examples(tuple(part[rows] for part in self.inputs), self.targets[rows])
-
-    def to(self, device: torch.device) -> Examples:
-        """A copy on a device."""
-        return Examples(tuple(part.to(device) for part in self.inputs), self.targets.to(device))
 
 
 @dataclass(slots=True)
@@ -131,10 +108,11 @@ class Plan:
         order = np.random.default_rng((seed, epoch)).permutation(self.rows)
         return order[: self.steps_per_epoch * self.batch].reshape(self.steps_per_epoch, self.batch)
 
-    def share(self, batch: npt.NDArray[np.int64], rank: int) -> npt.NDArray[np.int64]:
-        """This rank's rows of one step, ``(accumulation, micro)``."""
-        start = rank * self.accumulation * self.micro
-        return batch[start : start + self.accumulation * self.micro].reshape(self.accumulation, self.micro)
+    def share(self, order: npt.NDArray[np.int64], rank: int) -> npt.NDArray[np.int64]:
+        """This rank's rows of each step, ``(…, accumulation, micro)``."""
+        each = self.accumulation * self.micro
+        mine = order[..., rank * each : (rank + 1) * each]
+        return mine.reshape(*order.shape[:-1], self.accumulation, self.micro)
 
     def learning_rate(self, peak: float, step: int) -> float:
         """Rises linearly, then falls along half a cosine to 0 at the last step.
@@ -192,19 +170,18 @@ class Trainer:
         self._model = model
         self._training = training
         self._topology = model.topology
-        self._train, self._validation = (part.to(self._topology.device) for part in examples)
+        train, self._validation = examples
         self._checkpoints = checkpoints
         self._watch = watched_metric(training.early_stopping, objective.metrics)
         self._less_is_better = less_is_better(training.early_stopping, self._watch)
-        self.plan = Plan(len(self._train), training, self._topology.world_size)
+        self.plan = Plan(len(train), training, self._topology.world_size)
+        self._feed = Feed(train, self.plan, training, self._topology.rank, self._topology.device)
         self._optimizer = make_optimizer(training, model)
         self._best = {name: weight.clone() for name, weight in model.weights().items()}
         self.progress = Progress()
         self.resumed_from = 0
         self._started = self._told = time.monotonic()
         self._mark()
-        self._order_epoch = -1
-        self._order = np.empty((0, 0), dtype=np.int64)
 
     def fit(self) -> None:
         """Trains to the end, from the newest checkpoint if there is one.
@@ -255,24 +232,19 @@ class Trainer:
     def _optimize(self, step: int) -> float:
         """Forward, backward and update; returns this rank's mean loss."""
         plan, training = self.plan, self._training
-        epoch, position = divmod(step, plan.steps_per_epoch)
-        if self._order_epoch != epoch:
-            self._order, self._order_epoch = plan.order(training.seed, epoch), epoch
-        share = torch.from_numpy(plan.share(self._order[position], self._topology.rank)).to(self._topology.device)
         self._model.module.train()
         torch.manual_seed(_mix(training.seed, step, self._topology.rank))
         self._optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self._topology.device)
-        for i, rows in enumerate(share):
-            part = self._train.take(rows)
-            with self._model.microbatch(last=i == len(share) - 1):
+        for i, part in enumerate(self._feed.micro_batches(step)):
+            with self._model.microbatch(last=i == plan.accumulation - 1):
                 loss = self._objective.loss(self._model.forward(part.inputs), part.targets)
-                torch.autograd.backward(loss / len(share))
+                torch.autograd.backward(loss / plan.accumulation)
             loss_sum += loss.detach()
         for group in self._optimizer.param_groups:
             group["lr"] = plan.learning_rate(training.optimizer.learning_rate, step)
         self._optimizer.step()
-        return float(loss_sum) / len(share)
+        return float(loss_sum) / plan.accumulation
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan
@@ -340,11 +312,10 @@ class Trainer:
         """
         self._model.module.eval()
         each = math.ceil(len(examples) / self._topology.world_size)
-        rows = torch.arange(self._topology.rank * each, (self._topology.rank + 1) * each)
-        mine = examples.take(rows.clamp(max=len(examples) - 1).to(self._topology.device))
+        mine = torch.arange(self._topology.rank * each, (self._topology.rank + 1) * each).clamp(max=len(examples) - 1)
         parts = [
-            self._model.forward(tuple(part[i : i + EVALUATION_ROWS] for part in mine.inputs))
-            for i in range(0, each, EVALUATION_ROWS)
+            self._model.forward(examples.take(rows).to(self._topology.device).inputs)
+            for rows in torch.split(mine, EVALUATION_ROWS)
         ]
         return processes.gather(torch.cat(parts))[: len(examples)].double().cpu()
 

@@ -196,6 +196,24 @@ def test_a_killed_and_a_terminated_training_end_as_an_undisturbed_one(
         assert torch.equal(found[name], weight), name
 
 
+def test_rows_that_do_not_fit_are_learned_from_in_windows_and_a_kill_changes_nothing(
+    people: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name in "undisturbed", "killed":
+        spec = people_spec(people, epochs=2, resources={"memory": "128Ki"})
+        environment = job_environment(spec, tmp_path / name, Stage.TRAIN, tmp_path / "message")
+        if name == "killed":
+            job = Torchrun(environment)
+            job.wait_for("checkpoint step=10/38")
+            job.kill()
+        job = Torchrun(environment)
+        assert job.finish() == 0, job.output
+        found.append(weights(tmp_path / name))
+    assert "resumed from step" in job.output
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_no_rank_succeeds_unless_the_model_is_saved(people: Path, tmp_path: Path) -> None:
     (tmp_path / "artifacts" / Artifacts.MODEL).mkdir(parents=True)  # in the way of the file
     spec = people_spec(people, strategy="ddp", epochs=1)

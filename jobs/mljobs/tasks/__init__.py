@@ -59,9 +59,6 @@ class Targets:
 class Objective(Protocol):
     """What is learned, once it is configured: the only place that knows what a model's outputs mean.
 
-    One may have a method ``constant(targets, scores)`` that says what the same answer for every row is worth beside the
-    model, as `mljobs.tasks.constant` does: the audit's default gate holds by it. Without it there is no such gate.
-
     Attributes:
         kind: What it is called in `spec.data.target`.
         metrics: Names of what `evaluate` returns; the first is the one to watch where the spec names none.

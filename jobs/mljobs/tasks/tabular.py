@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
 
-from mljobs import features, repeats
+from mljobs import features, repeats, spool
 from mljobs.columns import DECIMAL
 from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
@@ -34,6 +35,8 @@ FORMAT: Final = 1
 """Version of ``preprocessor.json``; a handler refuses one it does not know."""
 MOSTLY: Final = 0.5
 """Share of one value above which a column gets edges of its own for the rest (capital gains are mostly 0)."""
+DISTINCT: Final = 1 << 20
+"""Different values of a column that are counted at a time; beyond it the rarer half is forgotten."""
 ROUNDED: Final = 2
 """Digits of an example's number beyond the first one of its column's range: a hundredth of the range is fine enough."""
 
@@ -150,8 +153,9 @@ class TabularTask:
                     f"Make columns of its elements, or leave it out with spec.data.columns: {{{json.dumps(name, ensure_ascii=False)}: "
                     "ignore} or spec.training.hyperparameters.exclude",
                 )
-        part = table.take(pa.array(rows))
-        found = {name: self._feature(table.schema.field(name), part.column(name)) for name in names}
+        found = {
+            name: self._feature(table.schema.field(name), spool.chosen(table.column(name), rows)) for name in names
+        }
         features = [feature for feature in found.values() if feature]
         if not features:
             raise JobFailure(
@@ -175,21 +179,31 @@ class TabularTask:
             "model": model,
         }
 
-    def _feature(self, field: pa.Field, column: pa.ChunkedArray) -> dict[str, Any] | None:
-        """One feature's schema and statistics; None of a column that is the same in all rows."""
+    def _feature(self, field: pa.Field, chunks: Iterator[pa.Array]) -> dict[str, Any] | None:
+        """One feature's schema and statistics; None of a column that is the same in all rows.
+
+        Args:
+            field: The column's.
+            chunks: Its values in the training rows.
+        """
         name, kind = field.name, field.type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            values = column.cast(pa.float64(), safe=False).drop_null().to_numpy()
+            values = np.concatenate([spool.numbers(chunk.drop_null()) for chunk in chunks])
             edges = quantile_edges(values[np.abs(values) <= LARGEST], self._hyper.bins)
             decimal = (field.metadata or {}).get(DECIMAL, b".").decode()
             return {"name": name, "kind": "numeric", "edges": edges, "decimal": decimal} if edges else None
-        exact = Counter(column.to_pylist())
+        exact: Counter[Any] = Counter()
+        for chunk in chunks:
+            counted = chunk.value_counts()
+            exact.update(dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)))
+            if len(exact) > DISTINCT:
+                exact = Counter(dict(exact.most_common(DISTINCT // 2)))
         code = _is_code(exact)
         counts: Counter[str] = Counter()
         for value, count in exact.items():
             if (word := category(value, code=code)) is not None:
                 counts[word] += count
-        if len(counts) < 2 and counts.total() in {0, len(column)}:  # noqa: PLR2004  no two values, nor one that may lack
+        if len(counts) < 2 and counts.total() in {0, exact.total()}:  # noqa: PLR2004  no two values, nor one that may lack
             return None
         frequent = [word for word, _ in counts.most_common(self._hyper.maxCategories)]
         # The commonest one is for whoever wants to try the model; the model itself does not read it.
@@ -202,17 +216,25 @@ class TabularTask:
         Raises:
             JobFailure: The data lacks a column of the schema, or a number is none.
         """
-        preprocessor = Preprocessor(config)
-        if missing := [name for name in preprocessor.names if name not in table.column_names]:
+        features = config["features"]
+        if missing := [feature["name"] for feature in features if feature["name"] not in table.column_names]:
             raise JobFailure(
                 FailureClass.DATA_INVALID,
                 f"the data lacks {', '.join(missing)}, which the model was trained on",
                 "Retrain the model on the present data",
             )
+        kinds = [[feature for feature in features if feature["kind"] == kind] for kind in ("numeric", "categorical")]
+        found = tuple(
+            torch.empty((table.num_rows, len(some)), dtype=dtype)
+            for some, dtype in zip(kinds, (torch.float32, torch.int64), strict=True)
+        )
         try:
-            return preprocessor.transform_columns([table.column(name).to_pylist() for name in preprocessor.names])
+            for part, some in zip(found, kinds, strict=True):
+                for i, feature in enumerate(some):
+                    part[:, i] = encoded(feature, table.column(feature["name"]).combine_chunks())
         except RecordError as error:
             raise JobFailure(FailureClass.DATA_INVALID, str(error), "Correct the value in the data") from error
+        return found
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """A `TabularModel`."""
@@ -232,6 +254,22 @@ class TabularTask:
             feature["name"]: example_number(feature["edges"]) if feature["kind"] == "numeric" else feature.get("common")
             for feature in config["features"]
         }
+
+
+def encoded(feature: Mapping[str, Any], column: pa.Array) -> Tensor:
+    """A column as `Preprocessor` reads it, ``(rows,)``; of each distinct value it is asked once.
+
+    Raises:
+        RecordError: A value is no number where one is needed.
+    """
+    if feature["kind"] == "numeric" and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        values = torch.from_numpy(spool.numbers(column))
+        return torch.where(values.abs() <= LARGEST, values, math.nan).float()
+    known = column.dictionary_encode()
+    read = Preprocessor({"features": [feature]}).transform_columns([[*known.dictionary.to_pylist(), None]])
+    codes = known.indices.fill_null(len(known.dictionary)).to_numpy(zero_copy_only=False)
+    one = next(part for part in read if part.shape[1])
+    return one[:, 0][torch.from_numpy(codes.astype(np.int64))]
 
 
 def example_number(edges: Sequence[float]) -> float:

@@ -1,0 +1,121 @@
+"""Rows and tensors that need not fit into memory: on this machine's disk, mapped.
+
+Called by `mljobs.data` for tables, and by `mljobs.examples` for tensors. The system keeps of a mapped file what there is room
+for. A file has no name any more once it is mapped, so that its space is free again however the process ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mljobs.failure import JobFailure
+from mlplatform.contract import FailureClass
+
+HELD_BYTES: Final = 64 << 20
+"""A table or a set of tensors up to this size stays in memory."""
+BATCH_ROWS: Final = 1 << 16
+"""Rows that are worked on at a time; of wide tables fewer."""
+BATCH_BYTES: Final = 16 << 20
+
+
+def is_large(table: pa.Table) -> bool:
+    """Whether a table is not for memory."""
+    return bool(table.nbytes > HELD_BYTES)
+
+
+def pieces(table: pa.Table) -> Iterator[pa.Table]:
+    """A table in stretches of few rows, one after the other."""
+    if not table.num_rows:
+        yield table
+        return
+    rows = max(1, min(BATCH_ROWS, table.num_rows * BATCH_BYTES // max(1, table.nbytes)))
+    for batch in table.to_batches(max_chunksize=rows):
+        yield pa.Table.from_batches([batch])
+
+
+def tables(batches: Iterable[pa.RecordBatch]) -> list[pa.Table]:
+    """Writes batches to disk as they come; one table for each run of the same schema.
+
+    Raises:
+        JobFailure: The disk is full.
+    """
+    grouped = itertools.groupby(batches, key=lambda batch: batch.schema)
+    return [_written(schema, group) for schema, group in grouped]
+
+
+def _written(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    with tempfile.NamedTemporaryFile(prefix="rows-") as file:
+        try:
+            with pa.OSFile(file.name, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+        except OSError as error:
+            raise _full(error) from error
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+
+
+def column(field: pa.Field, chunks: Iterable[pa.Array], *, large: bool) -> pa.ChunkedArray:
+    """A column made of chunks: in memory, or on disk if it belongs to a large table."""
+    if not large:
+        return pa.chunked_array(list(chunks), field.type)
+    schema = pa.schema([field])
+    found = tables(pa.record_batch([chunk], schema=schema) for chunk in chunks)
+    return found[0].column(0) if found else pa.chunked_array([], field.type)
+
+
+def tensor(shape: tuple[int, ...], dtype: torch.dtype, *, large: bool) -> Tensor:
+    """A tensor to be filled: in memory, or on disk.
+
+    Raises:
+        JobFailure: The disk is full.
+    """
+    if not large or not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
+    size = math.prod(shape)
+    with tempfile.NamedTemporaryFile(prefix="tensor-") as file:
+        try:
+            # All of it is asked for at once: to write to a mapping for which the disk has no room kills the process.
+            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+        except OSError as error:
+            raise _full(error) from error
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype).reshape(shape)
+
+
+def _full(error: OSError) -> JobFailure:
+    return JobFailure(
+        FailureClass.CRASHED,
+        f"the rows could not be written to {tempfile.gettempdir()}: {error}",
+        "Give the job more space there (ephemeral storage of the node, or TMPDIR); data that is larger than memory takes "
+        "about its decoded size and that of its tensors",
+    )
+
+
+def numbers(array: pa.Array) -> npt.NDArray[np.float64]:
+    """A chunk in float64, to be written to; NaN where there is no value."""
+    found: npt.NDArray[np.float64] = np.array(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    return found
+
+
+def chosen(column: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> Iterator[pa.Array]:
+    """A column's values in rows that rise, a stretch at a time."""
+    start = 0
+    for chunk in column.chunks:
+        low, high = np.searchsorted(rows, (start, start + len(chunk)))
+        yield chunk.take(as_arrow(rows[low:high] - start))
+        start += len(chunk)
+
+
+def as_arrow(rows: npt.NDArray[np.int64]) -> pa.Array:
+    """Row numbers for Arrow. It is given them as memory: to look at an array it would import pandas."""
+    return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)])
