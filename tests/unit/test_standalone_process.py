@@ -338,3 +338,22 @@ def test_its_memory(start: Start, reason: str, children: int, limit: int, above:
     found.process.kill()
     found.code()
     assert not found.process.memory_above(0), "what has ended holds nothing"
+
+
+def test_pages_of_files_do_not_count(start: Start, tmp_path: Path) -> None:
+    """A container's are given back before it is killed; a program that loads CUDA's libraries has gigabytes of them."""
+    file = tmp_path / "large"
+    file.write_bytes(b"1" * 100 * MEBIBYTE)
+    found = start(
+        f"import mmap, time\nfile = open({str(file)!r}, 'rb')\nheld = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
+        f"print(sum(held[i] for i in range(0, len(held), 4096)), flush=True)\ntime.sleep(60)\n"
+    )
+    eventually(lambda: len(found.lines) == 1, "it has read all of it")
+    assert resident(found.process) > 100 * MEBIBYTE, "it is there"
+    assert not found.process.memory_above(60 * MEBIBYTE)
+
+
+def resident(process: Process) -> int:
+    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in process.pids()) * os.sysconf(
+        "SC_PAGE_SIZE"
+    )

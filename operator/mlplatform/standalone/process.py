@@ -89,12 +89,14 @@ class Process:
         return descendants(self._shepherd.pid)
 
     def memory_above(self, limit: int) -> bool:
-        """Whether its processes hold more than `limit` bytes: each one's proportional share of what several map (PSS).
+        """Whether its processes hold more than `limit` bytes that nothing but their end gives back.
 
-        Counting shared pages takes the kernel milliseconds, so it is asked only where resident pages make it possible.
+        Of what several map each has its proportional share (PSS); pages of files are not counted, for a container's are
+        given back before it is killed, and CUDA's libraries alone are gigabytes of them. Counting takes the kernel
+        milliseconds, so it is asked only where resident pages make it possible.
         """
         pids = self.pids()
-        return sum(map(_resident, pids)) > limit and sum(map(_proportional, pids)) > limit
+        return sum(map(_resident, pids)) > limit and sum(map(_held, pids)) > limit
 
 
 def descendants(pid: int) -> list[int]:
@@ -122,10 +124,11 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def _proportional(pid: int) -> int:
-    """PSS of one process in bytes; 0 once it has ended."""
+def _held(pid: int) -> int:
+    """PSS of one process in bytes, less that of files; 0 once it has ended."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
+    sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines()[1:]}
+    return sizes["Pss"] - sizes.get("Pss_File", 0)  # Linux 5.4 and newer tell them apart.
