@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 import ssl
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
@@ -42,8 +43,13 @@ class Request:
         return self.query.get("watch") == "true"
 
     @property
+    def begins(self) -> bool:
+        """Whether it is a watch that begins with a list of what there is."""
+        return self.watches and "sendInitialEvents" in self.query and "fieldSelector" not in self.query
+
+    @property
     def lists(self) -> bool:
-        """Whether it lists objects of a kind, in all namespaces or in one."""
+        """Whether it lists objects of a kind in pages, in all namespaces or in one."""
         parts = self.path.strip("/").split("/")[2 if self.path.startswith("/api/") else 3 :]
         return self.method == "GET" and not self.watches and (len(parts) == 1 or (len(parts) == 3 and parts[0] == "namespaces"))  # fmt: skip
 
@@ -66,6 +72,13 @@ GONE = Answer(200, {"type": "ERROR", "object": {"kind": "Status", "code": 410, "
 """As the API server tells a watch that what it wants to go on from is not known any more."""
 
 
+UNKNOWN: Final = Answer(
+    422, {"kind": "Status", "code": 422, "message": "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch "
+          "unless the WatchList feature gate is enabled"},
+)  # fmt: skip
+"""What Kubernetes before 1.34 says of a list that is to come as a stream."""
+
+
 def busy(seconds: int) -> Answer:
     """Too many requests; the client is to come back later."""
     status = {"kind": "Status", "apiVersion": "v1", "code": 429, "message": "too many requests"}
@@ -79,11 +92,13 @@ class Proxy:
         kubeconfig: For whoever is to take it.
         requests: All so far.
         rule: What comes of a request: an answer, or None for the API server's own; it may take its time.
+        most: Lines of a watch that pass before it is broken off; it may say None.
     """
 
     def __init__(self, server: ApiServer, folder: Path) -> None:
         self.requests: list[Request] = []
         self.rule: Callable[[Request], Answer | None] = lambda _: None
+        self.most: Callable[[Request], int | None] = lambda _: None
         self._watches: set[socket.socket] = set()
         self._target = urlsplit(server.url).netloc
         self._trust = ssl.create_default_context(cafile=str(server.folder / "certificates/apiserver.crt"))
@@ -152,11 +167,13 @@ class Proxy:
             client.send_response(200)
             client.send_header("Content-Type", "application/json")
             client.send_header("Connection", "close")
+            client.send_header("Transfer-Encoding", "chunked")
             client.end_headers()
             self._watches.add(client.connection)
             try:
-                while line := found.readline():
-                    client.wfile.write(line)
+                for line in itertools.islice(iter(found.readline, b""), self.most(request)):
+                    client.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+                client.wfile.write(b"0\r\n\r\n")
             finally:
                 self._watches.discard(client.connection)
 

@@ -7,12 +7,13 @@ already, and requests like these are the same on every Kubernetes.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Self
 
 import urllib3
@@ -40,7 +41,12 @@ CONNECTIONS: Final = WORKERS + 2
 PAGE: Final = 500
 """Objects in one answer of a list."""
 
-_METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+_STREAM: Final = {
+    "watch": "true", "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true",
+}  # fmt: skip
+_END: Final = "k8s.io/initial-events-end"
+"""Annotation of the bookmark that follows the last object of a list that comes as a stream."""
 
 _MERGE: Final = "application/merge-patch+json"
 _JSON_PATCH: Final = "application/json-patch+json"
@@ -97,6 +103,10 @@ class NotFound(ClusterError):  # noqa: N818  likewise
 
 class Expired(ClusterError):  # noqa: N818  likewise
     """A list's next page can no longer be given as of its first."""
+
+
+class Truncated(ClusterError):  # noqa: N818  likewise
+    """A list that comes as a stream broke off before its end."""
 
 
 class NotLeading(ClusterError):  # noqa: N818  likewise
@@ -178,6 +188,7 @@ class Cluster:
     def __init__(self, api: client.ApiClient, may: Callable[[], bool] = lambda: True) -> None:
         self._api, self.may_write = api, may
         self._served: dict[str, tuple[float, frozenset[str]]] = {}
+        self._streams: bool | None = None
 
     def do(self, write: Write) -> Object | None:
         """Carries out one write.
@@ -305,6 +316,63 @@ class Cluster:
             return None
         return frozenset(kind for kind, found in seen.items() if kind not in (found or ()))
 
+    def streams(self, namespaces: Sequence[str]) -> bool:
+        """Whether the API server gives lists as streams: from its memory and an object at a time, and not from etcd in pages.
+
+        Kubernetes 1.34 and newer do (KEP-3157), and those before it where they are told to.
+
+        Args:
+            namespaces: That are watched; ``[""]`` for all.
+
+        Raises:
+            ClusterError: It could not be asked.
+        """
+        if self._streams is None:
+            self._streams = self._has_streams(namespaces)
+        return self._streams
+
+    def _has_streams(self, namespaces: Sequence[str]) -> bool:
+        for namespace in namespaces:
+            ref, nothing = Ref(contract.API_VERSION, "MLModel", namespace, ""), {"fieldSelector": "metadata.name=-"}
+            try:
+                list(self.stream(ref, "", timeoutSeconds="1", **nothing))
+            except (Rejected, Truncated, NotFound):
+                return False
+            except Forbidden:  # That namespace is not there yet, or no longer.
+                continue
+            return True
+        return False
+
+    def stream(self, ref: Ref, selector: str, **query: str) -> Iterator[Object]:
+        """What there is of a kind, as of now: objects with nothing but their metadata.
+
+        Args:
+            ref: The kind, and the namespace; none for all. Its name is not looked at.
+            selector: Labels that they have.
+            query: What else to ask.
+
+        Raises:
+            Truncated: It broke off.
+            Rejected: This API server does not do that.
+            NotFound: The kind has gone.
+            ClusterError: See its kinds.
+        """
+        where = path(ref, collection=True)
+        with _said(f"GET {where}"):
+            asked = {**_STREAM, "labelSelector": selector, **query}
+            response = self._send("GET", where, None, _METADATA.format(""), asked)
+            try:
+                for line in response:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        break
+                    if _END in (event["object"]["metadata"].get("annotations") or {}):
+                        return
+                    yield event["object"]
+            finally:
+                response.close()
+        raise Truncated(f"GET {where}: the list broke off")
+
     def page(self, ref: Ref, selector: str, rest: str) -> tuple[list[Object], str]:
         """A page of what there is of a kind: objects with nothing but their metadata.
 
@@ -322,7 +390,7 @@ class Cluster:
             ClusterError: See its kinds.
         """
         query: dict[str, Any] = {"limit": str(PAGE), "labelSelector": selector, "continue": rest}
-        found = self._request("GET", path(ref, collection=True), None, _METADATA, **query) or {}
+        found = self._request("GET", path(ref, collection=True), None, _METADATA.format("List"), **query) or {}
         return list(found.get("items") or ()), str(found.get("metadata", {}).get("continue") or "")
 
     def get(self, ref: Ref) -> Object | None:
@@ -376,27 +444,40 @@ class Cluster:
         if method != "GET" and not self.may_write():
             raise NotLeading(f"{method} {path}: another operator holds the lease, or this one could not renew it")
         try:
-            response = self._api.call_api(
-                path,
-                method,
-                query_params=list(query.items()),
-                header_params={"Accept": "application/json" if body else media, "Content-Type": media},
-                body=body,
-                auth_settings=["BearerToken"],
-                _preload_content=False,
-                _return_http_data_only=True,
-                _request_timeout=TIMEOUT,
-            )
-            found: Object = json.loads(response.data)
-        except ApiException as error:
-            if error.status == 404 and absent_ok:  # noqa: PLR2004  HTTP
+            with _said(f"{method} {path}"):
+                found: Object = json.loads(self._send(method, path, body, media, query).data)
+        except NotFound:
+            if absent_ok:
                 return None
-            raise _explain(error, f"{method} {path}") from error
-        except urllib3.exceptions.HTTPError as error:
-            raise ClusterError(f"{method} {path}: the API server did not answer: {error}") from error
-        except ValueError as error:
-            raise ClusterError(f"{method} {path}: the answer is no JSON; is a proxy in between? {error}") from error
+            raise
         return found
+
+    def _send(self, method: str, path: str, body: Any, media: str, query: dict[str, str]) -> urllib3.HTTPResponse:
+        response: urllib3.HTTPResponse = self._api.call_api(
+            path,
+            method,
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json" if body else media, "Content-Type": media},
+            body=body,
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _return_http_data_only=True,
+            _request_timeout=TIMEOUT,
+        )
+        return response
+
+
+@contextlib.contextmanager
+def _said(request: str) -> Iterator[None]:
+    """What goes wrong with a request, as a ClusterError."""
+    try:
+        yield
+    except ApiException as error:
+        raise _explain(error, request) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise ClusterError(f"{request}: the API server did not answer: {error}") from error
+    except ValueError as error:
+        raise ClusterError(f"{request}: the answer is no JSON; is a proxy in between? {error}") from error
 
 
 def _owners(obj: Object) -> dict[str, tuple[str, str]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -40,6 +42,9 @@ HIDDEN: Final = 5.0
 
 SYNC: Final = 0.2
 """Seconds between two looks whether they have shown what a list has."""
+
+STILL: Final = 0.1
+"""A watch that has shown nothing new for as much of the time that it has taken so far has shown everything, or is slow."""
 
 LOOKS: Final = 10
 """After as many that found nothing new it is listed again: what has gone since will not be shown."""
@@ -93,6 +98,8 @@ class Fleet:
         self._begun = self._synced = False
         self._unseen: set[Who] = set()
         self._hidden: frozenset[str] = frozenset()
+        self._lacked: dict[str, set[Key]] = {}
+        self._stop = asyncio.Event()
 
     def see(self, kind: str, change: str | None, obj: Object) -> None:
         """Takes in what a watch has shown.
@@ -143,9 +150,13 @@ class Fleet:
             if concerns(kind, obj, version):
                 self._queue.wake(("ModelVersion", namespace, name_of(version), model))
 
+    async def streams(self) -> bool:
+        """Whether the API server gives lists as streams."""
+        return await _answer(partial(self._cluster.streams, self._settings.namespaces or ("",)))
+
     async def run(self, stop: asyncio.Event) -> None:
         """Keeps all models until told to stop; begins when the watches have shown everything that there is."""
-        self._begun = True
+        self._begun, self._stop = True, stop
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORKERS))
         syncing, told = asyncio.create_task(self._sync()), asyncio.create_task(stop.wait())
         await asyncio.wait({syncing, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -162,13 +173,24 @@ class Fleet:
 
     async def _sync(self) -> None:
         """Until the watches have shown what there is; a kind that they have shown is not listed again."""
-        left = frozenset(self._kinds)
-        for pause in Backoffs():
-            left = await self._sweep(left)
-            if not left:
-                break
-            await asyncio.sleep(pause)
+        await asyncio.gather(*map(self._show, self._kinds))
         self._synced = True
+
+    async def _show(self, kind: str) -> None:
+        await self._settle(kind)
+        for pause in Backoffs():
+            if not await self._sweep([kind]):
+                return
+            await asyncio.sleep(pause)
+
+    async def _settle(self, kind: str) -> None:
+        """Until the watch seems to have shown all of a kind: a second list would only hold up the first."""
+        begun = last = time.monotonic()
+        shown = 0
+        while time.monotonic() - last < max(SYNC, STILL * (last - begun)):
+            await asyncio.sleep(SYNC)
+            if (now := self._store.count(kind)) != shown:
+                shown, last = now, time.monotonic()
 
     async def _work(self, who: Who) -> float | None:
         """One pass; whoever has nothing to remember is made anew for the next."""
@@ -190,10 +212,10 @@ class Fleet:
             if rest > 0:
                 await self._sweep(namespaces=self._hidden)
                 continue
-            await self._sweep()
+            await self._sweep(await self._sweep())
             rest = SWEEP * random.uniform(0.8, 1.2)  # noqa: S311  spreads load; no secret
 
-    async def _sweep(self, kinds: Collection[str] = (), namespaces: Collection[str] = ()) -> frozenset[str]:
+    async def _sweep(self, kinds: Collection[str] | None = None, namespaces: Collection[str] = ()) -> frozenset[str]:
         """Looks past the watches: one that has to start over is told what exists, never what has gone meanwhile.
 
         Args:
@@ -205,9 +227,9 @@ class Fleet:
         """
         where, hidden = namespaces or self._settings.namespaces or ("",), set[str]()
         missing = await _answer(partial(self._cluster.missing, dict(self._kinds)))
-        looked = [kind for kind in kinds or self._kinds if kind not in missing]
+        looked = [kind for kind in (self._kinds if kinds is None else kinds) if kind not in missing]
         left = frozenset([kind for kind in looked if not await self._compare(kind, where, hidden)])
-        seen = set() if kinds or left else set(where)
+        seen = set(where) if kinds is None and not left else set()
         self._hidden = (self._hidden - seen) | hidden
         return left
 
@@ -221,14 +243,27 @@ class Fleet:
             looked = key[0] not in hidden and ("" in where or key[0] in where)
             if looked and there.get(key) != uid and self._lose(kind, key, uid):
                 log.info("%s %s/%s is gone; the watch had missed it", kind, *key)
-        lacking, waited = len(there), 0
+        lacking, waited = set(there), 0
         while waited < LOOKS:
-            lacks = len(there.keys() - self._store.uids(kind).keys())
+            lacks = there.keys() - self._store.uids(kind).keys()
             if not lacks:
                 return True
-            lacking, waited = (lacking, waited + 1) if lacks == lacking else (lacks, 0)
+            lacking, waited = (lacks, waited + 1) if lacks == lacking else (lacks, 0)
             await asyncio.sleep(SYNC)
+        for key in lacking & self._lacked.pop(kind, set()):
+            await self._read(kind, key)
+        self._lacked[kind] = lacking
         return False
+
+    async def _read(self, kind: str, key: Key) -> None:
+        """Looks at what two lists had and the watch has not shown.
+
+        One that breaks off within its first list goes on from the last object of it, and the rest never comes (kopf 1.45).
+        """
+        found = await _answer(partial(self._cluster.get, Ref(self._kinds[kind], kind, *key)), Forbidden)
+        if found is not None:
+            log.info("%s %s/%s was read; the watch had missed it", kind, *key)
+            self.see(kind, None, found)
 
     async def _list(self, kind: str, where: Collection[str], hidden: set[str]) -> dict[Key, str]:
         """The uid of everything of a kind that belongs to a model; a namespace where nothing may be seen joins the hidden."""
@@ -239,12 +274,15 @@ class Fleet:
             except Forbidden as error:
                 hidden.add(namespace)
                 if namespace not in self._hidden:
+                    self._hidden |= {namespace}
                     log.warning("namespace %s is left alone: %s", namespace, error)
         return found
 
     async def _list_in(self, namespace: str, kind: str) -> dict[Key, str]:
         selector, of = contract.LABEL_MODEL if labelled(kind) else "", Ref(self._kinds[kind], kind, namespace, "")
         final = (NotFound, Forbidden) if namespace else (NotFound,)  # One namespace may be left alone; all may not.
+        if await self.streams():
+            return await _answer(partial(self._streamed, of, selector), *final)
         found: dict[Key, str] = {}
         rest, more = "", True
         while more:  # Page by page, so that nobody who wants to end waits for the last.
@@ -254,11 +292,21 @@ class Fleet:
             except anew:
                 found, rest = {}, ""
                 continue
-            whole = kind in {"ModelVersion", "Ingress"}
-            mine = (item for item in items if whole or model_of(kind, item))
-            found |= {(namespace_of(item), name_of(item)): uid_of(item) for item in mine}
+            found |= _uids(kind, items)
             more = bool(rest)
         return found
+
+    def _streamed(self, of: Ref, selector: str) -> dict[Key, str]:
+        """The same at once, in a thread; nobody who wants to end waits for its end."""
+        return _uids(
+            of.kind, itertools.takewhile(lambda _: not self._stop.is_set(), self._cluster.stream(of, selector))
+        )
+
+
+def _uids(kind: str, items: Iterable[Object]) -> dict[Key, str]:
+    """The uid of what belongs to a model."""
+    whole = kind in {"ModelVersion", "Ingress"}
+    return {(namespace_of(item), name_of(item)): uid_of(item) for item in items if whole or model_of(kind, item)}
 
 
 async def _answer(question: Callable[[], T], *final: type[ClusterError]) -> T:

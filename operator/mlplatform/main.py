@@ -78,7 +78,13 @@ def where(kind: str, version: str) -> Where:
     return group, version, KINDS[kind].plural
 
 
-def wire(registry: kopf.OperatorRegistry, kinds: Mapping[str, str], see: See, end: Callable[[], None]) -> None:
+def wire(
+    registry: kopf.OperatorRegistry,
+    kinds: Mapping[str, str],
+    see: See,
+    end: Callable[[], None],
+    streams: Callable[[], Awaitable[bool]],
+) -> None:
     """Registers every handler.
 
     Args:
@@ -86,6 +92,7 @@ def wire(registry: kopf.OperatorRegistry, kinds: Mapping[str, str], see: See, en
         kinds: What to watch.
         see: Is told of each object.
         end: Is told that kopf ends, before it cancels whatever runs beside it.
+        streams: Says whether the API server gives lists as streams.
     """
     for kind, version in kinds.items():
         _watch(registry, kind, where(kind, version), see)
@@ -96,15 +103,15 @@ def wire(registry: kopf.OperatorRegistry, kinds: Mapping[str, str], see: See, en
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
     @kopf.on.startup(registry=registry)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        tune(settings, kinds)
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        tune(settings, kinds, streams=await streams())
 
     @kopf.on.cleanup(registry=registry)
     async def ending(**_: Any) -> None:
         end()
 
 
-def tune(settings: kopf.OperatorSettings, kinds: Mapping[str, str]) -> None:
+def tune(settings: kopf.OperatorSettings, kinds: Mapping[str, str], *, streams: bool) -> None:
     """Sets kopf up."""
     settings.posting.enabled = False  # Events come from plans, once a change.
     settings.persistence.finalizer = FINALIZER
@@ -114,6 +121,7 @@ def tune(settings: kopf.OperatorSettings, kinds: Mapping[str, str]) -> None:
     settings.networking.request_timeout = 60
     settings.networking.error_backoffs = Backoffs()  # After eight of its own kopf lists everything anew, or ends.
     settings.queueing.idle_timeout = 0.1  # Until then a task holds the object as it came, and most come alone.
+    settings.watching.initial_streaming = streams
     settings.watching.chunk_size = CHUNK
     settings.watching.server_timeout = 300  # The server ends a watch by then; kopf notices a dead peer in 70 s.
     for kind, version in kinds.items():
@@ -132,7 +140,7 @@ async def serve(settings: Settings, lease: Lease | None, cluster: Cluster) -> No
     stop, ended, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
     kinds = watched(settings)
     fleet, registry = Fleet(cluster, settings, kinds), kopf.OperatorRegistry()
-    wire(registry, kinds, fleet.see, ended.set)
+    wire(registry, kinds, fleet.see, ended.set, fleet.streams)
 
     def end() -> None:
         stop.set()

@@ -100,6 +100,10 @@ class Store:
         """MLModels that name the host."""
         return [key for kind, key in self._naming.get(host, ()) if kind == "MLModel"]
 
+    def count(self, kind: str) -> int:
+        """How many objects of a kind there are."""
+        return len(self._held[kind])
+
     def uids(self, kind: str) -> dict[Key, str]:
         """Every object of a kind: its uid by namespace and name."""
         return {key: held.uid for key, held in self._held[kind].items()}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from apiserver_fixture import CRD_FOLDER, ApiServer, started
-from apiserver_proxy import GONE, Answer, Proxy, Request, busy
+from apiserver_proxy import GONE, UNKNOWN, Answer, Proxy, Request, busy
 from operator_program import MLMODEL, Program, apply, eventually, get
 
 from mlplatform import contract
@@ -46,9 +48,23 @@ def operator(server: ApiServer, proxy: Proxy, tmp_path: Path) -> Iterator[Progra
     program.stop(kill=True)
 
 
+@pytest.fixture
+def of_before(server: ApiServer, proxy: Proxy, tmp_path: Path) -> Iterator[Program]:
+    """An operator of an API server that gives lists in pages only."""
+    proxy.rule = in_pages
+    program = Program(server, tmp_path / "operator.log", proxy.kubeconfig)
+    program.start()
+    yield program
+    program.stop(kill=True)
+
+
+def in_pages(request: Request) -> Answer | None:
+    return UNKNOWN if "sendInitialEvents" in request.query else None
+
+
 def lists(request: Request) -> bool:
     """Whether it lists a kind of which there may be thousands."""
-    return request.lists and request.kind in WATCHED
+    return (request.lists or request.begins) and request.kind in WATCHED
 
 
 def watches(request: Request) -> bool:
@@ -79,7 +95,15 @@ def many(server: ApiServer, number: int) -> None:
         }
         for n in range(number)
     ]  # fmt: skip
-    server.kubectl("create", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}))
+    server.kubectl(
+        "apply", "--server-side", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": pods})
+    )
+
+
+def ready(operator: Program) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{operator.health}/readyz"):
+        return True
+    return False
 
 
 def test_a_quiet_operator_writes_nothing_but_its_lease(server: ApiServer, operator: Program, proxy: Proxy) -> None:
@@ -129,7 +153,28 @@ def told(server: ApiServer, namespace: str) -> int:
     return sum(name_of(m).startswith("burst-") and m["status"].get("observedGeneration") == 1 for m in found)
 
 
-def test_neither_a_cut_nor_a_storm_costs_a_list_and_a_gap_costs_one_in_pages(
+def forgotten(server: ApiServer, operator: Program, proxy: Proxy) -> list[Request]:
+    """The API server no longer knows what the watches want to go on from; returns what was listed."""
+    before = proxy.rule
+    gap, told = len(proxy.requests), set[str]()
+
+    def forgetful(request: Request) -> Answer | None:
+        if not watches(request) or "resourceVersion" not in request.query or request.kind in told:
+            return before(request)
+        told.add(request.kind)
+        return GONE
+
+    proxy.rule = forgetful
+    proxy.cut()
+    eventually(lambda: told == WATCHED)
+    eventually(lambda: {request.kind for request in proxy.seen(watches, gap)} == WATCHED)
+    eventually(lambda: {request.kind for request in proxy.seen(lists, gap)} == WATCHED)
+    suspended(server, value=True)
+    eventually(lambda: acted_on(server), operator.log.read_text)
+    return proxy.seen(lists, gap)
+
+
+def test_neither_a_cut_nor_a_storm_costs_a_list_and_a_gap_costs_one(
     server: ApiServer, operator: Program, proxy: Proxy
 ) -> None:
     """One story: watches are cut, the API server has too much to do for longer than a client's patience, then it forgets."""
@@ -160,26 +205,54 @@ def test_neither_a_cut_nor_a_storm_costs_a_list_and_a_gap_costs_one_in_pages(
     eventually(lambda: acted_on(server), operator.log.read_text)
     assert proxy.seen(lists, begin) == [], "nothing was listed"
 
-    gap, told = len(proxy.requests), set[str]()
+    listed = forgotten(server, operator, proxy)
+    assert all(request.begins for request in listed), "as streams"
+    assert [sum(r.kind == kind for r in listed) for kind in WATCHED] == [1] * len(WATCHED), "once"
+    assert operator.process
+    assert operator.process.poll() is None
 
-    def forgetful(request: Request) -> Answer | None:
-        if not watches(request) or request.kind in told:
-            return None
-        told.add(request.kind)
-        return GONE
 
-    proxy.rule = forgetful
-    proxy.cut()
-    eventually(lambda: told == WATCHED)
-    eventually(lambda: {request.kind for request in proxy.seen(watches, gap)} == WATCHED)
-    eventually(lambda: {request.kind for request in proxy.seen(lists, gap)} == WATCHED)
-    suspended(server, value=True)
-    eventually(lambda: acted_on(server), operator.log.read_text)
-    listed = proxy.seen(lists, gap)
+def test_an_api_server_that_gives_lists_in_pages_only_is_asked_for_pages(
+    server: ApiServer, of_before: Program, proxy: Proxy
+) -> None:
+    many(server, CHUNK + 20)
+    suspended(server, value=False)
+    eventually(lambda: acted_on(server), of_before.log.read_text)
+    assert not any(request.begins for request in proxy.requests)
+    listed = forgotten(server, of_before, proxy)
     assert all(int(request.query["limit"]) <= CHUNK for request in listed), "in pages"
     assert [sum("continue" not in r.query for r in listed if r.kind == kind) for kind in WATCHED] == [1] * len(
         WATCHED
     ), "once"
     assert sum("continue" in request.query for request in listed if request.kind == "pods") == 1
-    assert operator.process
-    assert operator.process.poll() is None
+    assert of_before.process
+    assert of_before.process.poll() is None
+
+
+def test_what_a_watch_that_breaks_off_in_its_first_list_has_not_shown_is_read(
+    server: ApiServer, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Kopf goes on from the last object that it was shown, whatever was before that one in time and after it in the list."""
+    for name in ("a", "b", "c"):
+        apply(server, "default", MLMODEL.replace("adult-income", f"late-{name}") + "\n  suspend: true\n")
+    apply(server, "default", MLMODEL.replace("adult-income", "early") + "\n  suspend: true\n")
+    cut = list[Request]()
+
+    def first(request: Request) -> int | None:
+        if not (request.begins and request.kind == "mlmodels" and "timeoutSeconds" in request.query) or cut:
+            return None
+        cut.append(request)
+        names = [name_of(m) for m in get(server, "default", "mlmodels")["items"]]
+        return sorted(names).index("early") + 1
+
+    proxy.most = first
+    program = Program(server, tmp_path / "operator.log", proxy.kubeconfig)
+    program.start()
+    try:
+        eventually(lambda: "late-c was read" in program.log.read_text(), program.log.read_text)
+        assert cut
+        eventually(lambda: ready(program), program.log.read_text)
+        observed = [get(server, "default", f"mlmodel/late-{n}")["status"].get("observedGeneration") for n in "abc"]
+        assert observed == [1, 1, 1]
+    finally:
+        program.stop(kill=True)

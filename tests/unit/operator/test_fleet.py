@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from unit.operator_world import NAMESPACE, Fake, mlmodel, play
 
 from mlplatform import contract, fleet
 from mlplatform.actions import Create, Ref, Write
-from mlplatform.cluster import WORKERS, Cluster, ClusterError, Expired, Forbidden, NotFound, Rejected
+from mlplatform.cluster import WORKERS, Cluster, ClusterError, Expired, Forbidden, NotFound, Rejected, Truncated
 from mlplatform.fleet import Fleet
 from mlplatform.main import watched
 from mlplatform.settings import Settings
@@ -74,6 +74,7 @@ class Server(Fake):
     away: bool = False
     hides: str = ""
     listed: int = 0
+    streaming: bool = False
     fails: list[tuple[str, str, ClusterError]] = field(
         default_factory=list
     )  # Kind and page that cannot be given, once each.
@@ -82,6 +83,23 @@ class Server(Fake):
         if self.away:
             raise ClusterError("no answer")
         return frozenset(kinds.keys() & {"PyTorchJob", "InferenceService", "VirtualService"} - self.served)
+
+    def streams(self, _namespaces: Sequence[str]) -> bool:
+        return self.streaming
+
+    def stream(self, ref: Ref, _selector: str) -> Iterator[Object]:
+        """All of them, one by one."""
+        assert self.streaming
+        for number, obj in enumerate([{"metadata": o["metadata"]} for o in self._of(ref)]):
+            for failure in self.fails:
+                if failure[:2] == (ref.kind, str(number)):
+                    self.fails.remove(failure)
+                    raise failure[2]
+            yield obj
+        self.listed += 1
+
+    def _of(self, ref: Ref) -> list[Object]:
+        return [o for (k, _), o in self._objects.items() if k == ref.kind and ref.namespace in {"", namespace_of(o)}]
 
     def page(self, ref: Ref, _selector: str, rest: str) -> tuple[list[Object], str]:
         """Two objects a page."""
@@ -92,7 +110,8 @@ class Server(Fake):
         self.listed += not rest
         if ref.namespace and ref.namespace == self.hides:
             raise Forbidden(f"GET {ref.kind}: 403")
-        found = [o for (k, _), o in self._objects.items() if k == ref.kind and ref.namespace in {"", namespace_of(o)}]
+        assert not self.streaming
+        found = self._of(ref)
         begin = int(rest or 0)
         page = [{"metadata": o["metadata"]} for o in found[begin : begin + 2]]
         return page, str(begin + 2) if begin + 2 < len(found) else ""
@@ -266,8 +285,9 @@ def test_a_deletion_that_the_watch_has_missed_is_found_in_time(monkeypatch: pyte
     following(server, missed)
 
 
-def test_a_sweep_is_one_list_a_kind_however_many_models_there_are() -> None:
-    server = Server()
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_sweep_is_one_list_a_kind_however_many_models_there_are(*, streaming: bool) -> None:
+    server = Server(streaming=streaming)
     for number in range(5):
         server.apply(mlmodel(f"model-{number}"))
     following(server, nothing_more)
@@ -295,6 +315,49 @@ def test_trouble_in_the_middle_of_the_lists_costs_no_list_of_everything(
     following(server, nothing_more)
     assert server.fails == [], "it has happened"
     assert server.listed == len(KINDS.keys() - server.missing(KINDS)) + lists, reason
+
+
+def test_a_list_that_breaks_off_as_it_streams_begins_anew_that_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "Backoffs", lambda: itertools.repeat(0.01))
+    server = Server(streaming=True)
+    for number in range(5):
+        server.apply(mlmodel(f"model-{number}"))
+    server.fails = [("MLModel", "3", Truncated("the list broke off"))]
+    following(server, nothing_more)
+    assert server.fails == [], "it has happened"
+    assert server.listed == len(KINDS.keys() - server.missing(KINDS)), "no other kind's is repeated"
+
+
+def test_what_two_lists_have_and_the_watch_never_shows_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kopf's watch that breaks off within its first list goes on from the last object of it."""
+    monkeypatch.setattr(fleet, "SYNC", 0.01)
+    server = served()
+    server.log.clear()
+
+    async def cut(found: Fleet) -> None:
+        for obj in server.every():
+            if obj["kind"] != "VirtualService":
+                found.see(obj["kind"], None, obj)
+        await until(lambda: found._synced)  # noqa: SLF001  it is nowhere to be seen
+
+    found = following(server, cut, told=False)
+    assert found._store.uids("VirtualService")  # noqa: SLF001  it is nowhere to be seen
+    assert server.log == [], "without its route, its model would look like one that has none"
+
+
+def test_a_second_list_waits_until_the_first_one_comes_to_rest() -> None:
+    """Both at once take the API server more than twice as long: it is what a start of thousands of models waits for."""
+    server = served()
+
+    async def shown(found: Fleet) -> None:
+        for obj in server.every():
+            found.see(obj["kind"], None, obj)
+            await asyncio.sleep(0.1)
+        await until(lambda: found._synced)  # noqa: SLF001  it is nowhere to be seen
+
+    server.streaming = True
+    following(server, shown, told=False)
+    assert server.listed == len(KINDS.keys() - server.missing(KINDS)), "one a kind"
 
 
 def test_no_model_waits_for_what_the_api_server_owes_another() -> None:

@@ -31,7 +31,11 @@ def test_every_kind_that_is_written_is_watched() -> None:
 def test_each_kind_is_seen_and_nothing_needs_a_finalizer_or_a_patch_of_kopfs() -> None:
     registry, seen = kopf.OperatorRegistry(), list[Any]()
     kinds = main.watched(Settings())
-    main.wire(registry, kinds, lambda *what: seen.append(what), lambda: None)
+
+    async def streams() -> bool:
+        return True
+
+    main.wire(registry, kinds, lambda *what: seen.append(what), lambda: None, streams)
     handlers = registry._watching.get_all_handlers()  # noqa: SLF001  kopf shows them nowhere else
     assert {str(handler.id) for handler in handlers} == {f"see-{kind}" for kind in kinds}
     others = (registry._spawning, registry._changing, registry._indexing)  # noqa: SLF001  likewise
@@ -44,7 +48,8 @@ def test_each_kind_is_seen_and_nothing_needs_a_finalizer_or_a_patch_of_kopfs() -
 def test_kopf_is_set_up_to_write_nothing_of_its_own_and_to_let_go() -> None:
     settings = kopf.OperatorSettings()
     kinds = main.watched(Settings())
-    main.tune(settings, kinds)
+    main.tune(settings, kinds, streams=True)
+    assert settings.watching.initial_streaming
     assert not settings.posting.enabled
     assert settings.persistence.finalizer == "mlplatform.dev/operator"
     body = kopf.Body({"metadata": {"name": "x"}, "spec": {"large": "1" * 1000}})
@@ -58,7 +63,8 @@ def test_kopf_is_set_up_to_write_nothing_of_its_own_and_to_let_go() -> None:
 
 def test_a_request_of_a_watch_is_tried_again_without_end_and_never_in_step_with_others() -> None:
     settings = kopf.OperatorSettings()
-    main.tune(settings, main.watched(Settings()))
+    main.tune(settings, main.watched(Settings()), streams=False)
+    assert not settings.watching.initial_streaming
     backoffs = cast("main.Backoffs", settings.networking.error_backoffs)
     first, second = (list(itertools.islice(backoffs, 100)) for _ in range(2))
     assert first != second
