@@ -43,7 +43,7 @@ HIDDEN: Final = 5.0
 SYNC: Final = 0.2
 """Seconds between two looks whether they have shown what a list has."""
 
-STILL: Final = 0.1
+STILL: Final = 0.05
 """A watch that has shown nothing new for as much of the time that it has taken so far has shown everything, or is slow."""
 
 LOOKS: Final = 10
@@ -120,9 +120,7 @@ class Fleet:
         if news and self._synced:
             self._wake(kind, obj, model, before ^ hosts)
         elif news and kind in {"MLModel", "ModelVersion"}:  # At the start each is looked at once.
-            who = (kind, namespace_of(obj), name_of(obj), model)
-            self._unseen.add(who)
-            self._queue.wake(who, later=True)
+            self._unseen.add((kind, namespace_of(obj), name_of(obj), model))
 
     @property
     def ready(self) -> bool:
@@ -175,6 +173,9 @@ class Fleet:
         """Until the watches have shown what there is; a kind that they have shown is not listed again."""
         await asyncio.gather(*map(self._show, self._kinds))
         self._synced = True
+        # Those of one model look at the same objects, so one comes after another.
+        for who in sorted(self._unseen, key=lambda who: (who[1], who[3])):
+            self._queue.wake(who, later=True)
 
     async def _show(self, kind: str) -> None:
         await self._settle(kind)
