@@ -271,7 +271,9 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="PATH=VALUE", help="change the spec, e.g. training.epochs=1"
     )
     what.add_argument("--rows", type=_count, metavar="N", help="take a stable sample of N rows; every report says so")
-    what.add_argument("--until", choices=[stage.value for stage in contract.Stage], metavar="STAGE", help="stop after this stage")
+    what.add_argument(
+        "--until", choices=[stage.value for stage in contract.Stage], metavar="STAGE", help="stop after this stage"
+    )
     what.add_argument(
         "--keep-going", action="store_true", help="run on after a missed gate, to see all of them; serves nothing"
     )
