@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -28,17 +28,17 @@ from ts.context import RequestProcessor
 from benchmarks import serving
 from benchmarks.serving import Target
 from benchmarks.table import markdown
-from mlhandlers.tabular import MAX_BYTES, MAX_RECORDS, sample_record
+from mlhandlers.records import MAX_BYTES, MAX_RECORDS
 from mljobs import export, package
-from mljobs.tasks.tabular import FORMAT, TabularTask
-from mljobs.tasks.tabular_model import Preprocessor, TabularModel
+from mljobs.tasks.tabular import TabularTask
+from mljobs.tasks.tabular_model import FORMAT, Preprocessor, TabularModel
 
 REPOSITORY: Final = Path(__file__).parents[1]
 SOURCES: Final = {
-    "tabular.py": "handlers/mlhandlers/tabular.py",
-    "tabular_model.py": "jobs/mljobs/tasks/tabular_model.py",
+    "records.py": ("handlers/mlhandlers/records.py", "handlers/mlhandlers/tabular.py"),
+    "tabular_model.py": ("jobs/mljobs/tasks/tabular_model.py",),
 }
-"""Of the archive's files, those that are code."""
+"""Of the archive's files, those that are code, and where a revision may have them."""
 
 COLUMNS: Final = 2000
 RUNS: Final = 60
@@ -58,7 +58,12 @@ def wide() -> dict[str, Any]:
         {"name": f"measured_{i}", "kind": "numeric", "edges": [float(edge) for edge in range(20)]} for i in range(half)
     ]
     categorical = [
-        {"name": f"named_{i}", "kind": "categorical", "categories": [f"value {j}" for j in range(20)]}
+        {
+            "name": f"named_{i}",
+            "kind": "categorical",
+            "categories": [f"value {j}" for j in range(20)],
+            "common": "value 0",
+        }
         for i in range(half)
     ]
     return {
@@ -73,10 +78,10 @@ def archive(folder: Path, name: str, config: Mapping[str, Any], before: str | No
     """KServe's layout of a model below `folder`, with the code of a revision or of this checkout."""
     place = serving.layout(folder / name, name)
     torch.manual_seed(7)
-    record = sample_record(config)
+    record = TabularTask({}).example(config)
     inputs = Preprocessor(config).transform([record, record])
     content = export.torchscript(TabularModel(config).eval(), inputs)
-    parts = package.Parts(content, config, TabularTask.modules)
+    parts = package.Parts(content, config, record, TabularTask.modules)
     built = package.build(serving.work(place), name, f"{name}-1", parts)
     path = place / "model-store" / f"{name}.mar"
     with zipfile.ZipFile(built) as old, zipfile.ZipFile(path, "w") as new:
@@ -85,11 +90,14 @@ def archive(folder: Path, name: str, config: Mapping[str, Any], before: str | No
     return Target(name, name, place, json.dumps({"features": record}), "", "")
 
 
-def of_revision(revision: str, path: str) -> bytes:
-    """A file as it was."""
-    return subprocess.run(
-        ["git", "-C", str(REPOSITORY), "show", f"{revision}:{path}"], check=True, capture_output=True
-    ).stdout
+def of_revision(revision: str, paths: Sequence[str]) -> bytes:
+    """A file as it was, at the first of `paths` that the revision has."""
+    command = ["git", "-C", str(REPOSITORY), "show"]
+    for path in paths[:-1]:
+        done = subprocess.run([*command, f"{revision}:{path}"], check=False, capture_output=True)
+        if not done.returncode:
+            return done.stdout
+    return subprocess.run([*command, f"{revision}:{paths[-1]}"], check=True, capture_output=True).stdout
 
 
 def runner(target: Target, folder: Path) -> Callable[[bytes], float]:
@@ -200,7 +208,7 @@ def beside(folder: Path, versions: Mapping[str, str | None]) -> list[list[object
         for i, revision in enumerate(versions.values()):
             config = serving.schema()
             target = archive(folder, f"narrow-{i}", config, revision)
-            record = json.dumps(sample_record(config), separators=(",", ":"))
+            record = json.dumps(TabularTask({}).example(config), separators=(",", ":"))
             body = largest(record, MOST_BEFORE, 1 << 30) if revision else largest(record, MAX_BYTES, MAX_RECORDS)
             path = f"/predictions/{target.name}"
             server = serving.start(target, PORT + i)

@@ -39,10 +39,9 @@ from torch import Tensor, nn
 
 from benchmarks.cluster import connect
 from benchmarks.table import markdown, publish
-from mlhandlers.tabular import sample_record
 from mljobs import export, package
-from mljobs.tasks.tabular import FORMAT, TabularTask
-from mljobs.tasks.tabular_model import Preprocessor, TabularModel
+from mljobs.tasks.tabular import TabularTask
+from mljobs.tasks.tabular_model import FORMAT, Preprocessor, TabularModel
 from mlplatform import api
 from mlplatform.resources import inferenceservice, virtualservice
 from mlplatform.settings import Settings
@@ -123,7 +122,7 @@ def schema() -> dict[str, Any]:
     """``preprocessor.json`` of a model of adult-income's size: time depends on shapes, not on weights."""
     numeric = [{"name": name, "kind": "numeric", "edges": [float(i) for i in range(n)]} for name, n in NUMERIC.items()]
     categorical = [
-        {"name": name, "kind": "categorical", "categories": [f"{name}-{i}" for i in range(n)]}
+        {"name": name, "kind": "categorical", "categories": [f"{name}-{i}" for i in range(n)], "common": f"{name}-0"}
         for name, n in CATEGORICAL.items()
     ]
     return {
@@ -139,13 +138,13 @@ def targets(folder: Path) -> list[Target]:
     described = schema()
     torch.manual_seed(7)
     model = TabularModel(described).eval()
-    record = sample_record(described)
+    record = TabularTask({}).example(described)
     inputs = Preprocessor(described).transform([record, record])
     encoded = torch.cat([inputs[0], inputs[1].float()], dim=1)
     one_tensor = export.torchscript(OneTensor(model, inputs[0].shape[1]).eval(), [encoded])
     numbers = json.dumps(encoded[0].tolist())
     ours = layout(folder / "ours", "bench-ours")
-    parts = package.Parts(export.torchscript(model, inputs), described, TabularTask.modules)
+    parts = package.Parts(export.torchscript(model, inputs), described, record, TabularTask.modules)
     built = package.build(work(ours), "bench-ours", "bench-ours-1", parts)
     built.rename(ours / "model-store/bench-ours.mar")
     found = [

@@ -34,7 +34,7 @@ from mljobs.report import REASON_LIMIT, Job, run, say, shorten
 from mljobs.tasks import Objective
 from mljobs.trained import Trained
 from mlplatform.api import ModelVersionSpec
-from mlplatform.contract import IN_LABEL_UNITS, LOWER_IS_BETTER, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
 REFERENCE: Final = "fp32"
 INT8: Final = "int8-dynamic"
@@ -96,8 +96,8 @@ def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec,
         found.append(f"its file differs from the model by {candidate.difference:.2g} in {objective.unit}")
     for metric in dict.fromkeys([gate.metric for gate in spec.gates] or [objective.metrics[0]]):
         drop = reference.metrics[metric] - candidate.metrics[metric]
-        drop = -drop if metric in LOWER_IS_BETTER else drop
-        share = "" if metric not in IN_LABEL_UNITS else f" of {REFERENCE}'s"
+        drop = -drop if metric in objective.less_is_better else drop
+        share = "" if metric not in objective.in_label_units else f" of {REFERENCE}'s"
         if share:
             drop /= reference.metrics[metric] or 1.0
         if drop > spec.optimization.max_metric_drop:

@@ -10,7 +10,6 @@ record to ask it with. Equal inputs give equal bytes.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -21,10 +20,8 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from importlib.machinery import SourceFileLoader
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -35,12 +32,12 @@ from ts.context import Context, RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.utils.util import get_yaml_config, list_classes_from_module
 
-from mljobs import data, export, trained
+from mljobs import data, export, served, trained
 from mljobs.export import PARITY_TOLERANCE
 from mljobs.failure import JobFailure
 from mljobs.report import Job, run, say
+from mljobs.served import PREDICTION, import_file, source
 from mljobs.tasks import Objective
-from mljobs.tasks.tabular import FORMAT
 from mljobs.trained import Trained
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
@@ -63,6 +60,9 @@ responseTimeout: 10
 startupTimeout: 120
 """
 
+TASK: Final = "task"
+"""Under what name the handler finds the task's half that travels; as in `mlhandlers.records`."""
+
 SMOKE_ROWS: Final = 16
 
 
@@ -73,11 +73,13 @@ class Parts:
     Attributes:
         serialized: The TorchScript file.
         config: The parsed ``preprocessor.json``.
+        example: The task's made-up record.
         modules: The task's: the handler's, then those beside it.
     """
 
     serialized: bytes
     config: Mapping[str, Any]
+    example: Any
     modules: Sequence[str]
 
 
@@ -89,12 +91,12 @@ def main(job: Job) -> Summary:
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         work = Path(folder)
         serialized = job.store.read(uri)
-        archive = build(work, job.model, job.version, Parts(serialized, known.config, known.task.modules))
+        example = known.task.example(known.config)
+        archive = build(work, job.model, job.version, Parts(serialized, known.config, example, known.task.modules))
         content = archive.read_bytes()
         sha = hashlib.sha256(content).hexdigest()
         say(f"archive={archive.name} candidate={name} bytes={len(content)} sha256={sha}")
-        example = known.task.example(known.config)
-        rows, expected = rows_to_try(known, serialized, example)
+        rows, expected = rows_to_try(known, job.spec.data.label, serialized, example)
         difference = smoke_test(archive, work / "loaded", rows, expected, known.objective)
         tried = len(rows) - 1
         say(f"loaded the archive: {tried} test rows, {known.objective.unit} within {difference:.2e} of the candidate's")
@@ -149,21 +151,13 @@ def build(folder: Path, model: str, version: str, parts: Parts) -> Path:
 
     Returns:
         ``<folder>/<model>.mar``.
-
-    Raises:
-        JobFailure: No handler can read this preprocessing.
     """
-    if parts.config.get("format") != FORMAT or "features" not in parts.config:
-        raise JobFailure(
-            FailureClass.SPEC_INVALID,
-            f"no handler serves preprocessing of format {parts.config.get('format')!r}; the tabular handler reads {FORMAT}",
-            "Let the task's fit return the configuration that mljobs.tasks.tabular describes",
-        )
+    handler, *beside = map(source, parts.modules)
     (folder / SERIALIZED).write_bytes(parts.serialized)
     (folder / "preprocessor.json").write_text(json.dumps(parts.config, sort_keys=True, separators=(",", ":")))
-    (folder / "model-config.yaml").write_text(MODEL_CONFIG)
-    handler, *beside = map(source, parts.modules)
-    archive(folder, model, version, handler, [folder / "preprocessor.json", *beside])
+    (folder / "example.json").write_text(json.dumps(parts.example))
+    (folder / "model-config.yaml").write_text(f"{MODEL_CONFIG}{TASK}: {beside[0].name}\n")
+    archive(folder, model, version, handler, [folder / "preprocessor.json", folder / "example.json", *beside])
     path = folder / f"{model}.mar"
     normalise(path)
     return path
@@ -225,14 +219,15 @@ def serving_config(model: str) -> str:
 
 
 def rows_to_try(
-    known: Trained, serialized: bytes, example: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], npt.NDArray[np.float64]]:
+    known: Trained, label: str, serialized: bytes, example: Any
+) -> tuple[list[Any], npt.NDArray[np.float64]]:
     """Rows of the test split, evenly spread, then the example, and what the candidate says of their tensors.
 
     The stage before judged how good the candidate is; what can go wrong here is the way of a raw record to it.
 
     Args:
         known: The test split.
+        label: The column that no record has.
         serialized: The candidate's TorchScript file.
         example: The task's.
 
@@ -241,15 +236,15 @@ def rows_to_try(
     """
     count = known.test.num_rows
     chosen = np.arange(0, count, max(1, count // SMOKE_ROWS))[:SMOKE_ROWS]
-    table = data.take(known.test.select([feature["name"] for feature in known.config["features"]]), chosen)
-    records: list[dict[str, Any]] = json.loads(json.dumps(table.to_pylist(), default=str))
-    last = known.task.read(known.config, [example])
+    sent = [name for name in known.test.column_names if name != label and name not in known.config.get("ignored", ())]
+    records: list[Any] = json.loads(json.dumps(data.take(known.test.select(sent), chosen).to_pylist(), default=str))
+    last = served.load(known.task, known.config).read([example])
     inputs = tuple(torch.cat([part[chosen], more]) for part, more in zip(known.inputs, last, strict=True))
-    return [*records, dict(example)], trained.scores(known.objective, export.load_torchscript(serialized), inputs)
+    return [*records, example], trained.scores(known.objective, export.load_torchscript(serialized), inputs)
 
 
 def smoke_test(
-    path: Path, folder: Path, rows: Sequence[Mapping[str, Any]], expected: npt.NDArray[np.float64], objective: Objective
+    path: Path, folder: Path, rows: Sequence[Any], expected: npt.NDArray[np.float64], objective: Objective
 ) -> float:
     """Loads the archive as a TorchServe worker does and predicts `rows`.
 
@@ -269,7 +264,7 @@ def smoke_test(
     handler, context = load(path, folder)
     difference = 0.0
     for i, ((status, answer), wanted) in enumerate(zip(predict(handler, context, rows), expected, strict=True)):
-        if status != HTTPStatus.OK or "prediction" not in answer:
+        if status != HTTPStatus.OK or PREDICTION not in answer:
             which = f"row {i} of the test split" if i < len(rows) - 1 else "the example record"
             raise disagreement(f"it refused {which} with status {status}: {answer.get('message')}")
         difference = max(difference, objective.off(answer, wanted))
@@ -280,13 +275,11 @@ def smoke_test(
     return difference
 
 
-def predict(
-    handler: Any, context: Context, rows: Sequence[Mapping[str, Any] | Sequence[Any]]
-) -> list[tuple[int, dict[str, Any]]]:
+def predict(handler: Any, context: Context, rows: Sequence[Any]) -> list[tuple[int, dict[str, Any]]]:
     """What the handler answers to one batch of records, each with its HTTP status."""
     context.request_ids = {i: str(i) for i in range(len(rows))}
     context.request_processor = [RequestProcessor({}) for _ in rows]
-    requests = [{"body": {"features": dict(row) if isinstance(row, Mapping) else list(row)}} for row in rows]
+    requests = [{"body": {"features": row}} for row in rows]
     answers = [json.loads(body) for body in handler.handle(requests, context)]
     return [(context.get_response_status(i)[0], answer) for i, answer in enumerate(answers)]
 
@@ -322,15 +315,6 @@ def load(path: Path, folder: Path) -> tuple[Any, Context]:
     return handler, context
 
 
-def import_file(path: Path) -> ModuleType:
-    """Imports a file under its base name without keeping it in `sys.modules`."""
-    loader = SourceFileLoader(path.stem, str(path))
-    module = ModuleType(path.stem)
-    module.__file__ = str(path)
-    loader.exec_module(module)
-    return module
-
-
 def disagreement(what: str) -> JobFailure:
     """The archive does not do what the candidate does, and another try would build the same one."""
     return JobFailure(
@@ -338,22 +322,6 @@ def disagreement(what: str) -> JobFailure:
         f"the archive was built, but {what}",
         "Run the operator, the jobs and the handlers of one release; if they are, report this as a bug",
     )
-
-
-def source(module: str) -> Path:
-    """The file of a module, which is not imported.
-
-    Raises:
-        JobFailure: The image lacks it.
-    """
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise JobFailure(
-            FailureClass.TASK_IMPORT,
-            f"the job image has no module {module}, which goes into the archive",
-            "Use the platform's job image, or one built on it",
-        )
-    return Path(spec.origin)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from mljobs.feed import Examples
 from mljobs.files import SHOWN
 from mljobs.profile import described, unusual
 from mljobs.report import Job, run, say
+from mljobs.served import rehearse
 from mljobs.tasks import Objective, Targets, Task, load_task
 from mlplatform.api import Data, ModelVersionSpec
 from mlplatform.contract import COLUMN, VALIDATION, Artifacts, FailureClass, Stage, Summary
@@ -43,6 +44,7 @@ def main(job: Job) -> Summary | None:
     columns = described(rows, choice.remarks, config["ignored"], job.spec.data.label)
     objective = task.objective(config)
     defined(job.spec, objective)
+    rehearse(task, config, objective, job.spec)
     if topology.rank == 0:
         of = "" if rows.table.num_rows == rows.total else f"/{rows.total}"
         say(
@@ -91,9 +93,9 @@ def main(job: Job) -> Summary | None:
             "read": rows.read,
             "ignored": rows.ignored,
             "columns": columns,
-            "repeatedRows": choice.repeated,
+            "repeatedRows": dict(choice.repeated),
             **objective.learned,
-            "features": len(config["features"]),
+            "features": sum(column["use"] == "feature" for column in columns.values()),
         }
         report = {
             **details,

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Self
@@ -34,7 +34,7 @@ from mljobs.parallel import Parallel
 from mljobs.report import say
 from mljobs.tasks import EVALUATION_ROWS, Objective
 from mlplatform.api import EarlyStopping, Training
-from mlplatform.contract import LOWER_IS_BETTER, VALIDATION, FailureClass
+from mlplatform.contract import VALIDATION, FailureClass
 
 WARM_UP: Final = 0.05
 """Share of all steps over which the learning rate rises; from there it falls along half a cosine."""
@@ -173,7 +173,7 @@ class Trainer:
         train, self._validation = examples
         self._checkpoints = checkpoints
         self._watch = watched_metric(training.early_stopping, objective.metrics)
-        self._less_is_better = less_is_better(training.early_stopping, self._watch)
+        self._less_is_better = less_is_better(training.early_stopping, self._watch, objective.less_is_better)
         self.plan = Plan(len(train), training, self._topology.world_size)
         self._feed = Feed(train, self.plan, training, self._topology.rank, self._topology.device)
         self._optimizer = make_optimizer(training, model)
@@ -362,11 +362,11 @@ def watched_metric(stopping: EarlyStopping | None, metrics: Sequence[str]) -> st
     return (stopping and stopping.metric) or f"{VALIDATION}{metrics[0]}"
 
 
-def less_is_better(stopping: EarlyStopping | None, metric: str) -> bool:
+def less_is_better(stopping: EarlyStopping | None, metric: str, lower: Collection[str]) -> bool:
     """Whether a lower value of the watched metric is better: as the specification says, or else by its nature."""
     if stopping and stopping.mode:
         return stopping.mode == "min"
-    return metric.removeprefix(VALIDATION) in LOWER_IS_BETTER
+    return metric.removeprefix(VALIDATION) in lower
 
 
 def make_optimizer(training: Training, model: Parallel) -> torch.optim.Optimizer:

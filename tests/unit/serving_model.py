@@ -54,7 +54,7 @@ def archive(folder: Path, version: str = VERSION) -> Path:
     store.mkdir()
     (folder / "config").mkdir()
     (folder / "config" / "config.properties").write_text(package.serving_config(MODEL))
-    parts = package.Parts(torchscript(model()), CONFIG, TabularTask.modules)
+    parts = package.Parts(torchscript(model()), CONFIG, RECORD, TabularTask.modules)
     return package.build(work, MODEL, version, parts).rename(store / f"{MODEL}.mar")
 
 

@@ -1,4 +1,4 @@
-"""Whatever is sent to mlhandlers.tabular: an answer, soon, of little memory, and none of it is the neighbours' concern."""
+"""Whatever is sent to mlhandlers.records: an answer, soon, of little memory, and none of it is the neighbours' concern."""
 
 from __future__ import annotations
 

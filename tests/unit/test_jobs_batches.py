@@ -105,7 +105,7 @@ def test_a_served_record_is_answered_alike_in_any_company(label: str, form: str,
     ]
     inputs = Preprocessor(config).transform(records)
     content = export.torchscript(export.int8(model) if form == "int8-dynamic" else model, inputs)
-    parts = package.Parts(content, config, TabularTask.modules)
+    parts = package.Parts(content, config, records[0], TabularTask.modules)
     handler, context = package.load(package.build(tmp_path, "m", "m-1", parts), tmp_path / "unpacked")
 
     def answers(batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from mljobs.store import Store
 from mljobs.trainer import Plan, less_is_better, watched_metric
 from mlplatform import api
 from mlplatform.api import EarlyStopping, Training
-from mlplatform.contract import ENV_ARTIFACTS, TARGET_METRICS, Artifacts, FailureClass, Stage, Summary
+from mlplatform.contract import ENV_ARTIFACTS, LOWER_IS_BETTER, TARGET_METRICS, Artifacts, FailureClass, Stage, Summary
 from mlplatform.resources import modelversion, pod
 from mlplatform.settings import Settings
 
@@ -82,7 +82,7 @@ def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
 def test_the_first_metric_of_what_is_learned_is_watched_where_none_is_named(target: str, first: str) -> None:
     for stopping in None, EarlyStopping(), EarlyStopping(mode="max"):
         assert watched_metric(stopping, TARGET_METRICS[target]) == f"val_{first}"
-        assert less_is_better(stopping, f"val_{first}") is False
+        assert less_is_better(stopping, f"val_{first}", LOWER_IS_BETTER) is False
     assert watched_metric(EarlyStopping(metric="val_accuracy"), TARGET_METRICS[target]) == "val_accuracy"
 
 
@@ -104,7 +104,7 @@ def test_the_direction_of_the_watched_metric(
     wanted: bool,  # noqa: FBT001  a table's column
     reason: str,
 ) -> None:
-    assert less_is_better(stopping, metric) is wanted, reason
+    assert less_is_better(stopping, metric, LOWER_IS_BETTER) is wanted, reason
 
 
 # Real runs.

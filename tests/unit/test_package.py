@@ -98,7 +98,8 @@ def test_the_archive_is_built_tried_and_uploaded_in_kserves_layout(job: Job) -> 
     assert report["smokeTest"]["maxProbabilityDifference"] < 1e-5
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         assert sorted(file.namelist()) == [
-            "MAR-INF/MANIFEST.json", "model-config.yaml", "model.pt", "preprocessor.json", "tabular.py", "tabular_model.py",
+            "MAR-INF/MANIFEST.json", "example.json", "model-config.yaml", "model.pt", "preprocessor.json", "records.py",
+            "tabular_model.py",
         ]  # fmt: skip
         manifest = json.loads(file.read("MAR-INF/MANIFEST.json"))
     assert manifest["model"]["modelName"] == small.MODEL
@@ -139,13 +140,18 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, monkeypatch: pytest.Monke
         folder = tmp_path / run
         folder.mkdir()
         config = dict(sorted(small.CONFIG.items(), reverse=run == "b"))
-        path = package.build(folder, small.MODEL, small.VERSION, package.Parts(serialized, config, TabularTask.modules))
+        path = package.build(
+            folder, small.MODEL, small.VERSION, package.Parts(serialized, config, small.RECORD, TabularTask.modules)
+        )
         digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
     assert digests[0] == digests[1]
     other = tmp_path / "c"
     other.mkdir()
     path = package.build(
-        other, small.MODEL, "adult-income-00000000", package.Parts(serialized, small.CONFIG, TabularTask.modules)
+        other,
+        small.MODEL,
+        "adult-income-00000000",
+        package.Parts(serialized, small.CONFIG, small.RECORD, TabularTask.modules),
     )
     assert hashlib.sha256(path.read_bytes()).hexdigest() != digests[0], "the version is in the archive"
 
@@ -181,8 +187,8 @@ def changed_data(job: Job) -> None:
 
 
 BROKEN = [
-    Broken(reason="preprocessing that no handler reads", breaks=other_format,
-           failure=FailureClass.SPEC_INVALID, names="format 9"),
+    Broken(reason="preprocessing that its own task does not read", breaks=other_format,
+           failure=FailureClass.TASK_IMPORT, names="format 9"),
     Broken(reason="TorchServe needs TorchScript", breaks=no_torchscript,
            failure=FailureClass.SPEC_INVALID, names="TorchScript"),
     Broken(reason="no candidate passed", breaks=nothing_selected, failure=FailureClass.SPEC_INVALID, names="None"),
@@ -213,4 +219,5 @@ def test_a_lean_archive_setting_is_read_by_torchserve(tmp_path: Path) -> None:
         "maxBatchDelay": 1,
         "responseTimeout": 10,
         "startupTimeout": 120,
+        "task": "tabular_model.py",
     }

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -19,9 +21,11 @@ from torch import Tensor, nn
 
 from mljobs.failure import JobFailure
 from mlplatform.api import Data, Fairness
-from mlplatform.contract import FailureClass
+from mlplatform.contract import IN_LABEL_UNITS, LOWER_IS_BETTER, FailureClass
 
 BUILT_IN: Final = {"tabular": "mljobs.tasks.tabular:TabularTask"}
+HANDLER: Final = "mlhandlers.records"
+"""The platform's, which serves every task."""
 EVALUATION_ROWS: Final = 4096
 """Rows of a forward pass without gradients."""
 
@@ -59,9 +63,14 @@ class Targets:
 class Objective(Protocol):
     """What is learned, once it is configured: the only place that knows what a model's outputs mean.
 
+    One of a user's own inherits from this and gives `kind`, `metrics`, `loss`, `scores`, `evaluate` and `off`; what the rest
+    says by default is in the code below.
+
     Attributes:
         kind: What it is called in `spec.data.target`.
         metrics: Names of what `evaluate` returns; the first is the one to watch where the spec names none.
+        less_is_better: Which of them are better the lower they are.
+        in_label_units: Which of them have no scale of their own: how much worse one may be is a share of fp32's.
         fairness: Names of the differences between groups that are defined.
         unit: Of a score, as in ``differs by 0.1 in probability``.
         learned: For the report of the training: what the label is.
@@ -73,36 +82,46 @@ class Objective(Protocol):
 
     kind: str
     metrics: Sequence[str]
-    fairness: Sequence[str]
-    unit: str
-    learned: Mapping[str, Any]
-    about: Mapping[str, Any]
-    sentence: str
-    titles: Mapping[str, str]
-    shares: bool
+    less_is_better: Collection[str] = LOWER_IS_BETTER
+    in_label_units: Collection[str] = IN_LABEL_UNITS
+    fairness: Sequence[str] = ()
+    unit: str = "prediction"
+    learned: Mapping[str, Any] = MappingProxyType({})
+    about: Mapping[str, Any] = MappingProxyType({})
+    sentence: str = ""
+    titles: Mapping[str, str] = MappingProxyType({})
+    shares: bool = False
 
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of the model's float32 outputs; `targets` are `Targets.values` of the same rows."""
         ...
 
+    @abstractmethod
     def scores(self, outputs: Tensor) -> Tensor:
         """What outputs mean, e.g. probabilities; in serving, too."""
         ...
 
+    @abstractmethod
     def evaluate(self, targets: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> dict[str, float]:
         """The metrics."""
         ...
 
     def difference(self, scores: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> float:
         """The largest difference of two forms of one model, in `unit`."""
-        ...
+        return float(np.abs(scores - wanted).max())
 
+    @abstractmethod
     def off(self, answer: Mapping[str, Any], wanted: Any) -> float:
         """How far a served answer is from one row of scores, in `unit`."""
         ...
 
     def compare(
-        self, groups: npt.NDArray[np.str_], targets: npt.NDArray[Any], scores: npt.NDArray[np.float64], asked: Fairness
+        self,
+        groups: npt.NDArray[np.str_],  # noqa: ARG002  by default there is nothing to compare; likewise below
+        targets: npt.NDArray[Any],  # noqa: ARG002
+        scores: npt.NDArray[np.float64],  # noqa: ARG002
+        asked: Fairness,  # noqa: ARG002
     ) -> dict[str, Any]:
         """Rates by group and their differences for one sensitive attribute, as the audit reports them.
 
@@ -110,27 +129,74 @@ class Objective(Protocol):
             ``{groups: {<group>: {count, denominators: {<rate>: rows}, <rate>: {value, low, high}, …}},
             differences: {<metric>: {value, low, high}}, notAssessed: {<group>: [<rate>, …]}}``
         """
-        ...
+        return {"groups": {}, "differences": {}, "notAssessed": {}}
 
     def differences(
-        self, groups: npt.NDArray[np.str_], targets: npt.NDArray[Any], scores: npt.NDArray[np.float64], smallest: int
+        self,
+        groups: npt.NDArray[np.str_],  # noqa: ARG002
+        targets: npt.NDArray[Any],  # noqa: ARG002
+        scores: npt.NDArray[np.float64],  # noqa: ARG002
+        smallest: int,  # noqa: ARG002
     ) -> dict[str, float]:
         """The differences of `compare` alone; a metric is absent if fewer than two groups are large enough."""
+        return {}
+
+
+class Served(Protocol):
+    """The half of a task that travels in the archive, and the class's name there; made as ``Served(config)``.
+
+    Its module is one file that imports torch and the standard library only: training, the stages after it and the serving
+    pods load that very file (`mljobs.served`).
+
+    Attributes:
+        names: The columns of a record, for requests in columns and for messages.
+        width: Values that a record costs the model, e.g. its columns or tokens; bounds how many are answered at once.
+    """
+
+    names: Sequence[str]
+    width: int
+
+    def read(self, records: Sequence[Any], first: int = 0) -> tuple[Tensor, ...]:
+        """The model's input tensors for records as clients send them; the first dimension of each is the record.
+
+        Args:
+            records: JSON values: objects by column, or whatever else the task takes for a record.
+            first: Number of the first of them, for messages.
+
+        Raises:
+            ValueError: One cannot be read; the client gets this sentence.
+        """
+        ...
+
+    def answers(self, outputs: Tensor) -> Mapping[str, tuple[str, list[Any]]]:
+        """What the model's float64 outputs say: by name a type of the Open Inference Protocol, and a value a record.
+
+        One is called ``prediction``.
+        """
         ...
 
 
 class Task(Protocol):
     """What is to be learned of which records. Made as ``Class(hyperparameters)``; a ``ValueError`` there names a bad one.
 
+    One of a user's own may inherit from this: what it need not give has a default in the code below.
+
     A task whose rows stand each for itself may have a method ``choose(rows, targets, parts, data)`` that gives an
     `mljobs.features.Choice`, as `tabular` has; of any other one every column and every row is its own business.
 
     Attributes:
-        modules: What the archive is made of: the handler's module, then those that it finds beside it.
+        modules: What the archive is made of: the handler's module (`HANDLER`, unless the task brings its own), that of
+            `Served`, then whatever these find beside them.
+        hyperparameters: `spec.training.hyperparameters`.
     """
 
     modules: Sequence[str]
+    hyperparameters: Mapping[str, Any]
 
+    def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+        self.hyperparameters = hyperparameters
+
+    @abstractmethod
     def targets(self, table: pa.Table, data: Data) -> Targets:
         """What the table says is to be learned.
 
@@ -139,6 +205,7 @@ class Task(Protocol):
         """
         ...
 
+    @abstractmethod
     def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
         """Learns the preprocessing from the training rows.
 
@@ -152,26 +219,30 @@ class Task(Protocol):
         """
         ...
 
+    @abstractmethod
     def objective(self, config: Mapping[str, Any]) -> Objective:
         """What is learned."""
         ...
 
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
-        """The model's input tensors for all rows of `table`; the first dimension of each is the row."""
-        ...
+        """The model's input tensors for all rows of `table`; the first dimension of each is the row.
 
+        By default rows are read as records are.
+        """
+        from mljobs import served  # noqa: PLC0415  which knows of tasks
+
+        return served.load(self, config).read(table.to_pylist())
+
+    @abstractmethod
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """The model with fresh weights: maps `inputs` to outputs whose first dimension is the row."""
         ...
 
-    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
-        """The submodules that FSDP shards and activation checkpointing recomputes one by one."""
-        ...
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:  # noqa: ARG002  by default it has none
+        """The submodules that FSDP shards and activation checkpointing recomputes one by one; by default it is whole."""
+        return ()
 
-    def read(self, config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
-        """The model's input tensors for records as clients send them."""
-        ...
-
+    @abstractmethod
     def example(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A made-up record to try the model with: no person's."""
         ...
@@ -179,7 +250,7 @@ class Task(Protocol):
 
 MOVED: Final = ("metrics", "loss", "evaluate")
 """What a task had of its own before there were objectives."""
-PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "blocks", "read", "example")
+PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "blocks", "example")
 
 
 def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
@@ -197,7 +268,8 @@ def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
             f"spec.training.task {name!r} cannot be imported: {type(error).__name__}: {error}",
             "Correct the name (package.module:Class), or set spec.training.image to an image that has this package",
         ) from error
-    if lacking := [part for part in PARTS if not hasattr(found, part)]:
+    stubs: Collection[str] = getattr(found, "__abstractmethods__", ())
+    if lacking := [part for part in PARTS if part in stubs or not hasattr(found, part)]:
         raise JobFailure(
             FailureClass.TASK_IMPORT,
             f"spec.training.task {name!r} is no task: it lacks {', '.join(lacking)}",

@@ -25,14 +25,12 @@ from mljobs.columns import DECIMAL
 from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
-from mljobs.tasks import Objective, Targets, targets
-from mljobs.tasks.tabular_model import LARGEST, Preprocessor, RecordError, TabularModel, category
+from mljobs.tasks import HANDLER, Objective, Targets, Task, targets
+from mljobs.tasks.tabular_model import FORMAT, LARGEST, Preprocessor, RecordError, TabularModel, category
 from mljobs.tasks.targets import describe
 from mlplatform.api import Data
 from mlplatform.contract import FailureClass
 
-FORMAT: Final = 1
-"""Version of ``preprocessor.json``; a handler refuses one it does not know."""
 MOSTLY: Final = 0.5
 """Share of one value above which a column gets edges of its own for the rest (capital gains are mostly 0)."""
 DISTINCT: Final = 1 << 20
@@ -100,16 +98,17 @@ def _all(values: Any, kind: type) -> bool:
     return isinstance(values, tuple) and all(type(value) is kind for value in values)
 
 
-class TabularTask:
+class TabularTask(Task):
     """Prediction of a column of a table; see `tasks.Task` for the methods.
 
     Args:
         hyperparameters: `spec.training.hyperparameters`.
     """
 
-    modules: Sequence[str] = ("mlhandlers.tabular", "mljobs.tasks.tabular_model")
+    modules: Sequence[str] = (HANDLER, "mljobs.tasks.tabular_model")
 
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+        super().__init__(hyperparameters)
         self._hyper = Hyperparameters.read(hyperparameters)
 
     def targets(self, table: pa.Table, data: Data) -> Targets:
@@ -243,10 +242,6 @@ class TabularTask:
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         """The model's hidden blocks."""
         return [block for name, block in model.named_children() if name == "blocks" for block in block.children()]
-
-    def read(self, config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
-        """Likewise, of records."""
-        return Preprocessor(config).transform(records)
 
     def example(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The commonest value of each column, or one from its middle: statistics, which are no person's row."""

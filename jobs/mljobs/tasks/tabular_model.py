@@ -13,7 +13,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +84,42 @@ SHOWN: Final = 20
 """Columns that a message names at most."""
 
 
+FORMAT: Final = 1
+"""Version of ``preprocessor.json``."""
+
+NESTED: Final = frozenset({list, dict})
+
+
 class RecordError(ValueError):
     """A record does not fit the schema; the message names the record, the field and the fix."""
+
+
+class Served:
+    """The task's half that travels; see `mljobs.tasks.Served` for what it has.
+
+    Args:
+        config: The parsed ``preprocessor.json``.
+
+    Raises:
+        RuntimeError: It is of another format.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        if config.get("format") != FORMAT:
+            msg = f"preprocessor.json has format {config.get('format')}, this code reads {FORMAT}; package the model again"
+            raise RuntimeError(msg)
+        self._preprocessor = Preprocessor(config)
+        self._predictions = predictions(config["label"])
+        self.names = self._preprocessor.names
+        self.width = len(self.names)
+
+    def read(self, records: Sequence[Sequence[Any] | Mapping[str, Any]], first: int = 0) -> tuple[Tensor, Tensor]:
+        """As `Preprocessor.transform`, of records that came as JSON."""
+        return self._preprocessor.transform(scalars(records, first), first)
+
+    def answers(self, outputs: Tensor) -> dict[str, Column]:
+        """What the label's kind answers."""
+        return self._predictions.columns(self._predictions.scores(outputs))
 
 
 class Preprocessor:
@@ -171,6 +205,26 @@ class Preprocessor:
             )
             raise RecordError(msg)
         return record
+
+
+Records = TypeVar("Records", bound=Sequence[Any])
+
+
+def scalars(records: Records, first: int = 0) -> Records:
+    """`records` if no value in them is a list or an object: those would pass for an unknown category.
+
+    Raises:
+        RecordError: One is.
+    """
+    for i, record in enumerate(records, first):
+        values = record.values() if isinstance(record, dict) else record if isinstance(record, list) else ()
+        if NESTED.isdisjoint(map(type, values)):
+            continue
+        fields = record.items() if isinstance(record, dict) else enumerate(record)
+        field, value = next((field, value) for field, value in fields if type(value) in NESTED)
+        msg = f"record {i}: column {field!s:.80} must be a number, a string, a boolean or null, got {quoted(value)}"
+        raise RecordError(msg)
+    return records
 
 
 _QUOTE: Final = reprlib.Repr()

@@ -271,7 +271,7 @@ def _order(name: str) -> tuple[int, float, str]:
         return 1, 0.0, name
 
 
-class Binary:
+class Binary(Objective):
     """One class of two; see `tasks.Objective` for what it has.
 
     Targets are flags: whether a row is positive. Scores are the positive class's probabilities.
@@ -342,7 +342,7 @@ class Binary:
         return point_estimates(groups, targets, scores >= THRESHOLD, smallest)
 
 
-class MultiClass:
+class MultiClass(Objective):
     """One class of three or more; see `tasks.Objective` for what it has.
 
     Targets are the classes' numbers. Scores are the probabilities of all classes, ``(rows, classes)``.
@@ -419,7 +419,7 @@ class MultiClass:
         )
 
 
-class Regression:
+class Regression(Objective):
     """A measured number; see `tasks.Objective` for what it has.
 
     Targets and scores are numbers in the label's own unit. The model's outputs are in standard deviations from the mean

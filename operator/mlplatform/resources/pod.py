@@ -48,7 +48,7 @@ def template(  # noqa: PLR0913  what one pod depends on
     """
     trains, user = stage is Stage.TRAIN, settings.run_as_user
     gpus = {placement.gpu_resource or scheduling.GPU: spec.training.resources.gpu if trains else 0}
-    image = spec.training.image if trains and spec.training.image else settings.jobs_image
+    image = spec.training.image or settings.jobs_image  # of every stage: each needs the code of the task
     volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
     if trains and (any(gpus.values()) or placement.shared_memory):  # NCCL's; a container's own /dev/shm is 64 MiB
         limit = {"sizeLimit": placement.shared_memory} if placement.shared_memory else {}

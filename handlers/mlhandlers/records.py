@@ -1,9 +1,10 @@
-"""Answers prediction requests for tabular models, inside a TorchServe worker.
+"""Answers prediction requests for any task's models, inside a TorchServe worker.
 
 Called by TorchServe, which imports this file by its base name from the unpacked archive
 that `mljobs.package` built, and by that job's smoke test. It therefore holds exactly one
-class and imports nothing of this project: what it needs lies beside it in the archive,
-`tabular_model.py` (the code that training read records with) and `preprocessor.json`.
+class and imports nothing of this project: what it needs lies beside it in the archive, the
+task's half that travels (the code that training read records with; model-config.yaml names
+it), `preprocessor.json`, and `example.json`, a made-up record to try the model with.
 
 One call carries a batch of independent requests. A mistake in one of them is answered to
 that one alone, in the form of TorchServe's own errors: ``{"code", "type", "message"}``.
@@ -39,8 +40,8 @@ LOG: Final = logging.getLogger(__name__)
 
 CGROUP: Final = Path("/sys/fs/cgroup")
 
-FORMAT: Final = 1
-"""The version of ``preprocessor.json`` that is understood here."""
+TASK: Final = "task"
+"""Key of model-config.yaml: the file with the task's half that travels, a class ``Served`` as `mljobs.tasks.Served` describes."""
 
 ENV_MAX_RECORDS: Final = "MLPLATFORM_MAX_RECORDS"
 """Of a request, and the next one of its bytes; as in mlplatform.contract."""
@@ -78,6 +79,9 @@ WARM_UP_ROWS: Final = (1, 1, 2, 2, 8, 8)
 
 BODY_EXAMPLE: Final = '{"features": {"<column>": <value>, …}}'
 
+SHOWN: Final = 20
+"""Columns that a message names at most."""
+
 QUOTE: Final = reprlib.Repr()
 QUOTE.maxstring = QUOTE.maxother = 80
 
@@ -90,8 +94,8 @@ Sound = tuple[int, list[Record], Answer]
 """A request that could be read: its place in the batch, its records and how it is answered."""
 
 
-class TabularHandler:
-    """A model of tables as TorchServe's worker drives it: `initialize` once, then `handle` a batch."""
+class RecordsHandler:
+    """A model as TorchServe's worker drives it: `initialize` once, then `handle` a batch."""
 
     def initialize(self, context: Any) -> None:
         """Loads the model and runs it, so that the first request is as fast as the rest.
@@ -101,35 +105,27 @@ class TabularHandler:
 
         Raises:
             OSError: A file of the archive is missing.
-            RuntimeError: The serialised model is damaged, or the preprocessing is of another format.
+            RuntimeError: The serialised model is damaged, or the task cannot read its own preprocessing.
         """
         folder = Path(context.system_properties["model_dir"])
         description = context.manifest["model"]
         self._name: str = description["modelName"]
         self._version: str = description["modelVersion"]
         torch.set_num_threads(threads_of(cpu_limit()))
-        config = json.loads((folder / "preprocessor.json").read_text())
-        if config["format"] != FORMAT:
-            msg = (
-                f"preprocessor.json has format {config['format']}, this handler reads {FORMAT}; package the model again"
-            )
-            raise RuntimeError(msg)
-        code = load_module(folder / "tabular_model.py")
-        self._record_error: type[ValueError] = code.RecordError
-        self._preprocessor = code.Preprocessor(config)
-        self._predictions = code.predictions(config["label"])
-        self._columns: str = code.listed(self._preprocessor.names)
+        task = load_module(folder / context.model_yaml_config[TASK])
+        self._served = task.Served(json.loads((folder / "preprocessor.json").read_text()))
+        self._columns: str = listed(self._served.names)
         serialized = folder / description["serializedFile"]
         self._model = torch.jit.load(serialized, map_location="cpu").eval()
-        columns = max(1, len(self._preprocessor.names))
-        self._max_records = int(os.environ.get(ENV_MAX_RECORDS) or max(1, min(MAX_RECORDS, MAX_VALUES // columns)))
+        width = max(1, self._served.width)
+        self._max_records = int(os.environ.get(ENV_MAX_RECORDS) or max(1, min(MAX_RECORDS, MAX_VALUES // width)))
         self._max_bytes = int(os.environ.get(ENV_MAX_BYTES) or MAX_BYTES)
-        self._stretch = max(1, STRETCH // columns)
-        self._sample = sample_record(config)
+        self._stretch = max(1, STRETCH // width)
+        self._sample: Record = json.loads((folder / "example.json").read_text())
         self._latency = latency_metric(context.metrics)
         quiet_worker()
         for rows in WARM_UP_ROWS:
-            self._score([self._preprocessor.transform([self._sample] * rows)])
+            self._score([self._served.read([self._sample] * rows)])
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answers a batch.
@@ -148,8 +144,15 @@ class TabularHandler:
         self._latency.add_or_update(time.perf_counter() - started, [self._name, self._version])
         for i in range(len(data)):
             context.set_response_content_type(i, "application/json")
-        # ASCII, because what clients send and answers quote may hold half a surrogate pair, which UTF-8 cannot.
-        return [json.dumps(body, allow_nan=False, separators=(",", ":")).encode() for body in bodies]
+        return [self._written(i, body, context) for i, body in enumerate(bodies)]
+
+    def _written(self, i: int, body: dict[str, Any], context: Any) -> bytes:
+        """The JSON of one answer; an error in place of one that JSON has no words for, as of a number that is not finite."""
+        try:
+            # ASCII, because what clients send and answers quote may hold half a surrogate pair, which UTF-8 cannot.
+            return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError) as error:
+            return json.dumps(fail(context, i, error)).encode()
 
     def _stretches(
         self, data: list[dict[str, Any]], bodies: list[dict[str, Any]], context: Any
@@ -191,10 +194,8 @@ class TabularHandler:
                 self._answer(requests[half:], started, bodies, context)
                 return
             i = requests[0][0]
-            if isinstance(error, self._record_error):
-                bodies[i] = refuse(context, i, PredictionException(str(error), HTTPStatus.BAD_REQUEST))
-            else:
-                bodies[i] = fail(context, i, error)
+            refused = isinstance(error, PredictionException)
+            bodies[i] = refuse(context, i, error) if refused else fail(context, i, error)
             return
         columns = self._score(tensors)
         latency = round((time.perf_counter() - started) * 1000, 3)
@@ -217,11 +218,11 @@ class TabularHandler:
             )
             raise PredictionException(msg, HTTPStatus.CONFLICT)
         if "features" in body:
-            return scalars([body["features"]]), self._answer_predict
+            return [body["features"]], self._answer_predict
         if "instances" in body:
             records = expect_list(body["instances"], "instances")
             check_size(len(records), self._max_records, "records", "maxRecords")
-            return scalars(records), self._answer_v1
+            return records, self._answer_v1
         if "inputs" in body:
             request = body.get("id")
             if not isinstance(request, str | None):
@@ -230,26 +231,31 @@ class TabularHandler:
             if len(request or "") > LONGEST_ID:
                 msg = f"id has {len(request or ''):,} characters, at most {LONGEST_ID}"
                 raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
-            rows = scalars(v2_records(body["inputs"], self._preprocessor.names, self._max_records))
+            rows = v2_records(body["inputs"], self._served.names, self._max_records)
             return rows, lambda *answers: self._answer_v2(request, *answers)
         msg = (
             f"the body has none of features, instances and inputs; send {BODY_EXAMPLE} with the columns {self._columns}"
         )
         raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
 
-    def _transform(self, records: list[Record], start: int) -> tuple[Tensor, Tensor]:
-        """Tensors of the stretch that begins at a record."""
-        part = records[start : start + self._stretch]
-        tensors: tuple[Tensor, Tensor] = self._preprocessor.transform(part, start)
+    def _transform(self, records: list[Record], start: int) -> tuple[Tensor, ...]:
+        """Tensors of the stretch that begins at a record.
+
+        Raises:
+            PredictionException: The task cannot read one (400).
+        """
+        try:
+            tensors: tuple[Tensor, ...] = self._served.read(records[start : start + self._stretch], start)
+        except ValueError as error:
+            raise PredictionException(str(error), HTTPStatus.BAD_REQUEST) from None
         return tensors
 
-    def _score(self, stretches: list[tuple[Tensor, Tensor]]) -> Columns:
+    def _score(self, stretches: list[tuple[Tensor, ...]]) -> Columns:
         """The answers to all rows."""
         with torch.inference_mode():
             outputs = torch.cat([self._model(*tensors) for tensors in stretches])
-            # In float64 as in the audit: float32's sigmoid has another last digit where vector code ends, so by the row's place.
-            scores = self._predictions.scores(outputs.double())
-        found: Columns = self._predictions.columns(scores)
+            # In float64 as in the audit: float32's functions have another last digit where vector code ends, so by the row's place.
+            found: Columns = self._served.answers(outputs.double())
         return found
 
     def _answer_predict(self, columns: Columns, latency: float) -> dict[str, Any]:
@@ -339,26 +345,6 @@ def expect_list(value: Any, name: str) -> list[Any]:
     return value
 
 
-NESTED: Final = frozenset({list, dict})
-
-
-def scalars(records: list[Any]) -> list[Record]:
-    """`records` if no value in them is a list or an object: those would pass for an unknown category.
-
-    Raises:
-        PredictionException: One is (400).
-    """
-    for i, record in enumerate(records):
-        values = record.values() if isinstance(record, dict) else record if isinstance(record, list) else ()
-        if NESTED.isdisjoint(map(type, values)):
-            continue
-        fields = record.items() if isinstance(record, dict) else enumerate(record)
-        field, value = next((field, value) for field, value in fields if type(value) in NESTED)
-        msg = f"record {i}: column {field!s:.80} must be a number, a string, a boolean or null, got {quoted(value)}"
-        raise PredictionException(msg, HTTPStatus.BAD_REQUEST)
-    return records
-
-
 def v2_records(inputs: Any, names: Sequence[str], limit: int) -> list[Record]:
     """Records of an Open Inference Protocol (v2) request.
 
@@ -434,6 +420,12 @@ def quoted(value: Any) -> str:
     return QUOTE.repr(value)
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def refuse(context: Any, index: int, refusal: PredictionException) -> dict[str, Any]:
     """Sets the HTTP status of one request of the batch and gives its body."""
     status = HTTPStatus(refusal.error_code)
@@ -446,18 +438,6 @@ def fail(context: Any, index: int, error: Exception) -> dict[str, Any]:
     LOG.error("a request could not be read", exc_info=error)
     msg = "the request could not be read; the log of the serving pod says why"
     return refuse(context, index, PredictionException(msg, HTTPStatus.INTERNAL_SERVER_ERROR))
-
-
-def sample_record(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A record that a health probe predicts: the middle of each numeric column, a category known from training.
-
-    It is made of the schema, so that no person's row travels with the archive.
-    """
-    sample: dict[str, Any] = {}
-    for feature in config["features"]:
-        known = feature["edges"] if feature["kind"] == "numeric" else feature["categories"]
-        sample[feature["name"]] = known[len(known) // 2] if known else None
-    return sample
 
 
 def latency_metric(metrics: Any) -> Any:

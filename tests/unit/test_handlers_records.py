@@ -1,4 +1,4 @@
-"""mlhandlers.tabular, loaded from a real archive and driven with TorchServe's own context."""
+"""mlhandlers.records, loaded from a real archive and driven with TorchServe's own context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.metrics.metric_type_enum import MetricTypes
 from unit import serving_model as small
 
-from mlhandlers import tabular
+from mlhandlers import records as handling
 from mljobs import cpu, package
 from mlplatform import contract
 
@@ -350,7 +350,7 @@ def test_the_open_inference_protocol_answers_in_tensors(loaded: Loaded, reason: 
 def test_each_batch_is_one_observation_of_the_histogram(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="ts.metrics.caching_metric"):
         ask(loaded, {"features": small.RECORD}, {"features": small.RECORD})
-    (line,) = [record.message for record in caplog.records if tabular.LATENCY_METRIC in record.message]
+    (line,) = [record.message for record in caplog.records if handling.LATENCY_METRIC in record.message]
     assert f"model_name:{small.MODEL},model_version:{small.VERSION}" in line
     assert "type:HISTOGRAM" in line
 
@@ -359,21 +359,21 @@ def test_the_metric_is_the_one_that_the_server_declares() -> None:
     cache = MetricsCacheYamlImpl("handlers/mlhandlers/serving/metrics.yaml")
     cache.initialize_cache()
     assert list(cache.cache) == [MetricTypes.HISTOGRAM]
-    declared = cache.get_metric(tabular.LATENCY_METRIC, MetricTypes.HISTOGRAM)
-    assert tabular.latency_metric(cache) is declared
+    declared = cache.get_metric(handling.LATENCY_METRIC, MetricTypes.HISTOGRAM)
+    assert handling.latency_metric(cache) is declared
     assert declared.dimension_names[:2] == ["model_name", "model_version"]
 
 
 def test_what_the_handler_shares_is_the_contracts() -> None:
-    assert tabular.HEADER_VERSION == contract.HEADER_VERSION
-    assert (tabular.ENV_MAX_RECORDS, tabular.ENV_MAX_BYTES) == (contract.ENV_MAX_RECORDS, contract.ENV_MAX_BYTES)
+    assert handling.HEADER_VERSION == contract.HEADER_VERSION
+    assert (handling.ENV_MAX_RECORDS, handling.ENV_MAX_BYTES) == (contract.ENV_MAX_RECORDS, contract.ENV_MAX_BYTES)
 
 
 def test_the_user_may_bound_requests_otherwise(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     _, context = loaded
     monkeypatch.setenv(contract.ENV_MAX_RECORDS, "2")
     monkeypatch.setenv(contract.ENV_MAX_BYTES, "2000")
-    handler = tabular.TabularHandler()
+    handler = handling.RecordsHandler()
     handler.initialize(context)
     bodies = [{"instances": [small.RECORD] * 2}, {"instances": [small.RECORD] * 3}, {"features": {"job": "x" * 2000}}]
     answers = ask((handler, context), *(json.dumps(body).encode() for body in bodies))
@@ -389,9 +389,11 @@ def test_an_archive_of_another_format_is_not_loaded(loaded: Loaded, tmp_path: Pa
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "preprocessor.json").write_text(json.dumps({**small.CONFIG, "format": 2}))
-    other = Context(small.MODEL, str(tmp_path), context.manifest, 1, None, "", True, context.metrics, {})
+    other = Context(
+        small.MODEL, str(tmp_path), context.manifest, 1, None, "", True, context.metrics, context.model_yaml_config
+    )
     with pytest.raises(RuntimeError, match=r"format 2.*package the model again"):
-        tabular.TabularHandler().initialize(other)
+        handling.RecordsHandler().initialize(other)
 
 
 THREADS = [
@@ -403,7 +405,7 @@ THREADS = [
 
 @pytest.mark.parametrize(("reason", "cpus", "threads"), THREADS, ids=[reason for reason, *_ in THREADS])
 def test_threads_follow_the_cpu_limit(reason: str, cpus: float, threads: int) -> None:
-    assert tabular.threads_of(cpus) == threads, reason
+    assert handling.threads_of(cpus) == threads, reason
 
 
 QUOTAS = [
@@ -422,7 +424,7 @@ def test_the_cpu_limit_is_the_cgroups(reason: str, files: dict[str, str], cpus: 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     available = float(len(os.sched_getaffinity(0)))
-    assert tabular.cpu_limit(tmp_path) == (available if cpus is None else min(cpus, available)), reason
+    assert handling.cpu_limit(tmp_path) == (available if cpus is None else min(cpus, available)), reason
 
 
 FRACTIONS = [
@@ -443,5 +445,22 @@ def test_handlers_and_jobs_agree_on_threads(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert tabular.threads_of(tabular.cpu_limit(tmp_path)) == threads, reason
+    assert handling.threads_of(handling.cpu_limit(tmp_path)) == threads, reason
     assert cpu.cpu_limit(tmp_path) == threads, reason
+
+
+def test_an_answer_that_json_has_no_word_for_is_a_fault_of_that_request_alone(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, _ = loaded
+    served = vars(handler)["_served"]
+    inner = served.answers
+
+    def of_39(outputs: Any) -> Any:
+        found = inner(outputs)
+        kind, values = found["confidence"]
+        return {**found, "confidence": (kind, [float("nan"), *values[1:]])}
+
+    monkeypatch.setattr(served, "answers", of_39)
+    sound = {"features": small.RECORD}
+    assert [status for status, _ in ask(loaded, sound, sound)] == [500, 200]
