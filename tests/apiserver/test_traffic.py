@@ -206,8 +206,10 @@ def test_neither_a_cut_nor_a_storm_costs_a_list_and_a_gap_costs_one(
     assert proxy.seen(lists, begin) == [], "nothing was listed"
 
     listed = forgotten(server, operator, proxy)
-    assert all(request.begins for request in listed), "as streams"
-    assert [sum(r.kind == kind for r in listed) for kind in WATCHED] == [1] * len(WATCHED), "once"
+    if proxy.seen(lambda request: request.begins):  # Kubernetes 1.34 and newer
+        assert all(request.begins for request in listed), "as streams"
+    first = [request.kind for request in listed if "continue" not in request.query]
+    assert sorted(first) == sorted(WATCHED), "once"
     assert operator.process
     assert operator.process.poll() is None
 
@@ -249,9 +251,11 @@ def test_what_a_watch_that_breaks_off_in_its_first_list_has_not_shown_is_read(
     program = Program(server, tmp_path / "operator.log", proxy.kubeconfig)
     program.start()
     try:
+        eventually(lambda: ready(program), program.log.read_text)
+        if not proxy.seen(lambda request: request.begins):
+            pytest.skip("this API server gives lists in pages only")
         eventually(lambda: "late-c was read" in program.log.read_text(), program.log.read_text)
         assert cut
-        eventually(lambda: ready(program), program.log.read_text)
         observed = [get(server, "default", f"mlmodel/late-{n}")["status"].get("observedGeneration") for n in "abc"]
         assert observed == [1, 1, 1]
     finally:
