@@ -261,28 +261,37 @@ class Verdict(NamedTuple):
 
 def _as_class(column: Encoded, classes: Codes, label: pa.ChunkedArray) -> Verdict | None:
     """Whether a column's values are the classes under other names, or it gets nearly every row of every class right."""
-    totals = np.bincount(classes)
-    pairs, first = np.unique((column.codes + 1) * len(totals) + classes, return_index=True)
-    value, group = np.divmod(pairs, len(totals))
-    if len(pairs) == len(np.unique(value)) == len(np.unique(group)) == len(totals):
-        order = np.argsort(group)
-        spelled = [
-            (None if code < 0 else column.values[int(code)].as_py(), label[int(row)].as_py())
-            for code, row in zip((value - 1)[order], first[order], strict=True)
-        ]
-        same = all(category(one) == category(other) for one, other in spelled)
-        shown = ", ".join(f"{one!s} is {other!s}" for one, other in spelled[:SHOWN])
-        why = "it has the same value" if same else f"one to one, {shown},"
-        return Verdict(f"{why} in all {len(classes)} rows", len(classes) >= (COPIES if same else ENOUGH))
-    ways = [("whether it has a value", _wrong_by_value(column.codes >= 0, classes))]
+    totals, missing = np.bincount(classes), bool((column.codes < 0).any())
+    if len(column.values) + missing == len(totals) and (renamed := _renamed(column, classes, label)):
+        return renamed
+    ways = [("whether it has a value", _wrong_by_value(column.codes >= 0, classes))] if missing else []
     if not _is_number(column.values.type):
         ways.append(("each of its values", _wrong_by_value(column.codes, classes)))
     elif len(totals) == 2:  # noqa: PLR2004  one bound parts two classes
         ways.append(("one bound", _wrong_by_bound(column, classes)))
+    if not ways:
+        return None
     what, wrong = min(ways, key=lambda way: float((way[1] / totals).sum()))
     if ((wrong + 2 * np.sqrt(wrong) + 3) / totals < ERRING).all():
         return Verdict(f"{what} gets all but {wrong.sum()} of {len(classes)} rows right", sure=True)
     return Verdict(f"{what} gets all {len(classes)} rows right", sure=False) if not wrong.any() else None
+
+
+def _renamed(column: Encoded, classes: Codes, label: pa.ChunkedArray) -> Verdict | None:
+    """Whether a column of as many values as there are classes has one for each."""
+    size = int(classes.max()) + 1
+    pairs, first = np.unique((column.codes + 1) * size + classes, return_index=True)
+    if len(pairs) != size:
+        return None
+    value, group = np.divmod(pairs, size)
+    spelled = [
+        (None if value[i] == 0 else column.values[int(value[i]) - 1].as_py(), label[int(first[i])].as_py())
+        for i in np.argsort(group)
+    ]
+    same = all(category(one) == category(other) for one, other in spelled)
+    shown = ", ".join(f"{one!s} is {other!s}" for one, other in spelled[:SHOWN])
+    why = "it has the same value" if same else f"one to one, {shown},"
+    return Verdict(f"{why} in all {len(classes)} rows", len(classes) >= (COPIES if same else ENOUGH))
 
 
 def _wrong_by_value(codes: npt.NDArray[Any], classes: Codes) -> Codes:
@@ -305,9 +314,9 @@ def _wrong_by_bound(column: Encoded, classes: Codes) -> Codes:
     """Rows of each of two classes on the wrong side of the best bound; a row without a value is on neither."""
     present = column.codes >= 0
     values = column.values.to_numpy(zero_copy_only=False)
-    counts = np.zeros((len(values), 2), dtype=np.int64)
-    np.add.at(counts, (column.codes[present], classes[present]), 1)
-    below = counts[np.argsort(values, kind="stable")].cumsum(axis=0)
+    pairs = column.codes[present] * 2 + classes[present]
+    counts = np.bincount(pairs, minlength=2 * len(values)).reshape(-1, 2)
+    below = counts[np.argsort(values)].cumsum(axis=0)
     absent, total = np.bincount(classes[~present], minlength=2), counts.sum(axis=0)
     ways = [
         np.column_stack([below[:, 0], total[1] - below[:, 1]]),

@@ -8,7 +8,7 @@ would measure what was memorised.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +19,18 @@ from mljobs.failure import JobFailure
 from mljobs.features import ENOUGH, Encoded, is_plain
 from mlplatform.contract import FailureClass
 
+Codes = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
 LIMIT: Final = 0.05
 """Share of the test rows that may be copies: a metric of 0.8 then gains at most 0.01, and gates are set no finer."""
-OWN: Final = 0.5
-"""A column that has more values than this share of the different rows tells rows apart."""
 ALONE: Final = 0.01
 """Share of the different rows that occur once, below which all were copied; by chance it is over 0.15 where rows occur
 `OFTEN` times on average (Poisson)."""
 OFTEN: Final = 3
-ALWAYS: Final = 0.95
-LEAST: Final = 3
-"""Columns that vary, the label among them: with a single feature equal rows are nothing but equal values."""
-_MIX: Final = np.uint64(0x9E3779B97F4A7C15)
+BEYOND: Final = 0.2
+"""How far between chance (0) and always (1) each column agrees, from which on equal rows are copies."""
+_GOLDEN: Final = 0x9E3779B97F4A7C15
 
 
 class Repeats(NamedTuple):
@@ -60,23 +60,20 @@ def find(table: pa.Table, parts: Parts, most: float | None, place: Callable[[int
         JobFailure: They are more than `most`, or, where that says nothing, more than `LIMIT` and copies.
     """
     columns = [Encoded.of(column).codes for column in table.columns if is_plain(column.type)]
-    kinds = _kinds(columns, len(table))
-    learned = np.zeros(len(table), dtype=np.bool_)
-    learned[kinds[parts.train]] = True
-    validation, test = (int(learned[kinds[part]].sum()) for part in (parts.validation, parts.test))
+    kinds = np.zeros(len(table), dtype=np.uint64)
+    for i, codes in enumerate(columns):
+        kinds += _mixed(codes, i)
+    known = np.isin(kinds, kinds[parts.train])
+    validation, test = int(known[parts.validation].sum()), int(known[parts.test].sum())
     if not test:
         return Repeats(validation, test, "")
-    copies = learned[kinds[parts.test]] & (_copied(columns, kinds)[parts.test] if most is None else True)
-    share = copies.sum() / len(parts.test)
-    example = int(parts.test[np.flatnonzero(learned[kinds[parts.test]])[0]])
-    if copies.any():
-        example = int(parts.test[np.flatnonzero(copies)[0]])
-    twin = int(parts.train[np.flatnonzero(kinds[parts.train] == kinds[example])[0]])
+    example = int(parts.test[known[parts.test]][0])
+    twin = int(parts.train[kinds[parts.train] == kinds[example]][0])
     told = (
         f"{test} of the {len(parts.test)} test rows are among the training rows, too, value for value: "
         f"{place(example)} is {place(twin)}"
     )
-    if share > (LIMIT if most is None else most):
+    if test > len(parts.test) * (LIMIT if most is None else most) and (most is not None or _copied(columns, kinds)):
         why = (
             "and their values do not repeat by chance" if most is None else f"over spec.data.split.maxRepeated {most:g}"
         )
@@ -89,33 +86,35 @@ def find(table: pa.Table, parts: Parts, most: float | None, place: Callable[[int
     return Repeats(validation, test, told)
 
 
-def _kinds(columns: list[npt.NDArray[np.int64]], rows: int) -> npt.NDArray[np.int64]:
-    """Of each row the number of its kind: rows that are equal have the same."""
-    mixed = np.zeros(rows, dtype=np.uint64)
-    for codes in columns:
-        mixed = (mixed ^ (codes.astype(np.uint64) + _MIX + (mixed << np.uint64(6)) + (mixed >> np.uint64(2)))) * _MIX
-        mixed ^= mixed >> np.uint64(29)
-    _, kinds = np.unique(mixed, return_inverse=True)
-    found: npt.NDArray[np.int64] = kinds.astype(np.int64)
+def _mixed(codes: Codes, column: int) -> Hashes:
+    """A number a row that sums of other columns' leave apart (splitmix64)."""
+    start = np.uint64((column + 1) * _GOLDEN % 2**64)
+    mixed = (codes.astype(np.uint64) + start) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    found: Hashes = mixed ^ (mixed >> np.uint64(31))
     return found
 
 
-def _copied(columns: list[npt.NDArray[np.int64]], kinds: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Rows that, if they are there twice, are copies.
+def _copied(columns: list[Codes], kinds: Hashes) -> bool:
+    """Whether equal rows are too many for chance: nearly no row is there once, or no column is left to it.
 
-    All are, if nearly none is there once. Else where a column has many values, and a value that comes again always comes
-    with the very same row: by chance something else would differ, unless there is nothing else.
+    Of two rows that agree in all the other columns a column is left to chance if it agrees no more often than of any two.
     """
-    _, first, counts = np.unique(kinds, return_index=True, return_counts=True)
-    found = np.zeros(len(first), dtype=np.bool_)
-    varied = [codes for codes in columns if (codes != codes[0]).any()]
-    if len(first) < ENOUGH or len(varied) < LEAST:
-        return found[kinds]
+    counts = np.unique(kinds, return_counts=True)[1]
+    if len(counts) < ENOUGH:
+        return False
     if (counts == 1).mean() < ALONE and counts.mean() <= OFTEN:
-        found[:] = True
-    for codes in varied:
-        values, where, rows = np.unique(codes[first], return_inverse=True, return_counts=True)
-        again = np.bincount(where, weights=counts) > 1
-        if len(values) > OWN * len(first) and (rows[again] == 1).sum() > ALWAYS * again.sum():
-            found |= (rows == 1)[where]
-    return found[kinds]
+        return True
+    equal, every = _pairs(kinds), len(kinds) * (len(kinds) - 1) / 2
+    for i, codes in enumerate(columns):
+        chance = _pairs(codes) / every
+        if chance < 1 and equal / _pairs(kinds - _mixed(codes, i)) < chance + BEYOND * (1 - chance):
+            return False
+    return True
+
+
+def _pairs(kinds: npt.NDArray[Any]) -> float:
+    """How many pairs of rows are of one kind."""
+    counts = np.unique(kinds, return_counts=True)[1].astype(np.float64)
+    return float((counts * (counts - 1) / 2).sum())

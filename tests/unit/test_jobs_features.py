@@ -224,6 +224,15 @@ def test_rows_that_repeat_by_chance_are_only_told(columns: Mapping[str, Any], re
         chosen(table, split={"maxRepeated": 0.01})
 
 
+@pytest.mark.parametrize("diverse", [True, False], ids=["a number of many values", "none"])
+def test_a_part_that_was_appended_again_is_refused(*, diverse: bool) -> None:
+    few = {name: DRAWN.integers(0, 30, N) for name in ("a", "b", "c")}
+    table = pa.table({**few, **({"weight": DRAWN.integers(0, 200, N)} if diverse else {}), "y": Y})
+    assert chosen(table).repeated["test"] < 3, "values meet, rows do not"
+    with pytest.raises(JobFailure, match="among the training rows"):
+        chosen(pa.concat_tables([table, table.slice(0, 60)]))
+
+
 def test_a_few_copies_are_only_told() -> None:
     table = pa.concat_tables([table_of(weight=FLOATS), table_of(weight=FLOATS).slice(0, 8)])
     assert chosen(table).repeated["test"] <= 4
