@@ -39,9 +39,19 @@ def main(job: Job) -> Summary:
             f"{metric}={value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
             for metric, value in result["differences"].items()
         )
-        say(f"{name}: {differences or 'fewer than two groups are large enough'}")
+        say(
+            f"{name}: {differences or 'no differences: fewer than two groups are large enough, or every row gets one answer'}"
+        )
+    constant = getattr(found.objective, "constant", None)
+    beside = constant(found.targets, scores) if constant else None
+    if beside and not beside["better"]:
+        say(f"no better than to answer {beside['answer']!r} for every row")
     left_out = [f"{name}={group}" for name, result in attributes.items() for group in result["notAssessed"]]
-    details = {"fairness": by_metric(attributes), "notAssessed": left_out[:LISTED]}
+    details = {
+        "fairness": by_metric(attributes),
+        "notAssessed": left_out[:LISTED],
+        **({"constant": beside} if beside else {}),
+    }
     report = {
         "sample": found.sample,
         "testRows": len(scores),

@@ -111,6 +111,12 @@ def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec,
             found.append(f"{gate.metric} {value:.4f} is above the gate {gate.max}")
     if spec.fairness.on_failure == "block":
         found += [
+            f"{metric} by {attribute} is not shown: every row gets one answer"
+            for metric in spec.fairness.metrics
+            for attribute in reference.fairness.get(metric, {})
+            if attribute not in candidate.fairness.get(metric, {})
+        ]
+        found += [
             f"{metric} by {attribute} {value:.4f} is above the bound {bound}"
             for metric, bound in spec.fairness.metrics.items()
             for attribute, value in candidate.fairness.get(metric, {}).items()

@@ -213,7 +213,9 @@ class Summary:
         train: ``rows`` ``{train, validation, test}``, ``epochs``, ``worldSize``, ``resumedFromStep``, ``columns``
             ``[<sentence about an unusual one>, …]``.
         audit: ``fairness`` ``{<metric>: {<attribute>: {value, low, high}}}`` (low/high: interval at
-            ``fairness.confidence``), ``notAssessed`` ``[<attribute>=<group>, …]`` (smaller than ``minGroupSize``).
+            ``fairness.confidence``), ``notAssessed`` ``[<attribute>=<group>, …]`` (smaller than ``minGroupSize``), ``constant`` ``{metric, answer,
+            floor, right, always, better}``: what answering the same for every row is worth by that metric (and, of classes, how
+            often it is right), whether the model does just that, and whether it is better.
         optimize: ``selected`` (candidate's name), ``choice`` (why, in one sentence), ``candidates`` ``[{name,
             sizeBytes, latencyP50Ms, latencyP99Ms, metrics, passed, reason}]``.
         package: ``storageUri`` (what KServe mounts), ``archive`` (URI), ``sizeBytes``.

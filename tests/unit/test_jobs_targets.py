@@ -24,7 +24,7 @@ from mljobs.optimize import Latency, Measured, objections
 from mljobs.tasks import targets
 from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import predictions
-from mljobs.tasks.targets import CLASSES_LIMIT, MultiClass, Regression
+from mljobs.tasks.targets import CLASSES_LIMIT, Binary, MultiClass, Regression
 from mlplatform.api import Data, EarlyStopping, Fairness, Gate, ModelVersionSpec, Optimization, Split, Training
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, Artifacts, FailureClass, Stage
 from mlplatform.standalone.result import Result
@@ -312,6 +312,84 @@ def test_an_interval_of_a_difference_of_means_covers_the_truth() -> None:
         ]
         covered += interval["low"] <= 0.3 <= interval["high"]
     assert covered > 90
+
+
+LABELS = {
+    "binary": {"name": "y", "classes": ["no", "yes"]},
+    "multiclass": {"name": "y", "kind": "multiclass", "classes": ["a", "b", "c"]},
+    "regression": {"name": "y", "kind": "regression", "mean": 5.0, "scale": 2.0},
+}
+SAID = {
+    "binary": (np.arange(40) % 5 == 0, np.full(40, 0.2)),
+    "multiclass": (np.arange(40) % 3, np.tile([0.5, 0.3, 0.2], (40, 1))),
+    "regression": (np.arange(40.0), np.full(40, 5.0)),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_groups_that_all_get_one_answer_have_no_differences(kind: str) -> None:
+    found = targets.objective(LABELS[kind])
+    wanted, scores = SAID[kind]
+    groups = np.array(["a", "b"] * 20)
+    assert found.differences(groups, wanted, scores, 5) == {}, "0.0 would pass every bound"
+    compared = found.compare(groups, wanted, scores, Fairness(min_group_size=5))
+    assert compared["differences"] == {}
+    assert set(compared["groups"]) == {"a", "b"}, "the rates themselves are what they are"
+    assert isinstance(found, Binary | MultiClass | Regression)
+    told = found.constant(wanted, scores)
+    assert (told["always"], told["better"]) == (True, False)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Scores of 200 rows, 40 of them positive, and whether they are worth more than one class for all."""
+
+    reason: str
+    right: tuple[int, int]
+    """How many of the 160 negative and of the 40 positive rows are told right."""
+    better: bool
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Beside("all of one class", (160, 0), False),
+        Beside("most of both classes", (150, 30), True),
+        Beside("fewer right than the commonest class has, but the rare one is found", (120, 34), True),
+        Beside("fewer right than the commonest class has, and by chance", (112, 13), False),
+        Beside("worse than chance", (80, 18), False),
+    ],
+    ids=lambda case: case.reason,
+)
+def test_a_model_is_held_beside_one_class_for_all_rows(case: Beside) -> None:
+    wanted = np.arange(200) >= 160
+    negative, positive = case.right
+    told = np.r_[np.arange(160) >= negative, np.arange(40) < positive]
+    found = Binary(LABELS["binary"]).constant(wanted, np.where(told, 0.9, 0.1))
+    assert found["better"] is case.better, case.reason
+    assert (found["metric"], found["answer"], found["floor"], found["right"]) == ("balanced_accuracy", "no", 0.5, 0.8)
+
+
+def test_a_measure_is_held_beside_the_mean() -> None:
+    wanted = np.arange(40.0)
+    regression = Regression(LABELS["regression"])
+    assert regression.constant(wanted, wanted + 1)["better"]
+    worse = regression.constant(wanted, wanted[::-1])
+    assert (worse["better"], worse["metric"], worse["answer"]) == (False, "r2", 19.5)
+
+
+def test_a_model_that_learned_nothing_fails_without_a_gate(tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    lines = [f"{generator.normal():.3f},{'yes' if i % 10 == 0 else 'no'},{'ab'[i % 2]}" for i in range(600)]
+    (tmp_path / "noise.csv").write_text("\n".join(["x,y,group", *lines]))
+    model = people_model(tmp_path / "noise.csv", gates=[], fairness={"metrics": {"demographic_parity_difference": 0.9}})
+    model["spec"]["data"] = {"uri": str(tmp_path / "noise.csv"), "label": "y", "sensitiveAttributes": ["group"]}
+    result = mlplatform.run(model, store=tmp_path / "store", until=Stage.AUDIT)
+    assert not result.passed
+    assert result.failure is not None
+    assert "the model answers 'no' for every row of the test split" in result.failure.message
+    assert "demographic_parity_difference by group is not shown" in result.failure.message
+    assert "spec.gates" in result.failure.next_action
 
 
 def test_a_metric_in_the_labels_unit_may_be_worse_by_a_share() -> None:

@@ -64,7 +64,8 @@ class Objective(Protocol):
     """What is learned, once it is configured: the only place that knows what a model's outputs mean.
 
     One of a user's own inherits from this and gives `kind`, `metrics`, `loss`, `scores`, `evaluate` and `off`; what the rest
-    says by default is in the code below.
+    says by default is in the code below. One may have a method ``constant(targets, scores)`` that says what the same answer for every row is worth beside the
+    model, as `mljobs.tasks.constant` does: the audit's default gate holds by it. Without it there is no such gate.
 
     Attributes:
         kind: What it is called in `spec.data.target`.

@@ -18,7 +18,7 @@ from mljobs import data
 from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.fairness import Means, point_estimates
 from mljobs.files import SHOWN
-from mljobs.tasks import Objective, Strata, Targets
+from mljobs.tasks import Objective, Strata, Targets, constant
 from mljobs.tasks.tabular_model import THRESHOLD, category, number, predictions
 from mlplatform.api import Data, Fairness
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, FailureClass
@@ -335,11 +335,20 @@ class Binary(Objective):
         """Selection, true and false positive rates."""
         from mljobs.tasks import comparison  # noqa: PLC0415  fairlearn takes seconds, and only the audit needs it
 
-        return comparison.of_two_classes(groups, targets, scores >= THRESHOLD, asked)
+        found = comparison.of_two_classes(groups, targets, scores >= THRESHOLD, asked)
+        return found if self._tells(targets, scores) else {**found, "differences": {}}
 
     def differences(self, groups: Words, targets: Flags, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
-        return point_estimates(groups, targets, scores >= THRESHOLD, smallest)
+        return point_estimates(groups, targets, scores >= THRESHOLD, smallest) if self._tells(targets, scores) else {}
+
+    def constant(self, targets: Flags, scores: Floats) -> dict[str, Any]:
+        """Beside one class for all rows."""
+        return constant.of_classes(self._classes, targets.astype(np.int64), (scores >= THRESHOLD).astype(np.int64))
+
+    def _tells(self, targets: Flags, scores: Floats) -> bool:
+        """Whether two rows get two answers: groups that all get one differ in nothing, whatever is done to them."""
+        return not self.constant(targets, scores)["always"]
 
 
 class MultiClass(Objective):
@@ -403,11 +412,20 @@ class MultiClass(Objective):
         """Accuracy, and each class's selection rate."""
         from mljobs.tasks import comparison  # noqa: PLC0415  as above
 
-        return comparison.of_classes(groups, targets, scores.argmax(axis=1), self._means(targets, scores), asked)
+        found = comparison.of_classes(groups, targets, scores.argmax(axis=1), self._means(targets, scores), asked)
+        return found if self._tells(targets, scores) else {**found, "differences": {}}
 
     def differences(self, groups: Words, targets: Codes, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
-        return self._means(targets, scores).differences(groups, smallest)
+        return self._means(targets, scores).differences(groups, smallest) if self._tells(targets, scores) else {}
+
+    def constant(self, targets: Codes, scores: Floats) -> dict[str, Any]:
+        """Beside one class for all rows."""
+        return constant.of_classes(self._classes, targets, scores.argmax(axis=1))
+
+    def _tells(self, targets: Codes, scores: Floats) -> bool:
+        """Whether two rows get two answers."""
+        return not self.constant(targets, scores)["always"]
 
     def _means(self, targets: Codes, scores: Floats) -> Means:
         predicted = scores.argmax(axis=1)
@@ -479,11 +497,20 @@ class Regression(Objective):
         """Mean prediction and mean absolute error."""
         from mljobs.tasks import comparison  # noqa: PLC0415  as above
 
-        return comparison.of_numbers(groups, targets, scores, self._means(targets, scores), asked)
+        found = comparison.of_numbers(groups, targets, scores, self._means(targets, scores), asked)
+        return found if self._tells(targets, scores) else {**found, "differences": {}}
 
     def differences(self, groups: Words, targets: Floats, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
-        return self._means(targets, scores).differences(groups, smallest)
+        return self._means(targets, scores).differences(groups, smallest) if self._tells(targets, scores) else {}
+
+    def constant(self, targets: Floats, scores: Floats) -> dict[str, Any]:
+        """Beside the mean for all rows."""
+        return constant.of_numbers(targets, scores, self.evaluate(targets, scores)["r2"])
+
+    def _tells(self, targets: Floats, scores: Floats) -> bool:
+        """Whether two rows get two answers."""
+        return not self.constant(targets, scores)["always"]
 
     def _means(self, targets: Floats, scores: Floats) -> Means:
         return Means(

@@ -23,7 +23,7 @@ def render(version: Object, spec: api.ModelVersionSpec, settings: Settings, sche
 
 def judge(summary: Summary, spec: api.ModelVersionSpec) -> Verdict:
     """Gates hold whatever `fairness.onFailure` says; group differences only where it says block. All misses are told."""
-    missed = gate_misses(spec.gates, summary.metrics, "the test split")
+    missed = [*_untrained(summary, spec), *gate_misses(spec.gates, summary.metrics, "the test split")]
     unfair = list(_fairness_misses(summary, spec))
     if blocking := [*missed, *(unfair if spec.fairness.on_failure == "block" else [])]:
         return blocked(blocking, "GateFailed")
@@ -36,12 +36,47 @@ def judge(summary: Summary, spec: api.ModelVersionSpec) -> Verdict:
     )
 
 
+def _untrained(summary: Summary, spec: api.ModelVersionSpec) -> Iterator[Miss]:
+    """The gate that is there without a word: a model is better than one answer for every row, or its metric has a gate of its own."""
+    found = summary.details.get("constant")
+    if not found or found["better"] or found["metric"] in {gate.metric for gate in spec.gates}:
+        return
+    metric, answer = found["metric"], _answer(found)
+    if found["always"]:
+        says = f"the model answers {answer} for every row of the test split"
+    else:
+        right = f", and right in {number(found['right'])} of them" if "right" in found else ""
+        says = (
+            f"{metric} of the test split is {number(summary.metrics[metric])}: no better than to answer {answer} for every "
+            f"row, which is {number(found['floor'])}{right}"
+        )
+    yield Miss(
+        says,
+        f"Look at what it learned from (kubectl mlmodel data {spec.model}): add columns that tell {spec.data.label}, or rows; take out "
+        "spec.training.epochs, batchSize and optimizer where they train it too little. A gate of your own on "
+        f"{metric} in spec.gates replaces this one.",
+    )
+
+
+def _answer(constant: Object) -> str:
+    """What is answered for every row, in words."""
+    answer = constant["answer"]
+    return repr(answer) if isinstance(answer, str) else f"{answer:.6g}"
+
+
 def _fairness_misses(summary: Summary, spec: api.ModelVersionSpec) -> Iterator[Miss]:
+    constant = summary.details.get("constant") or {}
     for metric, bound in spec.fairness.metrics.items():
         assessed = summary.details.get("fairness", {}).get(metric, {})
         for attribute in spec.data.sensitive_attributes:
             found = assessed.get(attribute)
-            if found is None:
+            if found is None and constant.get("always"):
+                yield Miss(
+                    f"{metric} by {attribute} is not shown: every row of the test split is answered {_answer(constant)}, "
+                    "which would pass any bound",
+                    f"Train a model that tells rows apart, or take {metric} out of spec.fairness.metrics.",
+                )
+            elif found is None:
                 yield Miss(
                     f"{metric} by {attribute} was not assessed: fewer than two groups "
                     f"have {spec.fairness.min_group_size} rows that count for each of its rates",

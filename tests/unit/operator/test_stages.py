@@ -30,6 +30,7 @@ def fairness(sex: float, race: float | None = 0.01) -> Object:
 
 
 GATES = [{"metric": "roc_auc", "min": 0.88}, {"metric": "log_loss", "max": 0.3}]
+CONSTANT = {"metric": "balanced_accuracy", "answer": "no", "floor": 0.5, "right": 0.8, "always": False, "better": False}
 BOUND = {"metrics": {"demographic_parity_difference": 0.2}}
 CANDIDATES = [{"name": "fp32", "metrics": {"roc_auc": 0.91}}, {"name": "int8-dynamic", "metrics": {"roc_auc": 0.87}}]
 
@@ -112,6 +113,74 @@ CASES = [
         spec={"gates": GATES[:1]},
         metrics={"roc_auc": float("nan")},
         contains=("nan",),
+    ),
+    Case(
+        "one class for every row fails without a gate, and says what to do",
+        Stage.AUDIT,
+        False,
+        "GateFailed",
+        metrics={"balanced_accuracy": 0.5, "accuracy": 0.8},
+        details={"constant": {**CONSTANT, "always": True}},
+        contains=(
+            "the model answers 'no' for every row of the test split",
+            "kubectl mlmodel data m",
+            "replaces this one",
+        ),
+    ),
+    Case(
+        "no better than the commonest class",
+        Stage.AUDIT,
+        False,
+        "GateFailed",
+        metrics={"balanced_accuracy": 0.48, "accuracy": 0.7},
+        details={"constant": CONSTANT},
+        contains=(
+            (
+                "balanced_accuracy of the test split is 0.48: no better than to answer 'no' for every row, which is 0.5, and "
+                "right in 0.8 of them"
+            ),
+        ),
+    ),
+    Case(
+        "no better than the mean",
+        Stage.AUDIT,
+        False,
+        "GateFailed",
+        metrics={"r2": -0.2},
+        details={"constant": {"metric": "r2", "answer": 31.25, "floor": 0.0, "always": False, "better": False}},
+        contains=("r2 of the test split is -0.2: no better than to answer 31.25 for every row, which is 0",),
+    ),
+    Case(
+        "a gate of the user's own on its metric replaces that one",
+        Stage.AUDIT,
+        True,
+        "Succeeded",
+        spec={"gates": [{"metric": "balanced_accuracy", "min": 0}]},
+        metrics={"balanced_accuracy": 0.5},
+        details={"constant": {**CONSTANT, "always": True}},
+    ),
+    Case(
+        "better than that: nothing to say",
+        Stage.AUDIT,
+        True,
+        "Succeeded",
+        metrics={"balanced_accuracy": 0.6},
+        details={"constant": {**CONSTANT, "better": True}},
+    ),
+    Case(
+        "a difference between groups that all get one answer is not shown",
+        Stage.AUDIT,
+        False,
+        "GateFailed",
+        spec={"fairness": BOUND, "gates": [{"metric": "balanced_accuracy", "min": 0}]},
+        metrics={"balanced_accuracy": 0.5},
+        details={"fairness": {}, "constant": {**CONSTANT, "always": True}},
+        contains=(
+            (
+                "demographic_parity_difference by sex is not shown: every row of the test split is answered 'no', which would "
+                "pass any bound"
+            ),
+        ),
     ),
     Case(
         "group differences within the bound",
