@@ -42,8 +42,7 @@ def main(job: Job) -> Summary:
         say(
             f"{name}: {differences or 'no differences: fewer than two groups are large enough, or every row gets one answer'}"
         )
-    constant = getattr(found.objective, "constant", None)
-    beside = constant(found.targets, scores) if constant else None
+    beside = found.objective.constant(found.targets, scores)
     if beside and not beside["better"]:
         say(f"no better than to answer {beside['answer']!r} for every row")
     left_out = [f"{name}={group}" for name, result in attributes.items() for group in result["notAssessed"]]

@@ -60,7 +60,7 @@ class Source:
         self.uri, self.local = store.uri(name), store.local(name)
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
+    def open(self) -> Iterator[io.BufferedReader]:
         """The file from its beginning; what is left of it is read, too, in the end."""
         self.digest = self._before.copy()
         with self._store.open(self._name) as file:
@@ -96,13 +96,13 @@ class _Counted(io.RawIOBase):
 
 
 @contextmanager
-def unpacked(file: BinaryIO, uri: str) -> Iterator[BinaryIO]:
+def unpacked(file: io.BufferedReader, uri: str) -> Iterator[io.BufferedReader]:
     """The content of a gzip, zstd or bzip2 file, which its first bytes tell; any other as it is.
 
     Raises:
         JobFailure: It is damaged or breaks off.
     """
-    start = file.peek(4)[:4]  # type: ignore[attr-defined]
+    start = file.peek(4)[:4]
     name = next((name for mark, name in COMPRESSIONS.items() if start.startswith(mark)), None)
     if name is None:
         yield file

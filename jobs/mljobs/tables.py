@@ -114,11 +114,11 @@ def _parquet(content: bytes, uri: str) -> Part:
     return Part([table.drop_columns(numbering)], dict.fromkeys(numbering, NUMBERING))
 
 
-def _long_parquet(start: bytes, rest: BinaryIO, source: Source) -> Part:
+def _long_parquet(start: bytes, rest: io.BufferedReader, source: Source) -> Part:
     """By stretches of its row groups. Parquet is read from its end: what comes as a stream is written to disk before."""
     with tempfile.NamedTemporaryFile(prefix="parquet-") as copy:
         path = source.local
-        if not path or not start.startswith(b"PAR1") or isinstance(rest.raw, stream.Unpacked):  # type: ignore[attr-defined]
+        if not path or not start.startswith(b"PAR1") or isinstance(rest.raw, stream.Unpacked):
             copy.write(start)
             shutil.copyfileobj(rest, copy, stream.BLOCK_BYTES)
             copy.flush()

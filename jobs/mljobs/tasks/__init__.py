@@ -64,8 +64,7 @@ class Objective(Protocol):
     """What is learned, once it is configured: the only place that knows what a model's outputs mean.
 
     One of a user's own inherits from this and gives `kind`, `metrics`, `loss`, `scores`, `evaluate` and `off`; what the rest
-    says by default is in the code below. One may have a method ``constant(targets, scores)`` that says what the same answer for every row is worth beside the
-    model, as `mljobs.tasks.constant` does: the audit's default gate holds by it. Without it there is no such gate.
+    says by default is in the code below.
 
     Attributes:
         kind: What it is called in `spec.data.target`.
@@ -140,6 +139,17 @@ class Objective(Protocol):
         smallest: int,  # noqa: ARG002
     ) -> dict[str, float]:
         """The differences of `compare` alone; a metric is absent if fewer than two groups are large enough."""
+        return {}
+
+    def constant(
+        self,
+        targets: npt.NDArray[Any],  # noqa: ARG002
+        scores: npt.NDArray[np.float64],  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """What the same answer for every row is worth beside the model, as `mljobs.tasks.constant` says it.
+
+        The audit's default gate holds by it; where nothing is said, there is none.
+        """
         return {}
 
 

@@ -6,6 +6,7 @@ Called by the task `tabular`. `read` looks at the table; an objective is made of
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -271,7 +272,28 @@ def _order(name: str) -> tuple[int, float, str]:
         return 1, 0.0, name
 
 
-class Binary(Objective):
+class Target(Objective):
+    """What all three have: groups that all get one answer differ in nothing, whatever is done to them, so that is not shown."""
+
+    @abstractmethod
+    def compared(self, groups: Words, targets: Any, scores: Floats, asked: Fairness) -> dict[str, Any]:
+        """As `compare`, whatever is answered."""
+
+    @abstractmethod
+    def differing(self, groups: Words, targets: Any, scores: Floats, smallest: int) -> dict[str, float]:
+        """As `differences`, likewise."""
+
+    def compare(self, groups: Words, targets: Any, scores: Floats, asked: Fairness) -> dict[str, Any]:
+        """Rates by group, and their differences."""
+        found = self.compared(groups, targets, scores, asked)
+        return {**found, "differences": {}} if self.constant(targets, scores)["always"] else found
+
+    def differences(self, groups: Words, targets: Any, scores: Floats, smallest: int) -> dict[str, float]:
+        """Likewise."""
+        return {} if self.constant(targets, scores)["always"] else self.differing(groups, targets, scores, smallest)
+
+
+class Binary(Target):
     """One class of two; see `tasks.Objective` for what it has.
 
     Targets are flags: whether a row is positive. Scores are the positive class's probabilities.
@@ -322,36 +344,27 @@ class Binary(Objective):
         }
         return {name: float(value) for name, value in found.items()}
 
-    def difference(self, scores: Floats, wanted: Floats) -> float:
-        """The largest difference of a probability."""
-        return float(np.abs(scores - wanted).max())
-
     def off(self, answer: Mapping[str, Any], wanted: Any) -> float:
         """How far the positive class's probability is from the one that is wanted."""
         confidence: float = answer["confidence"]
         return abs(float((confidence if answer["prediction"] == self._classes[1] else 1 - confidence) - wanted))
 
-    def compare(self, groups: Words, targets: Flags, scores: Floats, asked: Fairness) -> dict[str, Any]:
+    def compared(self, groups: Words, targets: Flags, scores: Floats, asked: Fairness) -> dict[str, Any]:
         """Selection, true and false positive rates."""
         from mljobs.tasks import comparison  # noqa: PLC0415  fairlearn takes seconds, and only the audit needs it
 
-        found = comparison.of_two_classes(groups, targets, scores >= THRESHOLD, asked)
-        return found if self._tells(targets, scores) else {**found, "differences": {}}
+        return comparison.of_two_classes(groups, targets, scores >= THRESHOLD, asked)
 
-    def differences(self, groups: Words, targets: Flags, scores: Floats, smallest: int) -> dict[str, float]:
+    def differing(self, groups: Words, targets: Flags, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
-        return point_estimates(groups, targets, scores >= THRESHOLD, smallest) if self._tells(targets, scores) else {}
+        return point_estimates(groups, targets, scores >= THRESHOLD, smallest)
 
     def constant(self, targets: Flags, scores: Floats) -> dict[str, Any]:
         """Beside one class for all rows."""
         return constant.of_classes(self._classes, targets.astype(np.int64), (scores >= THRESHOLD).astype(np.int64))
 
-    def _tells(self, targets: Flags, scores: Floats) -> bool:
-        """Whether two rows get two answers: groups that all get one differ in nothing, whatever is done to them."""
-        return not self.constant(targets, scores)["always"]
 
-
-class MultiClass(Objective):
+class MultiClass(Target):
     """One class of three or more; see `tasks.Objective` for what it has.
 
     Targets are the classes' numbers. Scores are the probabilities of all classes, ``(rows, classes)``.
@@ -400,32 +413,23 @@ class MultiClass(Objective):
         }
         return {name: float(value) for name, value in found.items()}
 
-    def difference(self, scores: Floats, wanted: Floats) -> float:
-        """The largest difference of a probability."""
-        return float(np.abs(scores - wanted).max())
-
     def off(self, answer: Mapping[str, Any], wanted: Any) -> float:
         """How far the probability of the class that was answered is from its own."""
         return abs(float(answer["confidence"] - wanted[self._classes.index(answer["prediction"])]))
 
-    def compare(self, groups: Words, targets: Codes, scores: Floats, asked: Fairness) -> dict[str, Any]:
+    def compared(self, groups: Words, targets: Codes, scores: Floats, asked: Fairness) -> dict[str, Any]:
         """Accuracy, and each class's selection rate."""
         from mljobs.tasks import comparison  # noqa: PLC0415  as above
 
-        found = comparison.of_classes(groups, targets, scores.argmax(axis=1), self._means(targets, scores), asked)
-        return found if self._tells(targets, scores) else {**found, "differences": {}}
+        return comparison.of_classes(groups, targets, scores.argmax(axis=1), self._means(targets, scores), asked)
 
-    def differences(self, groups: Words, targets: Codes, scores: Floats, smallest: int) -> dict[str, float]:
+    def differing(self, groups: Words, targets: Codes, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
-        return self._means(targets, scores).differences(groups, smallest) if self._tells(targets, scores) else {}
+        return self._means(targets, scores).differences(groups, smallest)
 
     def constant(self, targets: Codes, scores: Floats) -> dict[str, Any]:
         """Beside one class for all rows."""
         return constant.of_classes(self._classes, targets, scores.argmax(axis=1))
-
-    def _tells(self, targets: Codes, scores: Floats) -> bool:
-        """Whether two rows get two answers."""
-        return not self.constant(targets, scores)["always"]
 
     def _means(self, targets: Codes, scores: Floats) -> Means:
         predicted = scores.argmax(axis=1)
@@ -437,7 +441,7 @@ class MultiClass(Objective):
         )
 
 
-class Regression(Objective):
+class Regression(Target):
     """A measured number; see `tasks.Objective` for what it has.
 
     Targets and scores are numbers in the label's own unit. The model's outputs are in standard deviations from the mean
@@ -493,24 +497,19 @@ class Regression(Objective):
         """Likewise, of one."""
         return abs(float(answer["prediction"] - wanted)) / self._scale
 
-    def compare(self, groups: Words, targets: Floats, scores: Floats, asked: Fairness) -> dict[str, Any]:
+    def compared(self, groups: Words, targets: Floats, scores: Floats, asked: Fairness) -> dict[str, Any]:
         """Mean prediction and mean absolute error."""
         from mljobs.tasks import comparison  # noqa: PLC0415  as above
 
-        found = comparison.of_numbers(groups, targets, scores, self._means(targets, scores), asked)
-        return found if self._tells(targets, scores) else {**found, "differences": {}}
+        return comparison.of_numbers(groups, targets, scores, self._means(targets, scores), asked)
 
-    def differences(self, groups: Words, targets: Floats, scores: Floats, smallest: int) -> dict[str, float]:
+    def differing(self, groups: Words, targets: Floats, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
-        return self._means(targets, scores).differences(groups, smallest) if self._tells(targets, scores) else {}
+        return self._means(targets, scores).differences(groups, smallest)
 
     def constant(self, targets: Floats, scores: Floats) -> dict[str, Any]:
         """Beside the mean for all rows."""
         return constant.of_numbers(targets, scores, self.evaluate(targets, scores)["r2"])
-
-    def _tells(self, targets: Floats, scores: Floats) -> bool:
-        """Whether two rows get two answers."""
-        return not self.constant(targets, scores)["always"]
 
     def _means(self, targets: Floats, scores: Floats) -> Means:
         return Means(
