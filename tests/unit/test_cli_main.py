@@ -525,6 +525,22 @@ def test_data_of_a_report_asks_no_cluster(tmp_path: Path, capsys: pytest.Capture
     assert "is no report of a training that describes its columns" in capsys.readouterr().err
 
 
+def test_without_a_client_of_the_api_server_reports_are_shown_and_the_rest_says_what_to_install(tmp_path: Path) -> None:
+    """`mlplatform[run]` brings none."""
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"model": "m", "version": "m-1", "data": {"columns": {"age": dict(AGE, name=None)}}}))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        program = "import sys; sys.modules['kubernetes'] = None; from mlplatform.cli.main import main; sys.exit(main())"
+        return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+
+    shown, asked = run("data", "--report", str(path)), run("status")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("error: the Python package kubernetes is not installed")
+    assert "next:  pip install" in asked.stderr
+
+
 ROLLBACK = "mlplatform.dev/rollback"
 
 

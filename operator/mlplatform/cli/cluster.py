@@ -128,6 +128,22 @@ class Cluster:
             f"there are: {', '.join(versions)}" if versions else f"wait for one: kubectl mlmodel watch {model}",
         )
 
+    def logs(self, version: str, stage: str) -> Iterator[str]:
+        """What the pods of a version's stage have written, by the pods' names; nothing of one that is gone or has not begun."""
+        selector = f"{contract.LABEL_VERSION}={version},{contract.LABEL_STAGE}={stage}"
+        where = {"namespace": self.namespace, "_request_timeout": REQUEST_TIMEOUT}
+        with self.explained(f"list the pods of {version}"):
+            pods = self.core.list_namespaced_pod(label_selector=selector, **where).items
+        for name in sorted(pod.metadata.name for pod in pods):
+            with self.explained(f"read the log of {name}"):
+                try:
+                    log: str = self.core.read_namespaced_pod_log(name=name, **where)
+                except client.ApiException as error:
+                    if error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}:
+                        continue
+                    raise
+            yield log
+
     def annotate(self, name: str, key: str, value: str, plural: str = MODELS) -> Object:
         """Sets one annotation of an MLModel, or of a ModelVersion."""
         with self.explained(f"annotate {plural.removesuffix('s')} {name}"):

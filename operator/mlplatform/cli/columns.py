@@ -10,19 +10,20 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kubernetes import client
 from rich.console import Console
 from rich.table import Table
 
 from mlplatform import contract
 from mlplatform.cli import render
-from mlplatform.cli.cluster import REQUEST_TIMEOUT, Cluster
 from mlplatform.cli.terminal import EXIT_OK, dump, print_table, say
 from mlplatform.cli.view import Object
 from mlplatform.contract import Stage
 from mlplatform.errors import EXIT_USAGE, CliError
+
+if TYPE_CHECKING:  # A report is shown where there is no client of the API server.
+    from mlplatform.cli.cluster import Cluster
 
 Columns = list[dict[str, Any]]
 
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     version = cluster.version(args.name, args.version)
     name = version["metadata"]["name"]
     told = {"model": args.name, "version": name}
-    if columns := logged(cluster, name):
+    logs = cluster.logs(name, Stage.TRAIN)  # of the master, which describes them, before those of the workers
+    if columns := next(filter(None, (read(log.splitlines()) for log in logs)), []):
         show({**told, "columns": columns}, args.output, out)
         return EXIT_OK
     train: Object = next((s for s in version.get("status", {}).get("stages", ()) if s["name"] == Stage.TRAIN), {})
@@ -76,25 +78,6 @@ def run(args: argparse.Namespace, cluster: Cluster, out: Console) -> int:
     for sentence in unusual:
         say(out, f"  {sentence}")
     return EXIT_OK
-
-
-def logged(cluster: Cluster, version: str) -> Columns:
-    """The columns as the training of a version has logged them; none if its pod or the log is gone."""
-    selector = f"{contract.LABEL_VERSION}={version},{contract.LABEL_STAGE}={Stage.TRAIN}"
-    where = {"namespace": cluster.namespace, "_request_timeout": REQUEST_TIMEOUT}
-    with cluster.explained(f"list the pods of {version}"):
-        pods = cluster.core.list_namespaced_pod(label_selector=selector, **where).items
-    for pod in sorted(pods, key=lambda pod: pod.metadata.name):  # the master, which reports, is before the workers
-        with cluster.explained(f"read the log of {pod.metadata.name}"):
-            try:
-                log = cluster.core.read_namespaced_pod_log(name=pod.metadata.name, **where)
-            except client.ApiException as error:
-                if error.status in {400, 404}:  # not started, or just gone
-                    continue
-                raise
-        if columns := read(log.splitlines()):
-            return columns
-    return []
 
 
 def read(lines: Iterable[str]) -> Columns:

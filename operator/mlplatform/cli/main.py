@@ -116,8 +116,13 @@ def _dispatch(args: argparse.Namespace, out: Console, err: Console) -> int:
         from mlplatform.cli import columns  # noqa: PLC0415
 
         return columns.of_report(args, out)
-    from mlplatform.cli import commands  # noqa: PLC0415
-
+    try:
+        from mlplatform.cli import commands  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise CliError(
+            f"the Python package {error.name} is not installed, which every command that asks a cluster needs",
+            "pip install -c constraints.txt '.[cli]' in a checkout, or pip install 'mlplatform[cli]'",
+        ) from None
     return commands.run(args, out)
 
 
