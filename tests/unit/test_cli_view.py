@@ -18,7 +18,7 @@ from unit import cli_objects as objects
 from mlplatform import api
 from mlplatform.cli import render
 from mlplatform.cli.commands import reached
-from mlplatform.cli.view import Outcome, duration, milliseconds, model_view, number, size
+from mlplatform.cli.view import Outcome, duration, leading, milliseconds, model_view, number, size
 
 
 def view(moment: str) -> Any:
@@ -467,3 +467,20 @@ def told_with(moment: str, kind: str, path: tuple[str, ...]) -> bool:
 )
 def test_numbers_in_words(reason: str, found: str, expected: str) -> None:
     assert found == expected, reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "metrics", "shown"),
+    [
+        ("of classes", {"accuracy": 0.9, "f1": 0.8, "roc_auc": 0.95}, ["roc_auc", "accuracy"]),
+        ("of a measured number", {"mae": 3.8, "r2": 0.98, "rmse": 4.8}, ["r2", "mae"]),
+        (
+            "of a task of one's own what comes first",
+            {"coverage": 0.88, "pinball": 0.09, "width": 1.0},
+            ["coverage", "pinball"],
+        ),
+        ("of none", {}, []),
+    ],
+)
+def test_which_metrics_are_shown_first(reason: str, metrics: dict[str, float], shown: list[str]) -> None:
+    assert leading(metrics) == shown, reason

@@ -31,6 +31,7 @@ from mlplatform.cli.view import (
     TrafficView,
     VersionView,
     duration,
+    leading,
     milliseconds,
     number,
     size,
@@ -74,8 +75,6 @@ _OUTCOMES: Final = {
     Outcome.PROGRESSING: "bold cyan",
     Outcome.SUSPENDED: "bold yellow",
 }
-_HEADLINE: Final = ("roc_auc", "accuracy")
-"""The metric by which candidates are compared in one column: the first that all have."""
 _BAR_WIDTH: Final = 30
 _INDENT: Final = (0, 0, 0, 2)
 
@@ -197,7 +196,7 @@ def _fairness(rows: Sequence[FairnessView], signs: Signs) -> RenderableType:
 
 
 def _candidates(rows: Sequence[CandidateView], signs: Signs) -> RenderableType:
-    metric = next((name for name in _HEADLINE if all(name in row.metrics for row in rows)), "")
+    metric = next((name for name in leading(rows[0].metrics) if all(name in row.metrics for row in rows)), "")
     grid = _grid("l", "l", "r", "r", "r", "r", "l+")
     grid.add_row("", "", "size", "p50 ms", "p99 ms", metric, "", style="dim")
     for row in rows:
@@ -329,7 +328,7 @@ def _stage_fact(tag: str, stage: StageView) -> str:
 
 
 def _candidate_fact(row: CandidateView) -> str:
-    metric = next((name for name in _HEADLINE if name in row.metrics), "")
+    metric = next(iter(leading(row.metrics)), "")
     score = f", {metric} {number(row.metrics[metric])}" if metric else ""
     verdict = ", ships" if row.selected else f", not shipped: {row.reason}" if row.reason else ""
     latency = f"p50 {milliseconds(row.latency_p50_ms)}, p99 {milliseconds(row.latency_p99_ms)}"

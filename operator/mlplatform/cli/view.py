@@ -8,7 +8,7 @@ a table, without a cluster and without a terminal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -398,6 +398,10 @@ _HELD: Final = {"Queued", "Suspended", "Superseded"}
 _STATES: Final[dict[str, State]] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
 
 
+_LEADING: Final = ("roc_auc", "accuracy", "r2", "mae")
+"""Of classes, and of a measured number; no model has both."""
+
+
 def _stage(name: str, ran: api.StageStatus | None, word: str, now: datetime) -> StageView:
     if ran is None:
         return StageView(name=name, state="pending")
@@ -408,6 +412,12 @@ def _stage(name: str, ran: api.StageStatus | None, word: str, now: datetime) -> 
     return StageView(
         name=name, state=state, seconds=_seconds(ran.started_at, end), summary=": ".join(filter(None, words))
     )
+
+
+def leading(metrics: Mapping[str, float]) -> list[str]:
+    """The one or two metrics to show first: the best known ones, or those that come first where a task has none of them."""
+    known = [name for name in _LEADING if name in metrics]
+    return known or list(metrics)[:2]
 
 
 def _headline(name: str, ran: api.StageStatus) -> str:
@@ -422,9 +432,7 @@ def _headline(name: str, ran: api.StageStatus) -> str:
         parts += [f"{details['worldSize']} processes"] if details.get("worldSize") else []
         parts += [f"resumed from step {details['resumedFromStep']}"] if details.get("resumedFromStep") else []
     elif name == contract.Stage.AUDIT:
-        parts += [
-            f"{metric} {number(ran.metrics[metric])}" for metric in ("roc_auc", "accuracy") if metric in ran.metrics
-        ]
+        parts += [f"{metric} {number(ran.metrics[metric])}" for metric in leading(ran.metrics)]
         worst = max((f.value for f in _fairness(ran, {})), default=None)
         parts += [f"largest group difference {number(worst)}"] if worst is not None else []
     elif name == contract.Stage.OPTIMIZE and details.get("selected"):
