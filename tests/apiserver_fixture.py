@@ -13,13 +13,13 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 CRD_FOLDER = REPOSITORY / "manifests/crd"
@@ -126,13 +127,6 @@ class ApiServer:
                 return
             assert time.monotonic() < deadline, f"not in the OpenAPI document after {START_TIMEOUT} s: {missing}"
             time.sleep(0.2)  # the document offers no way to wait for it
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -249,8 +243,8 @@ def api_server(bare_api_server: ApiServer) -> ApiServer:
 
 
 @pytest.fixture
-def namespace(api_server: ApiServer, request: pytest.FixtureRequest) -> str:
+def namespace(api_server: ApiServer) -> str:
     """A fresh namespace of the test's own; it goes with the server."""
-    name = f"t{abs(hash(request.node.nodeid)) % 10**12}-{free_port()}"
+    name = f"t{uuid.uuid4().hex[:12]}"
     api_server.kubectl("create", "namespace", name)
     return name

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from ports import free_port
 
 from mlplatform import contract
 from mlplatform.contract import ENV_TERMINATION_LOG, Stage, Summary
@@ -142,10 +142,3 @@ def two_pods(master: Mapping[str, str], worker: Mapping[str, str]) -> tuple[Torc
         Torchrun(master, 1, [*address, "--node-rank", "0"]),
         Torchrun(worker, 1, [*address, "--node-rank", "1"]),
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apiserver_fixture import REPOSITORY, ApiServer, free_port
+from apiserver_fixture import REPOSITORY, ApiServer
+from ports import free_port
 
 PATIENCE = 30.0
 """Seconds for the operator to do its part; it needs one, under load more."""

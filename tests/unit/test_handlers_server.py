@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 from unit import serving_model as small
 
 from mlhandlers import server
@@ -104,15 +105,6 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
@@ -123,7 +115,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def running(model_dir: Path, tmp_path: Path) -> Iterator[Running]:
     """The platform's own settings with other ports."""
-    ports = free_ports(6)
+    ports = [free_port() for _ in range(6)]
     config = (server.SERVING / "config.properties").read_text()
     for address, port in zip(("0.0.0.0:8080", "127.0.0.1:8081", "0.0.0.0:8082"), ports[:3], strict=True):
         assert f"http://{address}" in config

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs_kit import free_port, job_environment, people_spec, read_summary, subprocess_environment
+from jobs_kit import job_environment, people_spec, read_summary, subprocess_environment
+from ports import free_port
 
 from mljobs.cpu import cpu_limit
 from mljobs.failure import JobFailure

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs_kit import REPO, free_port, job_environment, people_spec, read_summary, subprocess_environment, write_people
+from jobs_kit import REPO, job_environment, people_spec, read_summary, subprocess_environment, write_people
+from ports import free_port
 
 from mlplatform.contract import Stage
 
