@@ -24,9 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, free_port, started
+from apiserver_fixture import CRD_FOLDER, REPOSITORY, ApiServer, started
 from contract import modules
 from kubernetes import client, config
+from ports import free_port
 from unit.operator_world import RUNTIME, Fake, mlmodel, play
 
 from benchmarks.table import markdown, publish

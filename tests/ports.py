@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import os
 import socket
+from collections.abc import Iterator
 from typing import Final
 
 PORTS: Final = range(10_000, 20_000)
 """None of those that the system gives to whoever connects: a connection might take one before the server has it."""
 
 _start = os.getpid() * 7919 % len(PORTS)  # Tests run in several processes, whose numbers are near each other.
-_order = itertools.cycle([*PORTS[_start:], *PORTS[:_start]])
+_order: Iterator[int] = itertools.cycle([*PORTS[_start:], *PORTS[:_start]])
 
 
 def free_port() -> int:
