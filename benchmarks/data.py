@@ -10,10 +10,10 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks import handler
+from benchmarks import handler, larger
 from benchmarks.table import publish
 
-PARTS: Final[dict[str, Callable[[str | None], str]]] = {"handler": handler.table}
+PARTS: Final[dict[str, Callable[[str | None], str]]] = {"handler": handler.table, "larger": larger.table}
 
 
 def main() -> None:

@@ -76,6 +76,36 @@ RULES = [
         ),
     ),
     Rule(
+        "spec.data.split.by: set one of group, key and time; remove the others",
+        refused=(
+            Case("none is set", {"data.split": {"by": {}}}),
+            Case("two are set", {"data.split": {"by": {"group": "sex", "key": ["age"]}}}),
+        ),
+        accepted=(
+            Case("a group", {"data.split": {"by": {"group": "sex"}}}),
+            Case("a key", {"data.split": {"by": {"key": ["age", "sex"]}}}),
+        ),
+    ),
+    Rule(
+        "spec.data.split.by.time: validation must be before test: exchange them, or move one",
+        refused=(
+            Case(
+                "out of order",
+                {"data.split": {"by": {"time": {"column": "day", "validation": "2024-02-01", "test": "2024-01-01"}}}},
+            ),
+            Case(
+                "the same",
+                {"data.split": {"by": {"time": {"column": "day", "validation": "2024-02-01", "test": "2024-02-01"}}}},
+            ),
+        ),
+        accepted=(
+            Case(
+                "a day and a time of it",
+                {"data.split": {"by": {"time": {"column": "day", "validation": "2024-02-01", "test": "2024-02-01T12:00"}}}},
+            ),
+        ),
+    ),
+    Rule(
         "spec.data.sensitiveAttributes: contains the label, which cannot be audited against itself; take it out",
         refused=(Case("the label is among them", {"data.sensitiveAttributes": ["sex", "income"]}),),
         accepted=(Case("other columns only", {"data.sensitiveAttributes": ["sex"]}),),

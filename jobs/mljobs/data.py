@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mljobs import files, spool, tables
+from mljobs import files, parting, spool, tables
 from mljobs.columns import settle
-from mljobs.failure import JobFailure, did_you_mean, row_words
+from mljobs.failure import JobFailure, row_words
 from mljobs.features import numbering
 from mljobs.files import SHOWN
 from mljobs.store import Store
@@ -101,6 +101,11 @@ class Parts(NamedTuple):
     validation: Indices
     test: Indices
 
+    def within(self, rows: Indices) -> Parts:
+        """Where among these rows, which rise, those of each part stand."""
+        near = (np.searchsorted(part, rows).clip(max=max(0, len(part) - 1)) for part in self)
+        return Parts(*(np.flatnonzero(part[at] == rows) for part, at in zip(self, near, strict=True)))
+
 
 def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
     """Reads every file of the format below `data.uri`, in the order of their names, or that one file.
@@ -129,6 +134,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
     table, kinds = settle(_together(gathered.all(), data), data, lambda row: _place(lengths, names, row))
     if not table.num_rows:
         raise JobFailure(FailureClass.DATA_INVALID, f"{data.uri} has no rows", "Write the data and apply again")
+    spool.release()
     total, numbered, taken = table.num_rows, numbering(table, lengths), None
     if wanted and wanted < total:
         taken = np.sort(np.random.default_rng((data.split.seed, SAMPLE_STREAM)).permutation(total)[:wanted])
@@ -155,6 +161,8 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
 
 def take(table: pa.Table, rows: Indices) -> pa.Table:
     """These rows of a table, ``(rows,)`` in rising order; of a large one on disk."""
+    if len(rows) == table.num_rows:
+        return table
     pieces = taken(table, rows)
     if not spool.is_large(table):
         return pa.concat_tables([table.schema.empty_table(), *pieces])
@@ -326,70 +334,114 @@ def groups(table: pa.Table, attribute: str) -> Words:
     Raises:
         JobFailure: The column is missing, or has too many values to be groups.
     """
-    found = words(table, attribute, "spec.data.sensitiveAttributes")
-    values = np.array([MISSING_GROUP if word is None else word for word in found], dtype=np.str_)
-    if (count := len(np.unique(values))) > GROUPS_LIMIT:
+    found = grouped(table, attribute)
+    names = np.array([MISSING_GROUP if word is None else word for word in found.words], dtype=np.str_)
+    values: Words = names[found.codes]
+    return values
+
+
+def grouped(table: pa.Table, attribute: str) -> Coded:
+    """Likewise, as numbers of the groups.
+
+    Raises:
+        JobFailure: As `groups`.
+    """
+    found = coded(table, attribute, "spec.data.sensitiveAttributes")
+    if (count := len(found.words)) > GROUPS_LIMIT:
         raise JobFailure(
             FailureClass.DATA_INVALID,
             f"the sensitive attribute {attribute!r} has {count} distinct values, over {GROUPS_LIMIT}",
             "Put its values into ranges or classes first, as a column of the data",
         )
-    return values
+    return found
 
 
-def split(strata: Strata, shares: Split) -> Parts:
-    """Divides the rows at random, each part with its share of every stratum.
+def split(strata: Strata, shares: Split, table: pa.Table | None = None) -> Parts:
+    """Divides the rows: at random, each part with its share of every stratum, or by what `shares.by` names.
 
     The same rows and shares always give the same parts.
 
     Args:
         strata: Of the rows.
         shares: What to hold out, and the seed.
+        table: The rows, where a column may decide.
 
     Raises:
-        JobFailure: A part would have too little of a stratum: nothing could be learned or measured there.
+        JobFailure: A part would have too little of a stratum: nothing could be learned or measured there. Or the column
+            that decides is missing, or holds no times.
     """
+    if table is not None and (decided := parting.places(table, shares)) is not None:
+        parts = [np.flatnonzero(decided == place) for place in range(len(Parts._fields))]
+        for code, name in enumerate(strata.names):
+            near = [part[strata.codes[part] == code] for part in parts]
+            _refuse_too_few(near, name, strata.least, "spec.data.split.by")
+        return Parts(*parts)
     generator = np.random.default_rng(shares.seed)
-    held: list[tuple[Indices, Indices, Indices]] = []
+    kind = np.int32 if len(strata.codes) < 2**31 else np.int64  # half the memory, and the same order
+    held: list[tuple[npt.NDArray[Any], ...]] = []
     for code, name in enumerate(strata.names):
-        order = generator.permutation(np.flatnonzero(strata.codes == code))
+        order = generator.permutation(np.flatnonzero(strata.codes == code).astype(kind))
         test = round(len(order) * shares.test)
         validation = test + round(len(order) * shares.validation)
         held.append((order[validation:], order[test:validation], order[:test]))
-        for part, rows in zip(Parts._fields, held[-1], strict=True):
-            if len(rows) < strata.least:
-                few = f"only {len(rows)} row" if len(rows) else "no row"
-                first = int(order.min()) if len(order) else -1
-                raise JobFailure(
-                    FailureClass.DATA_INVALID,
-                    f"the {part} part of the split has {few} of {name}, which has {len(order)} in all "
-                    f"(validation {shares.validation}, test {shares.test}"
-                    + (f"), the first in {row_words(first)}" if len(order) else ")"),
-                    f"Add rows of {name}, remove those that are there if they are a mistake, or change the shares in spec.data.split",
-                    first,
-                )
-    return Parts(*(np.sort(np.concatenate(part)) for part in zip(*held, strict=True)))
+        said = f" (validation {shares.validation}, test {shares.test})"
+        _refuse_too_few(held[-1], name, strata.least, "the shares in spec.data.split", said)
+    return Parts(*(np.sort(np.concatenate(part)).astype(np.int64) for part in zip(*held, strict=True)))
 
 
-def words(table: pa.Table, column: str, field: str) -> list[str | None]:
+def _refuse_too_few(parts: Sequence[npt.NDArray[Any]], name: str, least: int, field: str, said: str = "") -> None:
+    """Makes sure that every part has enough rows of a stratum."""
+    total = sum(map(len, parts))
+    for part, rows in zip(Parts._fields, parts, strict=True):
+        if len(rows) < least:
+            few = f"only {len(rows)} row" if len(rows) else "no row"
+            first = min((int(other.min()) for other in parts if len(other)), default=-1)
+            where = f", the first in {row_words(first)}" if total else ""
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the {part} part of the split has {few} of {name}, which has {total} in all{said}{where}",
+                f"Add rows of {name}, remove those that are there if they are a mistake, or change {field}",
+                first,
+            )
+
+
+class Coded(NamedTuple):
+    """A column as categories.
+
+    Attributes:
+        codes: Of each row the number of its word, ``(rows,)``.
+        words: Each once, as they come; None stands for what is missing.
+    """
+
+    codes: npt.NDArray[np.int32]
+    words: list[str | None]
+
+    @property
+    def blank(self) -> int:
+        """The number of what is missing; -1 if nothing is."""
+        return self.words.index(None) if None in self.words else -1
+
+
+def coded(table: pa.Table, column: str, field: str, read: Callable[[Any], str | None] = category) -> Coded:
     """A column's values as categories.
 
     Args:
         table: The rows.
         column: Its name.
         field: Of the specification, which names it.
+        read: What each value stands for.
 
     Raises:
         JobFailure: There is no such column.
     """
-    if column not in table.column_names:
-        shown = ", ".join(table.column_names[:SHOWN]) + (", …" if table.num_columns > SHOWN else "")
-        close = next((name for name in table.column_names if name.strip().lower() == column.strip().lower()), None)
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"the data has no column {column!r}"
-            + (f" (did you mean {close!r}?)" if close else did_you_mean(column, table.column_names))
-            + f"; it has {shown}",
-            f"Write {close!r} in {field}" if close else f"Correct {field}, or spec.data.uri if these are other data",
-        )
-    return [category(value) for value in table.column(column).to_pylist()]
+    parting.require(table.column_names, column, field)
+    known: dict[str | None, int] = {}
+    parts = [np.empty(0, dtype=np.int32)]
+    for chunk in table.column(column).chunks:
+        found = chunk.dictionary_encode()
+        words = [read(value) for value in [*found.dictionary.to_pylist(), None]]
+        near = found.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
+        used = words if chunk.null_count else words[:-1]
+        codes = np.array([known.setdefault(word, len(known)) for word in used] + [0], dtype=np.int32)
+        parts.append(codes[near])
+    return Coded(np.concatenate(parts), list(known))

@@ -108,14 +108,22 @@ def _in_order(column: pa.ChunkedArray, start: int, end: int) -> bool:
     first, last = column[start].as_py(), column[end - 1].as_py()
     if first not in {0, 1} or last != first + end - start - 1:
         return False
-    values = column.slice(start, end - start).to_numpy()
-    return bool((values == np.arange(first, first + len(values))).all())
+    for chunk in column.slice(start, end - start).chunks:
+        if (chunk.to_numpy() != np.arange(first, first + len(chunk))).any():
+            return False
+        first += len(chunk)
+    return True
 
 
-def choose(
-    table: pa.Table, numbered: Mapping[str, str], classes: Codes, asked: Data, excluded: Collection[str]
+def choose(  # noqa: PLR0913, PLR0917  the rows, what is known of them, what is asked
+    table: pa.Table,
+    numbered: Mapping[str, str],
+    classes: npt.NDArray[np.integer[Any]],
+    asked: Data,
+    excluded: Collection[str],
+    share: float = 1.0,
 ) -> Choice:
-    """Decides it from all rows.
+    """Decides it from all rows, or of large data from some.
 
     Args:
         table: The rows.
@@ -123,6 +131,7 @@ def choose(
         classes: Of each row, from 0; of a measured label all are 0.
         asked: The label, and what is said of the columns.
         excluded: Columns that are none of the features anyway.
+        share: Of all rows, those that are here.
 
     Raises:
         JobFailure: A column tells the label, or `spec.data.columns` names one that is not there.
@@ -151,10 +160,10 @@ def choose(
     names = {
         name: why
         for name in open_
-        if (why := numbered.get(name) or identifies(name, table.column(name), encoded[name]))
+        if (why := numbered.get(name) or identifies(name, table.column(name), encoded[name], share))
     }
     rest = [name for name in open_ if name not in names]
-    remarks = _tell(table, rest, encoded, classes, asked)
+    remarks = _tell(table, rest, encoded, classes.astype(np.int64), asked)
     twins = _twins(rest, encoded)
     features = [
         name
@@ -177,8 +186,8 @@ def is_plain(kind: pa.DataType) -> bool:
     return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_null(kind))
 
 
-def identifies(name: str, column: pa.ChunkedArray, encoded: Encoded) -> str:
-    """Why a column names the rows and measures nothing; empty if it does not."""
+def identifies(name: str, column: pa.ChunkedArray, encoded: Encoded, share: float = 1.0) -> str:
+    """Why a column names the rows and measures nothing; empty if it does not. `share` of the rows are here."""
     present, distinct = len(column) - column.null_count, len(encoded.values)
     called = _CALLED.intersection(word.lower() for word in _WORDS.findall(name)[-1:])
     enough = NAMED if called else ENOUGH
@@ -195,7 +204,9 @@ def identifies(name: str, column: pa.ChunkedArray, encoded: Encoded) -> str:
     if not (np.isfinite(values).all() and (values == np.floor(values)).all()):
         return ""
     # Amounts are rounded to tens, times are an hour apart; who numbers things leaves no such pattern.
-    dense = values[-1] - values[0] < DENSE * len(values) and np.gcd.reduce(np.diff(values).astype(np.int64)) == 1
+    dense = (values[-1] - values[0]) * share < DENSE * len(values) and np.gcd.reduce(
+        np.diff(values).astype(np.int64)
+    ) == 1
     return f"it names the rows: {present} whole numbers, all different" if dense or called else ""
 
 

@@ -11,8 +11,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mljobs import spool
 from mljobs.data import Rows
 
+MANY: Final = 10_000
+"""Different values of a column of large data that are counted."""
 SAID: Final = 160
 """Characters of a sentence in the summary; the report has all of it."""
 
@@ -29,21 +32,38 @@ def described(
         label: The column that is predicted.
 
     Returns:
-        By name ``{kind, missing, distinct, use, why, note}``, the last two where there is something to say.
+        By name ``{kind, missing, distinct, use, why, note}``, the last two and `distinct` where there is something to say.
     """
-    found = {name: {"kind": "", "use": "left out", "why": why} for name, why in rows.left_out.items()}
+    large = spool.is_large(rows.table)
+    found: dict[str, dict[str, Any]] = {
+        name: {"kind": "", "use": "left out", "why": why} for name, why in rows.left_out.items()
+    }
     for name, column in zip(rows.table.column_names, rows.table.columns, strict=True):
         why = ignored.get(name, "")
         note = "; ".join(filter(None, [rows.columns.get(name, ""), remarks.get(name, "")]))
         found[name] = {
             "kind": _kind(column.type),
             "missing": round(column.null_count / len(column), 6),
-            **({} if pa.types.is_nested(column.type) else {"distinct": pc.count_distinct(column).as_py()}),
+            **_distinct(column, large=large),
             "use": "label" if name == label else "left out" if why else "feature",
             **({"why": why} if why else {}),
             **({"note": note} if note else {}),
         }
     return found
+
+
+def _distinct(column: pa.ChunkedArray, *, large: bool) -> dict[str, int]:
+    """How many values there are; of large data only if they are few."""
+    if pa.types.is_nested(column.type):
+        return {}
+    if not large:
+        return {"distinct": pc.count_distinct(column).as_py()}
+    seen: set[Any] = set()
+    for chunk in column.chunks:
+        seen.update(chunk.drop_null().unique().to_pylist())
+        if len(seen) > MANY:
+            return {}
+    return {"distinct": len(seen)}
 
 
 def _kind(kind: pa.DataType) -> str:

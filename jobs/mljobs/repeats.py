@@ -7,6 +7,7 @@ would measure what was memorised.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mljobs import spool
 from mljobs.data import Parts
 from mljobs.failure import JobFailure
 from mljobs.features import ENOUGH, Encoded, is_plain
@@ -86,7 +88,37 @@ def find(table: pa.Table, parts: Parts, most: float | None, place: Callable[[int
     return Repeats(validation, test, told)
 
 
-def _mixed(codes: Codes, column: int) -> Hashes:
+def some_kinds(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Row numbers that rise: all, or of a large table those of as many kinds of row as fit into memory.
+
+    Equal rows are all among them, or none is.
+    """
+    if not spool.is_large(table):
+        return np.arange(table.num_rows)
+    shares, start = max(1, table.nbytes // spool.HELD_BYTES), 0
+    found = list[npt.NDArray[np.int64]]()
+    for piece in spool.pieces(table):
+        kinds = np.zeros(piece.num_rows, dtype=np.uint64)
+        for i, column in enumerate(piece.columns):
+            if is_plain(column.type):
+                kinds += _mixed(_hashes(column.combine_chunks()), i)
+        found.append(start + np.flatnonzero(kinds % np.uint64(shares) == 0))
+        start += piece.num_rows
+    return np.concatenate(found)
+
+
+def _hashes(column: pa.Array) -> Hashes:
+    """A number for each value: equal ones have the same, in any stretch of the column."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return spool.numbers(column).view(np.uint64)
+    known = column.dictionary_encode()
+    values = [*map(repr, known.dictionary.to_pylist()), ""]
+    hashes = np.array([zlib.crc32(value.encode()) for value in values], dtype=np.uint64)
+    codes: Codes = known.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
+    return hashes[codes]
+
+
+def _mixed(codes: Codes | Hashes, column: int) -> Hashes:
     """A number a row that sums of other columns' leave apart (splitmix64)."""
     start = np.uint64((column + 1) * _GOLDEN % 2**64)
     mixed = (codes.astype(np.uint64) + start) * np.uint64(0xBF58476D1CE4E5B9)

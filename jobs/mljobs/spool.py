@@ -6,6 +6,7 @@ for. A file has no name any more once it is mapped, so that its space is free ag
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import os
@@ -114,6 +115,21 @@ def chosen(column: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> Iterator[pa.
         low, high = np.searchsorted(rows, (start, start + len(chunk)))
         yield chunk.take(as_arrow(rows[low:high] - start))
         start += len(chunk)
+
+
+def release() -> None:
+    """Gives back what Arrow and the C library keep of memory that is free."""
+    pa.default_memory_pool().release_unused()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
+        libc.malloc_trim(0)
+
+
+def some(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Row numbers that rise: all, or of a large table as many as fit, drawn at random but always the same."""
+    rows: int = table.num_rows
+    if not is_large(table):
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(rows).choice(rows, max(1, rows * HELD_BYTES // table.nbytes), replace=False))
 
 
 def as_arrow(rows: npt.NDArray[np.int64]) -> pa.Array:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mljobs import data, feed, processes
+from mljobs import data, feed, processes, spool
 from mljobs.failure import RETRAIN, JobFailure, did_you_mean
 from mljobs.features import Choice
 from mljobs.feed import Examples
@@ -36,7 +36,7 @@ def main(job: Job) -> Summary | None:
     same_everywhere(rows.digest, job.spec.data.uri, topology.world_size)
     targets, parts = divided(task, rows, job.spec.data)
     for attribute in job.spec.data.sensitive_attributes:
-        data.groups(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
+        data.grouped(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
     choose = getattr(task, "choose", None)
     choice: Choice = choose(rows, targets, parts, job.spec.data) if choose else Choice({}, {})
     config = task.fit(rows.table.drop_columns(list(choice.left_out)), targets, parts.train)
@@ -61,6 +61,7 @@ def main(job: Job) -> Summary | None:
     from mljobs.parallel import Parallel  # noqa: PLC0415
     from mljobs.trainer import Trainer  # noqa: PLC0415
 
+    spool.release()
     held = feed.held_bytes(training)
     train, validation = (
         Examples(feed.encode(task, config, rows.table, part, held), torch.from_numpy(targets.values[part]))
@@ -123,7 +124,7 @@ def divided(task: Task, rows: data.Rows, asked: Data) -> tuple[Targets, data.Par
     """
     try:
         targets = task.targets(rows.table, asked)
-        return targets, data.split(targets.strata, asked.split)
+        return targets, data.split(targets.strata, asked.split, rows.table)
     except JobFailure as failure:
         raise failure.at(rows.place) from None
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from mljobs import data, feed
+from mljobs import data, feed, spool
 from mljobs.failure import JobFailure
 from mljobs.report import Job
 from mljobs.tasks import EVALUATION_ROWS, Objective, Task, load_task
@@ -73,7 +73,7 @@ def load(job: Job) -> Trained:
         )
     task = load_task(job.spec.training.task, job.spec.training.hyperparameters)
     targets = task.targets(rows.table, job.spec.data)
-    parts = data.split(targets.strata, job.spec.data.split)
+    parts = data.split(targets.strata, job.spec.data.split, rows.table)
     test = data.take(rows.table, parts.test)
     model = task.build(config)
     weights = job.store.read(Artifacts.MODEL)
@@ -88,6 +88,7 @@ def load(job: Job) -> Trained:
         ) from error
     inputs = feed.encode(task, config, rows.table, parts.test)
     values = targets.values[parts.test]
+    spool.release()
     return Trained(task, config, task.objective(config), model.eval(), test, inputs, values, rows.sample)
 
 

@@ -73,6 +73,24 @@ def format_duration(value: timedelta) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSplit:
+    """Rows before `validation` train; those from `test` on are tested on."""
+
+    column: str
+    validation: str
+    test: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitBy:
+    """What decides a row's part in place of chance; one of them."""
+
+    group: str = ""
+    key: tuple[str, ...] = ()
+    time: TimeSplit | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """Shares of the rows held out; the rest trains."""
 
@@ -80,6 +98,7 @@ class Split:
     test: float = 0.2
     seed: int = 7
     max_repeated: float | None = None
+    by: SplitBy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -845,6 +864,11 @@ def _data_problems(data: Data) -> list[str]:
         found.append(
             "spec.data.split: validation + test must be less than 1 to leave rows for training; lower one of them"
         )
+    by = data.split.by
+    if by and sum(map(bool, (by.group, by.key, by.time))) != 1:
+        found.append("spec.data.split.by: set one of group, key and time; remove the others")
+    if by and by.time and by.time.validation >= by.time.test:
+        found.append("spec.data.split.by.time: validation must be before test: exchange them, or move one")
     if data.label in data.sensitive_attributes:
         found.append(
             "spec.data.sensitiveAttributes: contains the label, which cannot be audited against itself; take it out"

@@ -17,6 +17,7 @@ import torch
 
 from mljobs import data, feed, spool, stream
 from mljobs.failure import JobFailure
+from mljobs.features import Choice
 from mljobs.feed import Examples, Feed
 from mljobs.tasks.tabular import TabularTask
 from mljobs.trainer import Plan
@@ -227,3 +228,34 @@ def test_larger_data_is_learned_from_window_by_window(rows: int) -> None:
     assert steps(resumed, range(middle, plan.steps)) == steps(first, range(middle, plan.steps)), (
         "a training that goes on in the middle of an epoch learns from the rows that were next"
     )
+
+
+def judged(folder: Path, monkeypatch: pytest.MonkeyPatch, held: int, copied: int) -> Choice:
+    """What is chosen of 3,000 rows, of which the last ones copy the first."""
+    rng = np.random.default_rng(8)
+    x, words = rng.normal(size=3000), rng.choice(["a", "b", "c"], 3000)
+    y = (x + rng.normal(size=3000) > 0).astype(int)
+    rows = [*range(3000 - copied), *range(copied)]
+    z = rng.normal(size=3000)
+    lines = [f"{i},{rng.integers(10**6)},{x[j]},{x[j]},{z[j]},{words[j]},{y[j]}" for i, j in enumerate(rows)]
+    (folder / "a.csv").write_text("\n".join(["index,other,x,same,z,w,grade", *lines]))
+    monkeypatch.setattr(spool, "HELD_BYTES", held)
+    asked, task = Data(uri=str(folder), label="grade", columns={"other": "ignore"}), TabularTask({})
+    found = data.load(asked)
+    targets = task.targets(found.table, asked)
+    return task.choose(found, targets, data.split(targets.strata, asked.split), asked)
+
+
+def test_a_large_table_is_judged_by_some_rows_as_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = judged(tmp_path, monkeypatch, 1 << 30, copied=0)
+    assert judged(tmp_path, monkeypatch, 30_000, copied=0).left_out == whole.left_out
+    assert whole.left_out.keys() == {"index", "other", "same"}
+
+
+def test_copies_in_a_large_table_are_found_among_rows_of_some_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for held in 1 << 30, 30_000:
+        with pytest.raises(JobFailure, match="are among the training rows, too") as caught:
+            judged(tmp_path, monkeypatch, held, copied=900)
+        assert "row 2" in caught.value.failure.message, "with the places of a pair"

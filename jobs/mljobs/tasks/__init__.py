@@ -40,7 +40,7 @@ class Strata:
         least: Rows that a part needs of each, or nothing could be learned or measured there.
     """
 
-    codes: npt.NDArray[np.int64]
+    codes: npt.NDArray[np.integer[Any]]
     names: Sequence[str]
     least: int = 1
 
@@ -223,7 +223,7 @@ class Task(Protocol):
         Args:
             table: The whole data.
             targets: Of all its rows.
-            rows: Row numbers of the training part: nothing else may shape the result.
+            rows: Row numbers of the training part, which rise: nothing else may shape the result.
 
         Returns:
             The configuration of preprocessing, model and objective: plain JSON, saved as ``preprocessor.json``.
@@ -237,6 +237,8 @@ class Task(Protocol):
 
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
         """The model's input tensors for all rows of `table`; the first dimension of each is the row.
+
+        Large data comes in stretches of rows: the other dimensions follow from the configuration.
 
         By default rows are read as records are.
         """

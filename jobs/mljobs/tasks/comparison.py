@@ -77,7 +77,7 @@ def finite(interval: Mapping[str, float]) -> dict[str, float] | None:
 
 def of_classes(
     groups: npt.NDArray[np.str_],
-    targets: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.integer[Any]],
     predicted: npt.NDArray[np.int64],
     means: fairness.Means,
     asked: Fairness,

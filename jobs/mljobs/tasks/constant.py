@@ -16,7 +16,7 @@ CHANCE: Final = 1.645
 
 
 def of_classes(
-    classes: Sequence[str], targets: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]
+    classes: Sequence[str], targets: npt.NDArray[np.integer[Any]], predicted: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
     """Of classes the balanced accuracy tells: whichever class is always answered, it is 1 / classes.
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from mljobs import features, repeats, spool
+from mljobs import data, features, repeats, spool
 from mljobs.columns import DECIMAL
 from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
@@ -35,6 +35,8 @@ MOSTLY: Final = 0.5
 """Share of one value above which a column gets edges of its own for the rest (capital gains are mostly 0)."""
 DISTINCT: Final = 1 << 20
 """Different values of a column that are counted at a time; beyond it the rarer half is forgotten."""
+MEASURED: Final = 1 << 22
+"""Rows whose numbers are sorted for quantiles, evenly spread: 65,536 for each of 64 intervals."""
 ROUNDED: Final = 2
 """Digits of an example's number beyond the first one of its column's range: a hundredth of the range is fine enough."""
 
@@ -94,6 +96,10 @@ def _is_code(values: Iterable[Any]) -> bool:
     return len({category(text) for text in texts}) < len({category(text, code=True) for text in texts})
 
 
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
 def _all(values: Any, kind: type) -> bool:
     return isinstance(values, tuple) and all(type(value) is kind for value in values)
 
@@ -111,9 +117,9 @@ class TabularTask(Task):
         super().__init__(hyperparameters)
         self._hyper = Hyperparameters.read(hyperparameters)
 
-    def targets(self, table: pa.Table, data: Data) -> Targets:
+    def targets(self, table: pa.Table, asked: Data) -> Targets:
         """What the label's column says, by `mljobs.tasks.targets`."""
-        return targets.read(table, data)
+        return targets.read(table, asked)
 
     def objective(self, config: Mapping[str, Any]) -> Objective:
         """Likewise."""
@@ -121,10 +127,21 @@ class TabularTask(Task):
 
     def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
         """What the model does not learn from, by `mljobs.features` and `mljobs.repeats`."""
-        found = features.choose(rows.table, rows.numbered, targets.strata.codes, asked, self._hyper.exclude)
-        dropped = {*found.left_out, *self._hyper.exclude}
-        learned = rows.table.select([name for name in rows.table.column_names if name not in dropped])
-        there = repeats.find(learned, parts, asked.split.max_repeated, rows.place)
+        table, excluded = rows.table, self._hyper.exclude
+        # What is not for memory is judged by some rows: the columns by any, copies by all rows of some kinds.
+        some = spool.some(table)
+        found = features.choose(
+            data.take(table, some), rows.numbered, targets.strata.codes[some], asked, excluded, len(some) / len(table)
+        )
+        dropped = {*found.left_out, *excluded}
+        learned = table.select([name for name in table.column_names if name not in dropped])
+        kept = repeats.some_kinds(learned)
+        there = repeats.find(
+            data.take(learned, kept),
+            parts.within(kept),
+            asked.split.max_repeated,
+            lambda row: rows.place(int(kept[row])),
+        )
         repeated = {"validation": there.validation, "test": there.test}
         return found._replace(repeated=repeated, repeats=there.remark)
 
@@ -152,8 +169,12 @@ class TabularTask(Task):
                     f"Make columns of its elements, or leave it out with spec.data.columns: {{{json.dumps(name, ensure_ascii=False)}: "
                     "ignore} or spec.training.hyperparameters.exclude",
                 )
+        few = rows[:: math.ceil(len(rows) / MEASURED)]
         found = {
-            name: self._feature(table.schema.field(name), spool.chosen(table.column(name), rows)) for name in names
+            name: self._numeric(table.schema.field(name), spool.chosen(table.column(name), few))
+            if _is_number(table.schema.field(name).type)
+            else self._categorical(name, spool.chosen(table.column(name), rows))
+            for name in names
         }
         features = [feature for feature in found.values() if feature]
         if not features:
@@ -178,19 +199,15 @@ class TabularTask(Task):
             "model": model,
         }
 
-    def _feature(self, field: pa.Field, chunks: Iterator[pa.Array]) -> dict[str, Any] | None:
-        """One feature's schema and statistics; None of a column that is the same in all rows.
+    def _numeric(self, field: pa.Field, chunks: Iterator[pa.Array]) -> dict[str, Any] | None:
+        """A column of numbers: its schema and its quantiles; None if it is the same in all rows."""
+        values = np.concatenate([spool.numbers(chunk.drop_null()) for chunk in chunks])
+        edges = quantile_edges(values[np.abs(values) <= LARGEST], self._hyper.bins)
+        decimal = (field.metadata or {}).get(DECIMAL, b".").decode()
+        return {"name": field.name, "kind": "numeric", "edges": edges, "decimal": decimal} if edges else None
 
-        Args:
-            field: The column's.
-            chunks: Its values in the training rows.
-        """
-        name, kind = field.name, field.type
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            values = np.concatenate([spool.numbers(chunk.drop_null()) for chunk in chunks])
-            edges = quantile_edges(values[np.abs(values) <= LARGEST], self._hyper.bins)
-            decimal = (field.metadata or {}).get(DECIMAL, b".").decode()
-            return {"name": name, "kind": "numeric", "edges": edges, "decimal": decimal} if edges else None
+    def _categorical(self, name: str, chunks: Iterator[pa.Array]) -> dict[str, Any] | None:
+        """Any other column: its schema and its categories; None if it is the same in all rows."""
         exact: Counter[Any] = Counter()
         for chunk in chunks:
             counted = chunk.value_counts()

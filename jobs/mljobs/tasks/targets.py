@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from torch import Tensor, nn
 
-from mljobs import data
+from mljobs import data, spool
 from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.fairness import Means, point_estimates
 from mljobs.files import SHOWN
@@ -24,7 +24,7 @@ from mljobs.tasks.tabular_model import THRESHOLD, category, number, predictions
 from mlplatform.api import Data, Fairness
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, FailureClass
 
-Codes = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.integer[Any]]
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Words = npt.NDArray[np.str_]
@@ -45,21 +45,43 @@ def read(table: pa.Table, asked: Data) -> Targets:
     Raises:
         JobFailure: The label's column is missing, incomplete, not of the kind that is asked for, or of no kind that can be told.
     """
+    if (measured := _measured(table, asked)) is not None:
+        return _numbers(measured, asked)
     found, missing = _words(table, asked)
-    if blank := found.count(None):
-        shown, row = ", ".join(map(repr, sorted(missing))), found.index(None)
+    if len(blank := np.flatnonzero(found.codes == found.blank)):
+        shown, row = ", ".join(map(repr, sorted(missing))), int(blank[0])
         raise JobFailure(
             FailureClass.DATA_INVALID,
-            f"{blank} of {len(found)} rows have no value in the label column {asked.label!r}"
+            f"{len(blank)} of {len(found.codes)} rows have no value in the label column {asked.label!r}"
             + (f" ({shown} counts as missing)" if missing else "")
             + f": first {row_words(row)} ({_cells(table, row)})",
             "Remove these rows (a total, a remark at the end of a file) or complete them"
             + ("; write a class as another word" if missing else ""),
             row,
         )
-    values = np.array(found, dtype=np.str_)
-    classes = sorted(np.unique(values).tolist(), key=_order)
-    return READ[guess(values, classes, asked) if asked.target == "auto" else asked.target](values, classes, asked)
+    words = [word for word in found.words if word is not None]
+    classes = sorted(words, key=_order)
+    places = {name: place for place, name in enumerate(classes)}
+    codes = np.array([places.get(word or "", -1) for word in found.words], dtype=np.int32)[found.codes]
+    return READ[guess(codes, classes, asked) if asked.target == "auto" else asked.target](codes, classes, asked)
+
+
+def _measured(table: pa.Table, asked: Data) -> Floats | None:
+    """The values of a column of numbers, where it is certain that they are measured; else they are looked at one by one."""
+    if asked.label not in table.column_names or asked.target not in {"auto", "regression"} or asked.positive_label:
+        return None
+    column = table.column(asked.label)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return None
+    seen: set[Any] = set()
+    for chunk in column.chunks:
+        seen.update(chunk.unique().to_pylist())
+        if len(seen) > CLASSES_LIMIT:
+            break
+    else:
+        return None
+    values = np.concatenate([spool.numbers(chunk) for chunk in column.chunks])
+    return values if np.isfinite(values).all() else None  # what is missing or none is named below
 
 
 def _cells(table: pa.Table, row: int) -> str:
@@ -69,40 +91,45 @@ def _cells(table: pa.Table, row: int) -> str:
     return ", ".join(shown[:FEW]) + (", …" if len(shown) > FEW else "") or "it is empty"
 
 
-def _stray(values: Words, classes: Sequence[str]) -> tuple[str, int]:
+def _stray(codes: Codes, classes: Sequence[str]) -> tuple[str, int]:
     """Of a few classes one that is in a single row, and which row that is: a total, or a typo; else nothing and -1."""
-    counts = {name: int((values == name).sum()) for name in classes} if len(classes) <= SHOWN else {}
-    alone = [name for name, count in counts.items() if count == 1]
-    if len(alone) != 1 or sum(count > FEW for count in counts.values()) < 2:  # noqa: PLR2004  the classes that are meant
+    counts = np.bincount(codes, minlength=len(classes)) if len(classes) <= SHOWN else np.empty(0, dtype=np.int64)
+    alone = np.flatnonzero(counts == 1)
+    if len(alone) != 1 or (counts > FEW).sum() < 2:  # noqa: PLR2004  the classes that are meant
         return "", -1
-    row = int(np.flatnonzero(values == alone[0])[0])
-    return f"; {alone[0]!r} is in {row_words(row)} alone", row
+    row = int(np.flatnonzero(codes == alone[0])[0])
+    return f"; {classes[alone[0]]!r} is in {row_words(row)} alone", row
 
 
 REMOVE: Final = "Remove that row if it is a total or a typo. "
 
 
-def _words(table: pa.Table, asked: Data) -> tuple[list[str | None], set[str]]:
+def _words(table: pa.Table, asked: Data) -> tuple[data.Coded, set[str]]:
     """The label's values, and which words for missing are in place of some.
 
     One that is needed is a class: None of Yes and None, or of Low, High and None where several classes are asked for.
     """
-    words = data.words(table, asked.label, "spec.data.label")
-    if None not in words:
-        return words, set()
-    values = table.column(asked.label).to_pylist()
-    texts = [value.strip() if isinstance(value, str) else "" for value in values]
-    missing = {text for word, text in zip(words, texts, strict=True) if word is None and text}
-    if len(missing) == 1 and len(set(words) - {None}) == CLASSES_LEAST.get(asked.target, 0) - 1:
-        return [text or None if word is None else word for word, text in zip(words, texts, strict=True)], set()
-    return words, missing
+    found = data.coded(table, asked.label, "spec.data.label")
+    if None not in found.words:
+        return found, set()
+    values = {value for chunk in table.column(asked.label).chunks for value in chunk.unique().to_pylist()}
+    missing = {value.strip() for value in values if isinstance(value, str) and category(value) is None} - {""}
+    if len(missing) == 1 and len(found.words) == CLASSES_LEAST.get(asked.target, 0):
+        return data.coded(table, asked.label, "spec.data.label", _or_text), set()
+    return found, missing
 
 
-def guess(values: Words, classes: Sequence[str], asked: Data) -> str:
+def _or_text(value: Any) -> str | None:
+    """A value's category, or else the word that it is."""
+    word = category(value)
+    return (value.strip() or None) if word is None and isinstance(value, str) else word
+
+
+def guess(codes: Codes, classes: Sequence[str], asked: Data) -> str:
     """What kind of a label these values are of.
 
     Args:
-        values: Of all rows.
+        codes: Of all rows, which one each has.
         classes: The distinct ones.
         asked: Its name; whoever names a positive class has said that there are two.
 
@@ -116,7 +143,7 @@ def guess(values: Words, classes: Sequence[str], asked: Data) -> str:
         return "multiclass"
     if len(classes) > CLASSES_LIMIT or not all(value.is_integer() for value in numbers if value is not None):
         return "regression"
-    stray, row = _stray(values, classes)
+    stray, row = _stray(codes, classes)
     raise JobFailure(
         FailureClass.DATA_INVALID,
         f"the label column {asked.label!r} has {len(classes)} different whole numbers ({_shown(classes)}), which may be "
@@ -131,13 +158,13 @@ def _shown(classes: Sequence[str]) -> str:
     return ", ".join(classes[:SHOWN]) + (", …" if len(classes) > SHOWN else "")
 
 
-def of_two_classes(values: Words, classes: list[str], asked: Data) -> Targets:
+def of_two_classes(codes: Codes, classes: list[str], asked: Data) -> Targets:
     """Which rows are positive.
 
     The positive class is `asked.positive_label`, or else the last in order: 1 of 0 and 1, yes of no and yes.
 
     Args:
-        values: Of the label.
+        codes: Of each row the number of its value.
         classes: Its distinct values, in order.
         asked: Names of the label and the positive class.
 
@@ -145,7 +172,7 @@ def of_two_classes(values: Words, classes: list[str], asked: Data) -> Targets:
         JobFailure: There are not two classes, or the positive class is none of them.
     """
     if len(classes) != 2:  # noqa: PLR2004  binary
-        stray, row = _stray(values, classes)
+        stray, row = _stray(codes, classes)
         raise JobFailure(
             FailureClass.DATA_INVALID,
             f"the label column {asked.label!r} has {len(classes)} distinct value(s) ({_shown(classes)}); two are needed{stray}",
@@ -165,16 +192,16 @@ def of_two_classes(values: Words, classes: list[str], asked: Data) -> Targets:
         )
     positive = (named if asked.positive_label else None) or classes[1]
     negative = next(name for name in classes if name != positive)
-    flags = values == positive
-    strata = Strata(flags.astype(np.int64), ("the negative class", "the positive class"))
+    flags = codes == classes.index(positive)
+    strata = Strata(flags.astype(np.int8), ("the negative class", "the positive class"))
     return Targets(flags, strata, {"name": asked.label, "classes": [negative, positive]})
 
 
-def of_classes(values: Words, classes: list[str], asked: Data) -> Targets:
+def of_classes(codes: Codes, classes: list[str], asked: Data) -> Targets:
     """Which of several classes each row is of.
 
     Args:
-        values: Of the label.
+        codes: Of each row the number of its value.
         classes: Its distinct values, in order.
         asked: The label's name.
 
@@ -196,17 +223,16 @@ def of_classes(values: Words, classes: list[str], asked: Data) -> Targets:
             "Point spec.data.label at a column of classes, or set spec.data.target to regression if it is a measured "
             "number",
         )
-    codes = {name: code for code, name in enumerate(classes)}
-    found = np.array([codes[value] for value in values.tolist()], dtype=np.int64)
-    strata = Strata(found, [f"the class {name!r}" for name in classes])
+    found = codes.astype(np.int64)
+    strata = Strata(codes, [f"the class {name!r}" for name in classes])
     return Targets(found, strata, {"name": asked.label, "kind": "multiclass", "classes": classes})
 
 
-def of_numbers(values: Words, classes: list[str], asked: Data) -> Targets:
+def of_numbers(codes: Codes, classes: list[str], asked: Data) -> Targets:
     """The number of each row.
 
     Args:
-        values: Of the label.
+        codes: Of each row the number of its value.
         classes: Its distinct values, in order.
         asked: The label's name.
 
@@ -217,11 +243,11 @@ def of_numbers(values: Words, classes: list[str], asked: Data) -> Targets:
     decimal = min(".,", key=lambda sign: sum(number(name, sign) is None for name in classes))
     known = {name: number(name, decimal) for name in classes}
     if bad := [name for name, value in known.items() if value is None or not math.isfinite(value)]:
-        rows = np.flatnonzero(np.isin(values, bad))
+        rows = np.flatnonzero(np.isin(codes, [classes.index(name) for name in bad]))
         raise JobFailure(
             FailureClass.DATA_INVALID,
-            f"{len(rows)} of {len(values)} rows have no number in the label column {asked.label!r}: the first is "
-            f"{row_words(int(rows[0]))} with {str(values[rows[0]])!r}",
+            f"{len(rows)} of {len(codes)} rows have no number in the label column {asked.label!r}: the first is "
+            f"{row_words(int(rows[0]))} with {classes[codes[rows[0]]]!r}",
             "Correct or remove these rows, or set spec.data.target to multiclass if the values are classes",
             int(rows[0]),
         )
@@ -231,15 +257,15 @@ def of_numbers(values: Words, classes: list[str], asked: Data) -> Targets:
             f"the label column {asked.label!r} has {classes[0]} in every row",
             "Point spec.data.label at a column whose values differ",
         )
-    strata = Strata(np.zeros(len(values), dtype=np.int64), ("the data",), least=2)
-    return Targets(
-        np.array([known[value] for value in values.tolist()], dtype=np.float64),
-        strata,
-        {"name": asked.label, "kind": "regression"},
-    )
+    return _numbers(np.array([known[name] for name in classes], dtype=np.float64)[codes], asked)
 
 
-READ: Final[Mapping[str, Callable[[Words, list[str], Data], Targets]]] = {
+def _numbers(values: Floats, asked: Data) -> Targets:
+    strata = Strata(np.zeros(len(values), dtype=np.int8), ("the data",), least=2)
+    return Targets(values, strata, {"name": asked.label, "kind": "regression"})
+
+
+READ: Final[Mapping[str, Callable[[Codes, list[str], Data], Targets]]] = {
     "binary": of_two_classes,
     "multiclass": of_classes,
     "regression": of_numbers,
@@ -421,7 +447,8 @@ class MultiClass(Target):
         """Accuracy, and each class's selection rate."""
         from mljobs.tasks import comparison  # noqa: PLC0415  as above
 
-        return comparison.of_classes(groups, targets, scores.argmax(axis=1), self._means(targets, scores), asked)
+        means = self._means(targets, scores)
+        return comparison.of_classes(groups, targets, scores.argmax(axis=1), means, asked)
 
     def differing(self, groups: Words, targets: Codes, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
