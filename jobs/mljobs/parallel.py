@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from mljobs.automatic import Settled
 from mljobs.processes import Topology
-from mlplatform.api import Training
 
 SMALL_BYTES: Final = 64 * 2**20
 """Weights of a model up to here stay whole within a step: gathering them again costs more than their memory."""
@@ -41,7 +41,7 @@ class Parallel:
         topology: As given.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], training: Training, topology: Topology) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], training: Settled, topology: Topology) -> None:
         model.to(topology.device)
         if training.activation_checkpointing:
             for block in blocks:
@@ -51,7 +51,7 @@ class Parallel:
         self.topology = topology
         self.module = self._wrap(model, blocks, training, topology)
 
-    def _wrap(self, model: nn.Module, blocks: Sequence[nn.Module], training: Training, topology: Topology) -> nn.Module:
+    def _wrap(self, model: nn.Module, blocks: Sequence[nn.Module], training: Settled, topology: Topology) -> nn.Module:
         if training.strategy == "ddp":
             return DistributedDataParallel(model)
         if training.strategy == "single":

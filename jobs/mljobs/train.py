@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mljobs import data, feed, processes, spool
+from mljobs import automatic, data, feed, processes, spool
 from mljobs.failure import RETRAIN, JobFailure, did_you_mean
 from mljobs.features import Choice
 from mljobs.feed import Examples
@@ -45,17 +46,18 @@ def main(job: Job) -> Summary | None:
     objective = task.objective(config)
     defined(job.spec, objective)
     rehearse(task, config, objective, job.spec)
+    settled = automatic.settle(training, len(parts.train), topology)
+    said = automatic.said(training, settled)
     if topology.rank == 0:
         of = "" if rows.table.num_rows == rows.total else f"/{rows.total}"
         say(
-            f"rows={rows.table.num_rows}{of} train={len(parts.train)} processes={topology.world_size} device={topology.device}"
+            f"rows={rows.table.num_rows}{of} train={len(parts.train)} processes={topology.world_size} device={topology.device} "
+            + " ".join(f"{name}={value}" for name, value in said.items() if name != "automatic")
         )
         odd = unusual(columns)
-        told = [*rows.remarks(), *filter(None, [choice.repeats]), *(f"the column {sentence}" for sentence in odd)]
-        for line in [*told[:SHOWN], *([f"and {len(told) - SHOWN} more, in the report"] if len(told) > SHOWN else [])]:
-            say(line)
-        for name, column in columns.items():
-            say(f"{COLUMN}{json.dumps({'name': name, **column}, ensure_ascii=False)}")
+        tell(
+            [*rows.remarks(), *filter(None, [choice.repeats]), *(f"the column {sentence}" for sentence in odd)], columns
+        )
     # Shards and checkpoints take a second to import: what is wrong with the specification or the data is said before.
     from mljobs.checkpoint import Checkpoints  # noqa: PLC0415
     from mljobs.parallel import Parallel  # noqa: PLC0415
@@ -70,9 +72,9 @@ def main(job: Job) -> Summary | None:
 
     torch.manual_seed(training.seed)
     model = task.build(config)
-    prepared = Parallel(model, task.blocks(model), training, topology)
+    prepared = Parallel(model, task.blocks(model), settled, topology)
     checkpoints = Checkpoints(job.store, training.checkpoint.keep, topology.rank, topology.world_size, rows.digest)
-    trainer = Trainer(objective, prepared, training, (train, validation), checkpoints)
+    trainer = Trainer(objective, prepared, settled, (train, validation), checkpoints)
     trainer.fit()
 
     metrics = {f"{VALIDATION}{name}": value for name, value in trainer.evaluate().items()}
@@ -102,6 +104,7 @@ def main(job: Job) -> Summary | None:
             **details,
             "data": source,
             "sample": rows.sample,
+            "training": {**said, "model": config.get("model")},
             "batch": {"rows": trainer.plan.batch, "stepsPerEpoch": trainer.plan.steps_per_epoch},
             "parameters": sum(weight.numel() for weight in state.values()),
             "history": progress.history,
@@ -114,6 +117,15 @@ def main(job: Job) -> Summary | None:
     dist.barrier()
     dist.destroy_process_group()
     return summary
+
+
+def tell(remarks: list[str], columns: Mapping[str, Any]) -> None:
+    """Writes what is remarkable about the rows, and a line for each column, which `kubectl mlmodel data` reads."""
+    more = [f"and {len(remarks) - SHOWN} more, in the report"] if len(remarks) > SHOWN else []
+    for line in [*remarks[:SHOWN], *more]:
+        say(line)
+    for name, column in columns.items():
+        say(f"{COLUMN}{json.dumps({'name': name, **column}, ensure_ascii=False)}")
 
 
 def divided(task: Task, rows: data.Rows, asked: Data) -> tuple[Targets, data.Parts]:

@@ -27,13 +27,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from mljobs import processes
+from mljobs.automatic import Settled
 from mljobs.checkpoint import Checkpoints
 from mljobs.failure import JobFailure
 from mljobs.feed import Examples, Feed
 from mljobs.parallel import Parallel
 from mljobs.report import say
 from mljobs.tasks import EVALUATION_ROWS, Objective
-from mlplatform.api import EarlyStopping, Training
+from mlplatform.api import EarlyStopping
 from mlplatform.contract import VALIDATION, FailureClass
 
 WARM_UP: Final = 0.05
@@ -88,7 +89,7 @@ class Plan:
         JobFailure: There are fewer rows than processes times micro-batches.
     """
 
-    def __init__(self, rows: int, training: Training, world_size: int) -> None:
+    def __init__(self, rows: int, training: Settled, world_size: int) -> None:
         shares = world_size * training.gradient_accumulation_steps
         if rows < shares:
             raise JobFailure(
@@ -162,7 +163,7 @@ class Trainer:
         self,
         objective: Objective,
         model: Parallel,
-        training: Training,
+        training: Settled,
         examples: tuple[Examples, Examples],
         checkpoints: Checkpoints,
     ) -> None:
@@ -369,7 +370,7 @@ def less_is_better(stopping: EarlyStopping | None, metric: str, lower: Collectio
     return metric.removeprefix(VALIDATION) in lower
 
 
-def make_optimizer(training: Training, model: Parallel) -> torch.optim.Optimizer:
+def make_optimizer(training: Settled, model: Parallel) -> torch.optim.Optimizer:
     """The optimiser of the specification, over this rank's weights."""
     chosen, weights = training.optimizer, model.module.parameters()
     if chosen.name == "sgd":

@@ -37,9 +37,19 @@ _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 _UNORDERED: Final = {"unordered": True}
+"""Marks a field whose order means nothing."""
 _UNFILLED: Final = {"unfilled": True}
 """A default that the schema does not fill in: an operator of before the field would refuse every object (ADR 6)."""
-"""Marks a field whose order means nothing."""
+
+
+def _automatic(once: object) -> Any:
+    """A field that follows the data and the machine where it is absent.
+
+    Args:
+        once: Its default in earlier releases, which the schema wrote into their objects. Names leave that out as they did then.
+    """
+    return field(default=None, metadata={"once": once})
+
 
 LONGEST: Final = timedelta(days=3650)
 """Of a duration: what is added to a date must stay one."""
@@ -157,19 +167,19 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How the model is fitted: a PyTorchJob."""
+    """How the model is fitted: a PyTorchJob. What is None the training settles (`mljobs.automatic`)."""
 
     task: str = "tabular"
     image: str = ""
     workers: int = 1
     processes_per_worker: int = 1
     resources: TrainingResources = TrainingResources()
-    strategy: Literal["fsdp", "ddp", "single"] = "fsdp"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    strategy: Literal["fsdp", "ddp", "single"] | None = _automatic("fsdp")
+    precision: Literal["bf16", "fp32"] | None = _automatic("bf16")
     gradient_accumulation_steps: int = 1
     activation_checkpointing: bool = False
-    epochs: int = 10
-    batch_size: int = 512
+    epochs: int | None = _automatic(10)
+    batch_size: int | None = _automatic(512)
     optimizer: Optimizer = Optimizer()
     early_stopping: EarlyStopping | None = None
     checkpoint: Checkpoint = Checkpoint()
@@ -760,6 +770,8 @@ def _encode(value: Any, *, sparse: bool = False, arranged: bool = False) -> Any:
         kept = {}
         for name, f in named(type(value)).items():
             item, default = getattr(value, f.name), _default(f)
+            if sparse and arranged and "once" in f.metadata:
+                item, default = "auto" if item is None else item, f.metadata["once"]
             if arranged:
                 item, default = _arranged(f, item), _arranged(f, default)
             if item is None or (sparse and item == default):

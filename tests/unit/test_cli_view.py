@@ -401,7 +401,7 @@ VERSION_WORDS = [*words(api.ModelVersionStatus, ("status",)), *words(api.ModelVe
 
 def test_every_enumeration_of_the_status_is_looked_at() -> None:
     assert ("status", "history", "*", "decision") in MODEL_WORDS
-    assert {("status", "stages", "*", "outcome"), ("spec", "training", "strategy")} <= {*VERSION_WORDS}
+    assert {("status", "stages", "*", "outcome"), ("spec", "data", "format")} <= {*VERSION_WORDS}
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from mljobs import data, feed, spool, stream
+from mljobs.automatic import Settled
 from mljobs.failure import JobFailure
 from mljobs.features import Choice
 from mljobs.feed import Examples, Feed
 from mljobs.tasks.tabular import TabularTask
 from mljobs.trainer import Plan
-from mlplatform.api import Data, Training, TrainingResources
+from mlplatform.api import Data, TrainingResources
 
 BLOCK = 1000
 ROWS = 300
@@ -192,7 +193,7 @@ def test_large_data_is_encoded_as_small_data_is(tmp_path: Path, request: pytest.
 
 
 def fed(rows: int, memory: str, rank: int = 0, world: int = 2, batch: int = 24) -> tuple[Plan, Feed]:
-    training = Training(
+    training = Settled(
         batch_size=batch, gradient_accumulation_steps=2, epochs=3, resources=TrainingResources(memory=memory)
     )
     numbers = torch.arange(rows)
@@ -207,7 +208,7 @@ def steps(feed_: Feed, which: range) -> list[list[int]]:
 def test_data_that_fits_is_learned_from_in_the_order_of_before() -> None:
     plan, whole = fed(1003, "1Gi")
     wanted = [
-        plan.share(batch, 0).ravel().tolist() for epoch in range(3) for batch in plan.order(Training().seed, epoch)
+        plan.share(batch, 0).ravel().tolist() for epoch in range(3) for batch in plan.order(Settled().seed, epoch)
     ]
     assert steps(whole, range(plan.steps)) == wanted
 

@@ -20,13 +20,14 @@ from standalone_kit import people_model
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from mljobs import train
+from mljobs.automatic import Settled
 from mljobs.checkpoint import MANIFEST, METADATA, Checkpoints, SafeReader
 from mljobs.failure import JobFailure
 from mljobs.report import run
 from mljobs.store import Store
 from mljobs.trainer import Plan, less_is_better, watched_metric
 from mlplatform import api
-from mlplatform.api import EarlyStopping, Training
+from mlplatform.api import EarlyStopping
 from mlplatform.contract import ENV_ARTIFACTS, LOWER_IS_BETTER, TARGET_METRICS, Artifacts, FailureClass, Stage, Summary
 from mlplatform.resources import modelversion, pod
 from mlplatform.settings import Settings
@@ -44,19 +45,19 @@ from mlplatform.settings import Settings
     ],
 )
 def test_plan(rows: int, batch: int, accumulation: int, world: int, wanted: tuple[int, int, int], reason: str) -> None:
-    plan = Plan(rows, Training(batch_size=batch, gradient_accumulation_steps=accumulation, epochs=3), world)
+    plan = Plan(rows, Settled(batch_size=batch, gradient_accumulation_steps=accumulation, epochs=3), world)
     assert (plan.micro, plan.batch, plan.steps_per_epoch) == wanted, reason
     assert plan.steps == plan.steps_per_epoch * 3, reason
 
 
 def test_too_few_rows_for_the_processes_are_named() -> None:
     with pytest.raises(JobFailure, match="3 training rows are fewer than 4") as caught:
-        Plan(3, Training(gradient_accumulation_steps=2), 2)
+        Plan(3, Settled(gradient_accumulation_steps=2), 2)
     assert caught.value.failure.reason is FailureClass.DATA_INVALID
 
 
 def test_ranks_share_each_batch_without_overlap_and_epochs_differ() -> None:
-    plan = Plan(103, Training(batch_size=24, gradient_accumulation_steps=2), 3)
+    plan = Plan(103, Settled(batch_size=24, gradient_accumulation_steps=2), 3)
     order = plan.order(seed=1, epoch=0)
     for batch in order:
         shares = [plan.share(batch, rank) for rank in range(3)]
@@ -68,7 +69,7 @@ def test_ranks_share_each_batch_without_overlap_and_epochs_differ() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
-    plan = Plan(1000, Training(batch_size=100, epochs=10), 1)
+    plan = Plan(1000, Settled(batch_size=100, epochs=10), 1)
     rates = [plan.learning_rate(0.1, step) for step in range(plan.steps)]
     peak = rates.index(max(rates))
     assert max(rates) == pytest.approx(0.1)

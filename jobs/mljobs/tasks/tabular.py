@@ -31,6 +31,11 @@ from mljobs.tasks.targets import describe
 from mlplatform.api import Data
 from mlplatform.contract import FailureClass
 
+FEW_ROWS: Final = 1000
+"""Of the training: for fewer a second layer learns nothing that holds (docs/adr/0033)."""
+ROWS_A_BIN: Final = 30
+BINS: Final = (4, 64)
+"""Fewest and most."""
 MOSTLY: Final = 0.5
 """Share of one value above which a column gets edges of its own for the rest (capital gains are mostly 0)."""
 DISTINCT: Final = 1 << 20
@@ -46,18 +51,18 @@ class Hyperparameters:
     """What `spec.training.hyperparameters` may hold.
 
     Attributes:
-        hidden: Widths of the hidden layers.
+        hidden: Widths of the hidden layers; None: one layer of 128 for fewer than 1,000 training rows, else 256 and 128.
         dropout: Share of activations dropped in training, in [0, 1).
         embedding: Width of each categorical feature's embedding.
-        bins: Intervals of each numeric feature's encoding.
+        bins: Intervals of each numeric feature's encoding; None: one for 30 training rows, 4 to 64.
         exclude: Columns that are not features: identifiers, sampling weights, what must not be used.
         maxCategories: Most frequent values kept of a categorical feature; the rest counts as unknown.
     """
 
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] | None = None
     dropout: float = 0.1
     embedding: int = 8
-    bins: int = 64
+    bins: int | None = None
     exclude: tuple[str, ...] = ()
     maxCategories: int = 1000  # noqa: N815  the name in the YAML
 
@@ -77,10 +82,10 @@ class Hyperparameters:
         }
         found = cls(**values)
         checks = {
-            "hidden": _all(found.hidden, int) and min(found.hidden, default=0) > 0,
+            "hidden": found.hidden is None or (_all(found.hidden, int) and min(found.hidden, default=0) > 0),
             "dropout": isinstance(found.dropout, (int, float)) and 0 <= found.dropout < 1,
             "embedding": type(found.embedding) is int and found.embedding > 0,
-            "bins": type(found.bins) is int and found.bins > 0,
+            "bins": found.bins is None or (type(found.bins) is int and found.bins > 0),
             "exclude": _all(found.exclude, str),
             "maxCategories": type(found.maxCategories) is int and found.maxCategories > 0,
         }
@@ -183,7 +188,8 @@ class TabularTask(Task):
                 "no column with two or more values is left as a feature",
                 "Add columns to the data, or leave out fewer in spec.data.columns and spec.training.hyperparameters.exclude",
             )
-        model = {"hidden": list(self._hyper.hidden), "dropout": self._hyper.dropout, "embedding": self._hyper.embedding}
+        hidden = self._hyper.hidden or ((128,) if len(rows) < FEW_ROWS else (256, 128))
+        model = {"hidden": list(hidden), "dropout": self._hyper.dropout, "embedding": self._hyper.embedding}
         return {
             "format": FORMAT,
             "features": features,
@@ -202,7 +208,8 @@ class TabularTask(Task):
     def _numeric(self, field: pa.Field, chunks: Iterator[pa.Array]) -> dict[str, Any] | None:
         """A column of numbers: its schema and its quantiles; None if it is the same in all rows."""
         values = np.concatenate([spool.numbers(chunk.drop_null()) for chunk in chunks])
-        edges = quantile_edges(values[np.abs(values) <= LARGEST], self._hyper.bins)
+        bins = self._hyper.bins or min(BINS[1], max(BINS[0], len(values) // ROWS_A_BIN))
+        edges = quantile_edges(values[np.abs(values) <= LARGEST], bins)
         decimal = (field.metadata or {}).get(DECIMAL, b".").decode()
         return {"name": field.name, "kind": "numeric", "edges": edges, "decimal": decimal} if edges else None
 

@@ -59,7 +59,9 @@ SAME: list[tuple[str, Object, bool]] = [
     ("exports are a set", changed("optimization.export", ["onnx", "torchscript"]), True),
     ("the choice has an order of its own", changed("optimization.candidates", ["int8-dynamic", "fp32"]), True),
     ("every gate must be passed, in whatever order", changed("gates", WRITTEN["gates"][::-1]), True),
-    ("a default written out", changed("training.precision", "bf16"), True),
+    ("a default written out", changed("training.seed", 7), True),
+    ("a precision is asked for that would follow the machine", changed("training.precision", "bf16"), False),
+    ("a batch is asked for that would follow the data", changed("training.batchSize", 512), False),
     ("an object's keys have no order", changed("training.hyperparameters", {"bins": 8, "hidden": [32, 16]}), True),
     ("what becomes of it once it is gone shapes no artifact", changed("artifactRetention", "Delete"), True),
     ("how it is served shapes no artifact", changed("serving.replicas", {"min": 2, "max": 4}), True),
@@ -130,6 +132,24 @@ def test_a_name_that_is_taken_is_given_to_nothing_else() -> None:
     assert wanted(WRITTEN, another) != name, "another default may make the same name of another content"
     assert wanted(WRITTEN, taken=(name,)) != name, "it still serves, though its version was deleted"
     assert wanted(WRITTEN, another) == wanted(WRITTEN, taken=(name,)), "the next name is a hash of its inputs, too"
+
+
+FILLED: Object = {
+    "training": {"epochs": 10, "batchSize": 512, "precision": "bf16", "strategy": "fsdp"},
+    "data": WRITTEN["data"],
+}
+"""What the schema of earlier releases made of a model that says nothing of its training."""
+
+
+def test_a_model_of_before_these_defaults_followed_the_data_keeps_its_version_and_its_names() -> None:
+    assert wanted(FILLED, version(FILLED)) == OLD, "both objects have what the schema wrote into them"
+    assert wanted(FILLED) == "adult-8f7ac09f", "the name that earlier releases made of it"
+    silent = {"data": WRITTEN["data"]}
+    assert wanted(silent, version(FILLED)) not in {OLD, wanted(FILLED)}, (
+        "who leaves it open now asks for something else"
+    )
+    for name, value in FILLED["training"].items():
+        assert wanted({**silent, "training": {name: value}}) != wanted(silent), f"{name} is asked for"
 
 
 # A release that changes something, over a model that serves.
