@@ -10,10 +10,15 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks import handler, larger
+from benchmarks import defaults, files, handler, larger
 from benchmarks.table import publish
 
-PARTS: Final[dict[str, Callable[[str | None], str]]] = {"handler": handler.table, "larger": larger.table}
+PARTS: Final[dict[str, Callable[[str | None], str]]] = {
+    "defaults": defaults.table,
+    "files": files.table,
+    "handler": handler.table,
+    "larger": larger.table,
+}
 
 
 def main() -> None:
