@@ -183,7 +183,7 @@ CASES = [
           "spec.training.epochs": 0, "spec.rollout.maxDuration": "0m", "spec.optimization.candidates": ["int8-dynamic"]},
          ("spec.training.epochs: Invalid value: 0: spec.training.epochs in body should be greater than or equal to 1",
           "spec.data.sensitiveAttributes: Invalid value: contains the label, which cannot be audited against itself; take it out",
-          f"spec.gates: Invalid value: task tabular reports no such metric; it reports {', '.join(contract.TASK_METRICS['tabular'])}",
+          f"spec.gates: Invalid value: a built-in task reports no such metric; it reports {', '.join(contract.TASK_METRICS['tabular'])}",
           "spec.gates[0]: Invalid value: min is above max, so no version could pass; swap or correct them",
           "spec.gates[1]: Invalid value: give min or max: a gate without a bound holds nothing back",
           "spec.optimization.candidates: Invalid value: must contain fp32, the reference that the others are compared with; add it",

@@ -134,7 +134,7 @@ RULES = [
         accepted=(Case("one of the two", {"fairness.metrics": {"equalized_odds_difference": 0.1}}),),
     ),
     Rule(
-        "spec.gates: task tabular reports no such metric; it reports roc_auc, average_precision, accuracy, "
+        "spec.gates: a built-in task reports no such metric; it reports roc_auc, average_precision, accuracy, "
         "balanced_accuracy, f1, log_loss, brier_score, macro_f1, r2, mae, rmse, median_absolute_error",
         refused=(
             Case("a misspelt metric", {"gates": [{"metric": "roc_acu", "min": 0.5}]}),
@@ -267,10 +267,11 @@ RULES = [
         accepted=(Case("one pod, one process, by default", {"training": {"strategy": "single"}}),),
     ),
     Rule(
-        "spec.training.task: neither a built-in task (tabular) nor package.module:Class",
+        "spec.training.task: neither a built-in task (tabular, text) nor package.module:Class",
         refused=(Case("a misspelt task", {"training.task": "tabluar", "gates": ...}),),
         accepted=(
             Case("a class of one's own", {"training.task": "mine.ranking:Task"}),
+            Case("the built-in one for text", {"training.task": "text"}),
             Case("the built-in one by default", {"training": ...}),
         ),
     ),

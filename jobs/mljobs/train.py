@@ -71,7 +71,7 @@ def main(job: Job) -> Summary | None:
     )
 
     torch.manual_seed(training.seed)
-    model = task.build(config)
+    model = task.start(config, task.build(config))
     prepared = Parallel(model, task.blocks(model), settled, topology)
     checkpoints = Checkpoints(job.store, training.checkpoint.keep, topology.rank, topology.world_size, rows.digest)
     trainer = Trainer(objective, prepared, settled, (train, validation), checkpoints)

@@ -33,7 +33,7 @@ from mljobs.failure import JobFailure
 from mljobs.feed import Examples, Feed
 from mljobs.parallel import Parallel
 from mljobs.report import say
-from mljobs.tasks import EVALUATION_ROWS, Objective
+from mljobs.tasks import Objective, evaluation_rows
 from mlplatform.api import EarlyStopping
 from mlplatform.contract import VALIDATION, FailureClass
 
@@ -316,7 +316,7 @@ class Trainer:
         mine = torch.arange(self._topology.rank * each, (self._topology.rank + 1) * each).clamp(max=len(examples) - 1)
         parts = [
             self._model.forward(examples.take(rows).to(self._topology.device).inputs)
-            for rows in torch.split(mine, EVALUATION_ROWS)
+            for rows in torch.split(mine, evaluation_rows(examples.inputs))
         ]
         return processes.gather(torch.cat(parts))[: len(examples)].double().cpu()
 

@@ -903,7 +903,7 @@ def _fairness_problems(spec: MLModelSpec) -> list[str]:
             f"spec.fairness.metrics: {', '.join(contract.DIFFERENCES_OF_SHARES)} are differences of shares; "
             "give each a bound between 0 and 1"
         )
-    target = spec.data.target if spec.training.task == "tabular" else "auto"
+    target = spec.data.target if spec.training.task in contract.TASK_METRICS else "auto"
     known = contract.TARGET_FAIRNESS.get(target)
     if known and not set(spec.fairness.metrics) <= set(known):
         found.append(f"spec.fairness.metrics: the target {target} defines only {', '.join(known)}")
@@ -955,9 +955,9 @@ def _gate_problems(spec: MLModelSpec) -> list[str]:
         found.append(f"spec.training.task: neither a built-in task ({tasks}) nor package.module:Class")
     if known and not {gate.metric for gate in spec.gates} <= set(known):
         found.append(
-            f"spec.gates: task {spec.training.task} reports no such metric; it reports {', '.join(known)}",
+            f"spec.gates: a built-in task reports no such metric; it reports {', '.join(known)}",
         )
-    target = spec.data.target if spec.training.task == "tabular" else "auto"
+    target = spec.data.target if spec.training.task in contract.TASK_METRICS else "auto"
     of_target = contract.TARGET_METRICS.get(target)
     if of_target and not {gate.metric for gate in spec.gates} <= set(of_target):
         found.append(f"spec.gates: the target {target} reports only {', '.join(of_target)}")

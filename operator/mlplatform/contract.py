@@ -138,11 +138,11 @@ TARGET_METRICS: Final[dict[str, tuple[str, ...]]] = {
     "multiclass": ("roc_auc", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"),
     "regression": ("r2", "mae", "rmse", "median_absolute_error"),
 }
-"""Test metrics of the task `tabular`, by `spec.data.target`."""
+"""Test metrics of the built-in tasks, by `spec.data.target`."""
 
-TASK_METRICS: Final[dict[str, tuple[str, ...]]] = {
-    "tabular": tuple(dict.fromkeys(name for names in TARGET_METRICS.values() for name in names)),
-}
+TASK_METRICS: Final[dict[str, tuple[str, ...]]] = dict.fromkeys(
+    ("tabular", "text"), tuple(dict.fromkeys(name for names in TARGET_METRICS.values() for name in names))
+)
 """Test metrics that each built-in task may report; a gate may name these."""
 
 COLUMN: Final = "column "

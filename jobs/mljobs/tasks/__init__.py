@@ -1,6 +1,6 @@
 """Tasks: what is to be learned, apart from how the training is run.
 
-Called by train, and by trained for the stages after it. `tabular` is built in; a user's own is named
+Called by train, and by trained for the stages after it. `tabular` and `text` are built in; a user's own is named
 ``package.module:Class`` and lives in the training image.
 """
 
@@ -23,11 +23,13 @@ from mljobs.failure import JobFailure
 from mlplatform.api import Data, Fairness
 from mlplatform.contract import IN_LABEL_UNITS, LOWER_IS_BETTER, FailureClass
 
-BUILT_IN: Final = {"tabular": "mljobs.tasks.tabular:TabularTask"}
+BUILT_IN: Final = {"tabular": "mljobs.tasks.tabular:TabularTask", "text": "mljobs.tasks.text:TextTask"}
 HANDLER: Final = "mlhandlers.records"
 """The platform's, which serves every task."""
 EVALUATION_ROWS: Final = 4096
-"""Rows of a forward pass without gradients."""
+"""Rows of a forward pass without gradients, at most."""
+EVALUATION_VALUES: Final = 1 << 16
+"""Values of its inputs: what a model computes of a column or a token takes memory of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,10 @@ class Task(Protocol):
         """The model with fresh weights: maps `inputs` to outputs whose first dimension is the row."""
         ...
 
+    def start(self, config: Mapping[str, Any], model: nn.Module) -> nn.Module:  # noqa: ARG002  by default it has all
+        """The model of `build` with the weights that the training begins with; by default fresh ones."""
+        return model
+
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:  # noqa: ARG002  by default it has none
         """The submodules that FSDP shards and activation checkpointing recomputes one by one; by default it is whole."""
         return ()
@@ -263,7 +269,13 @@ class Task(Protocol):
 
 MOVED: Final = ("metrics", "loss", "evaluate")
 """What a task had of its own before there were objectives."""
-PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "blocks", "example")
+PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "start", "blocks", "example")
+
+
+def evaluation_rows(inputs: Sequence[Tensor]) -> int:
+    """Rows of a forward pass without gradients over such inputs, of which there are some."""
+    values = sum(part[:1].numel() for part in inputs)
+    return max(1, min(EVALUATION_ROWS, EVALUATION_VALUES // max(1, values)))
 
 
 def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:

@@ -962,7 +962,7 @@ REFUSED: list[tuple[str, str, Object, str, str]] = [
         "adult",
         {**SPEC, "gates": [{"metric": "roc_acu", "min": 0.5}]},
         "SpecInvalid",
-        "spec.gates: task tabular reports no such metric; it reports roc_auc, ",
+        "spec.gates: a built-in task reports no such metric; it reports roc_auc, ",
     ),
     ("a name too long for its children", "a" * 37, SPEC, "InvalidName", "at most 36"),
     ("a name that no Service can have", "7-adults", SPEC, "InvalidName", "start with a letter"),
@@ -1055,7 +1055,7 @@ def test_several_mistakes_are_all_in_the_message() -> None:
     model = mlmodel(spec={**SPEC, "rollout": {"steps": [50, 5]}, "gates": [{"metric": "novel"}]})
     result = plan_model(ModelSnapshot(model=model), Settings(), START)
     message = result.status["conditions"][0]["message"]
-    for part in ("spec.rollout.steps", "spec.gates[0]: give min or max", "spec.gates: task tabular reports no such"):
+    for part in ("spec.rollout.steps", "spec.gates[0]: give min or max", "spec.gates: a built-in task reports no such"):
         assert part in message
 
 

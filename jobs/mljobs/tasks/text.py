@@ -1,0 +1,318 @@
+"""The built-in task `text`: a transformer encoder reads one column and predicts another.
+
+Loaded by `tasks.load_task`, where the extra `text` is installed. The encoder is one of `transformers`, with fresh weights by
+a configuration, or from a checkpoint in the store; nothing is fetched from elsewhere and nothing is unpickled. How texts
+are read travels to the serving pods (`text_served.py`); what the label asks for is as of tables (`targets.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+
+from mljobs import repeats
+from mljobs.data import Parts, Rows, take
+from mljobs.failure import JobFailure, did_you_mean
+from mljobs.features import Choice
+from mljobs.store import Store
+from mljobs.tasks import HANDLER, Objective, Targets, Task, targets
+from mljobs.tasks.tabular_model import predictions
+from mljobs.tasks.targets import describe
+from mljobs.tasks.text_served import Served
+from mlplatform.api import Data
+from mlplatform.contract import FailureClass
+
+MODEL: Final = {
+    "model_type": "bert",
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+}
+"""The encoder where the specification names none: small enough for a CPU."""
+PADDING: Final = "[PAD]"
+SPECIAL: Final = (PADDING, "[UNK]", "[CLS]", "[SEP]")
+EXAMPLE: Final = "This is a text."
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """What `spec.training.hyperparameters` may hold.
+
+    Attributes:
+        column: The text's.
+        maxLength: Tokens that are read of a text.
+        model: Configuration of the encoder, as `transformers` has it: ``model_type`` and what that type knows.
+        vocabulary: Tokens that a tokenizer learns from the training rows.
+        checkpoint: Folder in a store with ``config.json``, ``tokenizer.json`` and ``model.safetensors``: the encoder to
+            start from, instead of `model` and `vocabulary`.
+    """
+
+    column: str = "text"
+    maxLength: int = 128  # noqa: N815  the name in the YAML
+    model: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: int = 8000
+    checkpoint: str = ""
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Hyperparameters:
+        """Checks and reads the free-form object.
+
+        Raises:
+            ValueError: A name is unknown or a value makes no sense.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in raw:
+            if name not in known:
+                raise ValueError(f"unknown {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        found = cls(**raw)
+        checks = {
+            "column": isinstance(found.column, str) and found.column != "",
+            "maxLength": type(found.maxLength) is int and found.maxLength > 2,  # noqa: PLR2004  the first and the last are no text
+            "model": isinstance(found.model, Mapping),
+            "vocabulary": type(found.vocabulary) is int and found.vocabulary > len(SPECIAL),
+            "checkpoint": isinstance(found.checkpoint, str),
+        }
+        for name, sound in checks.items():
+            if not sound:
+                raise ValueError(f"{name} cannot be {raw[name]!r}")
+        if found.checkpoint and {"model", "vocabulary"} & raw.keys():
+            raise ValueError("checkpoint brings its own model and vocabulary; take these out")
+        return found
+
+
+class Encoder(nn.Module):
+    """An encoder of `transformers` with a head for the label.
+
+    Args:
+        config: ``model`` (its configuration), ``padding`` and ``label``.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        import transformers  # noqa: PLC0415  seconds, and not every refusal needs it
+
+        settings = transformers.AutoConfig.for_model(**config["model"])
+        settings.num_labels = predictions(config["label"]).outputs
+        heads: Any = transformers.AutoModelForSequenceClassification
+        self.encoder = heads.from_config(settings, attn_implementation="sdpa")
+        self.padding: int = config["padding"]
+        self.single: bool = settings.num_labels == 1
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """What `predictions` reads of ``(n, maxLength)`` numbers of tokens."""
+        outputs: Tensor = self.encoder(input_ids=tokens, attention_mask=(tokens != self.padding).long()).logits
+        # FSDP hooks the output, which must be no view; ONNX squeezes no dimension of several.
+        return outputs.squeeze(1).clone() if self.single else outputs
+
+
+class TextTask(Task):
+    """Prediction of a column from a text; see `tasks.Task` for the methods.
+
+    Args:
+        hyperparameters: `spec.training.hyperparameters`.
+
+    Raises:
+        JobFailure: The extra `text` is not installed.
+    """
+
+    modules: Sequence[str] = (HANDLER, "mljobs.tasks.text_served", "mljobs.tasks.tabular_model")
+
+    def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+        super().__init__(hyperparameters)
+        if importlib.util.find_spec("transformers") is None:
+            raise JobFailure(
+                FailureClass.TASK_IMPORT,
+                "spec.training.task text needs the package transformers, which is not installed",
+                "Set spec.training.image to a jobs image with the extra text (images/jobs, EXTRAS=jobs,text), or pip install "
+                "'mlplatform[run,text]'",
+            )
+        self._hyper = Hyperparameters.read(hyperparameters)
+
+    def targets(self, table: pa.Table, data: Data) -> Targets:
+        """What the label's column says, by `mljobs.tasks.targets`."""
+        return targets.read(table, data)
+
+    def objective(self, config: Mapping[str, Any]) -> Objective:
+        """Likewise."""
+        return targets.objective(config["label"])
+
+    def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
+        """Texts that are in the training and in another part, by `mljobs.repeats`."""
+        learned = rows.table.select([self._column(rows.table), targets.label["name"]])
+        there = repeats.find(learned, parts, asked.split.max_repeated, rows.place)
+        return Choice({}, {}, {"validation": there.validation, "test": there.test}, there.remark)
+
+    def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """The tokenizer, of the training rows or of the checkpoint, and the encoder's configuration.
+
+        Raises:
+            JobFailure: There is no such column or it holds no text, the checkpoint is incomplete, or `transformers` knows no
+                such encoder.
+        """
+        column, asked = self._column(table), self._hyper
+        if asked.checkpoint:
+            tokenizer, model, origin = self._checkpoint()
+        else:
+            tokenizer = learned_tokenizer(texts(take(table, rows), column), asked.vocabulary)
+            model, origin = {**MODEL, **asked.model}, {}
+        padding = tokenizer.token_to_id(str((tokenizer.padding or {}).get("pad_token", PADDING)))
+        if padding is None:
+            padding = int(model.get("pad_token_id") or 0)
+        longest = {"max_position_embeddings": asked.maxLength} if not asked.checkpoint else {}
+        config = {
+            "column": column,
+            "maxLength": asked.maxLength,
+            "tokenizer": tokenizer.to_str(),
+            "padding": padding,
+            "model": {
+                **model,
+                "vocab_size": tokenizer.get_vocab_size(),
+                "pad_token_id": padding,
+                **longest,
+                **asked.model,
+            },
+            "label": describe(targets, rows),
+            "ignored": {
+                name: "hyperparameters.column names another one as the text"
+                for name in table.column_names
+                if name not in {column, targets.label["name"]}
+            },
+            **origin,
+        }
+        try:
+            Encoder(config)
+        except Exception as error:  # whatever the library says of a configuration
+            raise JobFailure(
+                FailureClass.SPEC_INVALID,
+                f"transformers makes no encoder of hyperparameters.model: {type(error).__name__}: {' '.join(str(error).split())}",
+                "Correct spec.training.hyperparameters.model: model_type, and what that type's configuration has",
+            ) from error
+        return config
+
+    def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
+        """The tokens' numbers."""
+        return Served(config).tokens(texts(table, config["column"]))
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """An `Encoder`."""
+        return Encoder(config)
+
+    def start(self, config: Mapping[str, Any], model: nn.Module) -> nn.Module:  # noqa: ARG002  the weights come from the store
+        """Takes the checkpoint's weights; the head stays as it is.
+
+        Raises:
+            JobFailure: They are of another encoder.
+        """
+        if not self._hyper.checkpoint:
+            return model
+        from safetensors.torch import load  # noqa: PLC0415  likewise
+
+        encoder: Any = model.encoder
+        weights = load(Store(self._hyper.checkpoint).read("model.safetensors"))
+        loaded, found = type(encoder).from_pretrained(
+            None, config=encoder.config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        body = f"{encoder.base_model_prefix}."
+        lacking = [name for name in found["missing_keys"] if name.startswith(body) and "pooler" not in name]
+        if lacking or any(
+            str(key[0] if isinstance(key, tuple) else key).startswith(body) for key in found["mismatched_keys"]
+        ):
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the weights of {self._hyper.checkpoint} are not of its configuration: {', '.join(lacking[:3]) or 'other shapes'}",
+                "Write config.json and model.safetensors of one encoder there (save_pretrained)",
+            )
+        encoder.load_state_dict(loaded.state_dict())
+        return model
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The encoder's embeddings and layers."""
+        encoder: Any = model.encoder
+        layers = set(encoder._no_split_modules or ())  # noqa: SLF001  the library's own name for what FSDP shards
+        return [module for module in encoder.modules() if type(module).__name__ in layers]
+
+    def example(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A sentence of nobody's."""
+        return {config["column"]: EXAMPLE}
+
+    def _column(self, table: pa.Table) -> str:
+        name = self._hyper.column
+        if name not in table.column_names:
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the data has no column {name!r}{did_you_mean(name, table.column_names)}; it has {', '.join(table.column_names[:20])}",
+                "Name the text's column in spec.training.hyperparameters.column",
+            )
+        kind = table.schema.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the column {name!r} holds {kind}, and the task text reads text",
+                "Name the text's column in spec.training.hyperparameters.column",
+            )
+        return name
+
+    def _checkpoint(self) -> tuple[Tokenizer, dict[str, Any], dict[str, Any]]:
+        """Tokenizer, configuration and what is told of their origin."""
+        store = Store(self._hyper.checkpoint)
+        files = {name: store.read(name) for name in ("config.json", "tokenizer.json", "model.safetensors")}
+        try:
+            tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+            model: dict[str, Any] = json.loads(files["config.json"])
+        except Exception as error:  # tokenizers raises a plain Exception
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"tokenizer.json or config.json of {self._hyper.checkpoint} cannot be read: {error}",
+                "Write them with save_pretrained of a fast tokenizer and of the model",
+            ) from error
+        drop = (
+            "architectures",
+            "transformers_version",
+            "torch_dtype",
+            "dtype",
+            "id2label",
+            "label2id",
+            "num_labels",
+            "auto_map",
+        )
+        digest = hashlib.sha256(b"".join(files.values())).hexdigest()
+        origin = {"checkpoint": {"uri": self._hyper.checkpoint, "digest": f"sha256:{digest}"}}
+        return tokenizer, {key: value for key, value in model.items() if key not in drop}, origin
+
+
+def texts(table: pa.Table, column: str) -> list[str]:
+    """A column's texts; one that is missing is empty.
+
+    Raises:
+        JobFailure: There is no such column.
+    """
+    if column not in table.column_names:
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the data lacks {column}, which the model was trained on",
+            "Retrain the model on the present data",
+        )
+    return [text or "" for text in table.column(column).to_pylist()]
+
+
+def learned_tokenizer(found: Sequence[str], vocabulary: int) -> Tokenizer:
+    """Word pieces (Wu et al. 2016) of the training texts, as BERT's small-letter tokenizer divides words."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106  no password
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=list(SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(found, trainer)
+    ids: dict[str, int] = tokenizer.get_vocab()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    return tokenizer
