@@ -184,7 +184,7 @@ bench-operator-scale: $(DEV_READY) ## The operator with 100, 1,000 and 10,000 qu
 	@PYTHONPATH=tests $(PY) -m benchmarks.operator_scale
 
 # BEFORE=<revision> measures that beside this checkout.
-bench-data: $(DEV_READY) ## What any data costs and is worth: defaults, files, the handler, data larger than memory (an hour; MLPLATFORM_BENCH_GIB)
+bench-data: $(DEV_READY) ## What any data costs and is worth: defaults, files, the handler, texts, data larger than memory (an hour; MLPLATFORM_BENCH_GIB)
 	@$(PY) -m benchmarks.data $(if $(BEFORE),--before $(BEFORE))
 
 bench-build: $(DEV_READY) ## What the parts of the local cluster took when they were last built
