@@ -124,7 +124,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
     found = files.listing(store, data)
     content_hash: Digest = hashlib.sha256()
     parts, names = [], [store.uri(name) for name in found.names]
-    gathered = _Gathered()
+    gathered = _Gathered(data)
     for name in found.names:
         source = Source(store, name, content_hash)
         parts.append(tables.partitioned(tables.load(source, data), name, source.uri))
@@ -193,7 +193,8 @@ def _sample_size(asked: str | None) -> int | None:
 class _Gathered:
     """The rows of the files so far; small files together become one on disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: Data) -> None:
+        self._format = data.format
         self._known: tuple[list[str], str] | None = None
         self._stored: list[Named] = []
         self._held: list[Named] = []
@@ -204,9 +205,9 @@ class _Gathered:
         Raises:
             JobFailure: It has other columns than the first one.
         """
-        columns = part.tables[0].column_names
-        self._known = self._known or (columns, name)
-        _refuse_other_columns(*self._known, columns, name)
+        self._known = self._known or (part.columns, name)
+        if self._format != "jsonl":  # there, what is missing need not be written
+            _refuse_other_columns(*self._known, part.columns, name)
         if part.nbytes > spool.HELD_BYTES:
             self._store()
             self._stored += [(name, table) for table in part.tables]
@@ -247,7 +248,7 @@ def _together(parts: Sequence[Named], data: Data) -> pa.Table:
     try:
         return _joined([table for _, table in parts])
     except pa.ArrowException as error:
-        if data.format == "parquet":
+        if data.format != "csv":
             raise _misfit(parts) from error
     # Of CSV a part alone does not tell: one word for missing more, or numbers with thousands, and a column is text there.
     kinds = [(typed.name, pa.types.is_string(typed.type)) for _, table in parts for typed in table.schema]

@@ -16,6 +16,8 @@ from mlplatform.contract import FailureClass
 
 SHOWN: Final = 20
 """Names listed in a message."""
+ENDINGS: Final = {"csv": (".csv",), "parquet": (".parquet",), "jsonl": (".jsonl", ".ndjson")}
+"""Of each format's files."""
 PACKED: Final = (".gz", ".zst", ".zstd", ".bz2")
 """Endings after that of the format."""
 
@@ -47,7 +49,7 @@ def listing(store: Store, data: Data) -> Listing:
         plain = lower.removesuffix(next((end for end in PACKED if lower.endswith(end)), ""))
         if any(part.startswith((".", "_")) for part in name.split("/")):
             ignored[name] = "it or its folder begins with . or _"
-        elif not plain.endswith(f".{data.format}"):
+        elif not plain.endswith(ENDINGS[data.format]):
             ignored[name] = f"it is no .{data.format} file"
         elif plain != lower and name[: len(plain)] in present:
             ignored[name] = f"{name[: len(plain)]} is there unpacked"

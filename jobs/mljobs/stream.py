@@ -6,7 +6,7 @@ Called by `mljobs.tables`. Nothing here holds more than a few blocks of a file.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -186,8 +186,8 @@ class Joined(io.RawIOBase):
         return len(piece)
 
 
-def blocks(file: BinaryIO, decoder: Decoder) -> Iterator[bytes]:
-    """A CSV file as UTF-8, each block with whole rows.
+def blocks(file: BinaryIO, decoder: Decoder, end_of: Callable[[bytes], int]) -> Iterator[bytes]:
+    """A file as UTF-8, each block with whole rows, which `end_of` tells: `row_end` or `line_end`.
 
     Raises:
         RowEndsError: By its quotes a row would be longer than `LONGEST` blocks.
@@ -196,7 +196,7 @@ def blocks(file: BinaryIO, decoder: Decoder) -> Iterator[bytes]:
     while piece:
         following = file.read(BLOCK_BYTES)
         block = rest + decoder.feed(piece, last=not following)
-        end = row_end(block) if following else len(block)
+        end = end_of(block) if following else len(block)
         if end:
             yield block[:end]
         rest, piece = block[end:], following
@@ -204,8 +204,13 @@ def blocks(file: BinaryIO, decoder: Decoder) -> Iterator[bytes]:
             raise RowEndsError
 
 
+def line_end(block: bytes) -> int:
+    """Behind the last end of a line; 0 if there is none."""
+    return block.rfind(b"\n") + 1
+
+
 def row_end(block: bytes) -> int:
-    """Behind the last end of a row in a block that begins with a row; 0 if there is none.
+    """Behind the last end of a row of CSV in a block that begins with a row; 0 if there is none.
 
     A line break between quotes ends no row.
     """

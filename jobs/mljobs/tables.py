@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from mljobs import spool, stream, text
+from mljobs import lines, spool, stream, text
 from mljobs.failure import JobFailure
 from mljobs.files import SHOWN
 from mljobs.stream import RowEndsError, Source
@@ -54,13 +54,18 @@ class Part:
         tables: Its rows, in memory or mapped; more than one where a type became wider in the course of the file.
         left_out: Columns that are none of the data, with why.
         encoding: Of its text; empty for Parquet.
-        delimiter: Between its values; empty for Parquet.
+        delimiter: Between its values; empty unless it is CSV.
     """
 
     tables: list[pa.Table]
     left_out: dict[str, str]
     encoding: str = ""
     delimiter: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all."""
+        return list(dict.fromkeys(name for table in self.tables for name in table.column_names))
 
     @property
     def rows(self) -> int:
@@ -83,9 +88,10 @@ def load(source: Source, data: Data) -> Part:
         start = file.read(stream.BLOCK_BYTES + 1)
         if len(start) > stream.BLOCK_BYTES and data.format == "parquet":
             return _long_parquet(start, file, source)
-    if len(start) > stream.BLOCK_BYTES:
-        return _LongCsv(source, data, text.begun(start, data.encoding)).read()
-    return read(start, data, source.uri)
+    if len(start) <= stream.BLOCK_BYTES:
+        return read(start, data, source.uri)
+    encoding = text.begun(start, data.encoding)
+    return _long_lines(source, data, encoding) if data.format == "jsonl" else _LongCsv(source, data, encoding).read()
 
 
 def read(content: bytes, data: Data, uri: str) -> Part:
@@ -99,7 +105,9 @@ def read(content: bytes, data: Data, uri: str) -> Part:
             FailureClass.DATA_INVALID, f"{uri} is empty", "Write the file again, or delete it if nothing is missing"
         )
     content = text.unpacked(content, uri)
-    return _parquet(content, uri) if data.format == "parquet" else _csv(content, data, uri)
+    if data.format == "parquet":
+        return _parquet(content, uri)
+    return _lines(content, data, uri) if data.format == "jsonl" else _csv(content, data, uri)
 
 
 def _parquet(content: bytes, uri: str) -> Part:
@@ -148,6 +156,35 @@ def _rows_at_a_time(about: pyarrow.parquet.FileMetaData) -> int:
     size: int = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
     rows: int = about.num_rows * spool.BATCH_BYTES // max(1, size)
     return max(1, min(spool.BATCH_ROWS, rows))
+
+
+def _lines(content: bytes, data: Data, uri: str) -> Part:
+    found = text.read(content, data.encoding, uri)
+    return Part(list(lines.tables([found.content], uri)) or [pa.table({})], {}, found.encoding)
+
+
+def _long_lines(source: Source, data: Data, encoding: str) -> Part:
+    """Block by block. Where it turns out not to be UTF-8, it is read once more."""
+    decoder = text.Decoder(encoding, source.uri, said=bool(data.encoding))
+    try:
+        with opened(source) as file:
+            found = lines.tables(stream.blocks(file, decoder, stream.line_end), source.uri)
+            batches = (batch for table in found for batch in table.combine_chunks().to_batches())
+            return Part(spool.tables(batches), {}, encoding or "utf-8")
+    except text.NotUtf8Error:
+        with opened(source) as file:
+            told = text.told(stream.pieces(file), source.uri)
+        return _long_lines(source, data, told)
+    except RowEndsError as error:
+        size = stream.LONGEST * stream.BLOCK_BYTES >> 20
+        raise _no_file("jsonl", source.uri, f"a line is longer than {size} MiB") from error
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[BinaryIO]:
+    """A file's content, unpacked."""
+    with source.open() as packed, stream.unpacked(packed, source.uri) as file:
+        yield file
 
 
 def _csv(content: bytes, data: Data, uri: str) -> Part:
@@ -250,7 +287,7 @@ class _LongCsv:
             try:
                 return self._once()
             except text.NotUtf8Error:
-                with self._open() as file:
+                with opened(self._source) as file:
                     self._encoding = text.told(stream.pieces(file), self._source.uri)
             except _Mixed as mixed:
                 self._words |= mixed.columns
@@ -259,16 +296,11 @@ class _LongCsv:
                     raise _unreadable(self._head, b"", self._source.uri, str(error)) from error
                 self._by_arrow = True
 
-    @contextmanager
-    def _open(self) -> Iterator[BinaryIO]:
-        with self._source.open() as packed, stream.unpacked(packed, self._source.uri) as file:
-            yield file
-
     def _once(self) -> Part:
         uri = self._source.uri
         decoder = text.Decoder(self._encoding, uri, said=bool(self._data.encoding))
-        with self._open() as file:
-            blocks = stream.decoded(file, decoder) if self._by_arrow else stream.blocks(file, decoder)
+        with opened(self._source) as file:
+            blocks = stream.decoded(file, decoder) if self._by_arrow else stream.blocks(file, decoder, stream.row_end)
             first = next(blocks)
             self._head = head = Head.of(first, self._data, uri)
             blocks = itertools.chain([first[head.start :]], blocks)
@@ -408,7 +440,7 @@ def partitioned(part: Part, name: str, uri: str) -> Part:
         column, sign, written = (unquote(text) for text in folder.partition("="))
         if not (sign and column):
             continue
-        if column in tables[0].column_names:
+        if column in part.columns:
             raise JobFailure(
                 FailureClass.DATA_INVALID,
                 f"the folder of {uri} names the column {column!r}, which the file has, too",

@@ -117,7 +117,7 @@ class Data:
 
     uri: str
     label: str
-    format: Literal["csv", "parquet"] = "csv"
+    format: Literal["csv", "parquet", "jsonl"] = "csv"
     encoding: str = ""
     delimiter: str = ""
     target: Literal["auto", "binary", "multiclass", "regression"] = field(default="auto", metadata=_UNFILLED)
