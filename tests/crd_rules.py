@@ -267,6 +267,42 @@ RULES = [
         accepted=(Case("one pod, one process, by default", {"training": {"strategy": "single"}}),),
     ),
     Rule(
+        "spec.training.threshold: set value or maximize, not both",
+        refused=(
+            Case("none is set", {"training.threshold": {}}),
+            Case("both are set", {"training.threshold": {"value": 0.3, "maximize": "f1"}}),
+        ),
+        accepted=(
+            Case("a value", {"training.threshold": {"value": 0.3}}),
+            Case("a metric", {"training.threshold": {"maximize": "f1"}}),
+        ),
+    ),
+    Rule(
+        "spec.training.threshold: only a binary target of the tasks tabular and text has a threshold; take it out",
+        refused=(
+            Case(
+                "several classes",
+                {"training.threshold": {"value": 0.3}, "data.target": "multiclass", **NEITHER, "training.earlyStopping": ...},
+            ),
+            Case("a task of one's own", {"training.threshold": {"value": 0.3}, "training.task": "mine.ranking:Task"}),
+        ),
+        accepted=(Case("what may be binary", {"training.threshold": {"value": 0.3}, "data.target": "auto"}),),
+    ),
+    Rule(
+        "spec.training.calibration: only classes of the tasks tabular and text have probabilities to calibrate; take it out",
+        refused=(
+            Case(
+                "a measured number",
+                {"training.calibration": "temperature", "data.target": "regression", **NEITHER, "training.earlyStopping": ...},
+            ),
+            Case("a task of one's own", {"training.calibration": "temperature", "training.task": "mine.ranking:Task"}),
+        ),
+        accepted=(
+            Case("several classes", {"training.calibration": "temperature", "data.target": "multiclass", **NEITHER, "training.earlyStopping": ...}),
+            Case("none of one's own", {"training.calibration": "none", "training.task": "mine.ranking:Task"}),
+        ),
+    ),
+    Rule(
         "spec.training.task: neither a built-in task (tabular, text) nor package.module:Class",
         refused=(Case("a misspelt task", {"training.task": "tabluar", "gates": ...}),),
         accepted=(

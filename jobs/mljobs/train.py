@@ -24,7 +24,7 @@ from mljobs.profile import described, unusual
 from mljobs.report import Job, run, say
 from mljobs.served import rehearse
 from mljobs.tasks import Objective, Targets, Task, load_task
-from mlplatform.api import Data, ModelVersionSpec
+from mlplatform.api import Data, ModelVersionSpec, Training
 from mlplatform.contract import COLUMN, VALIDATION, Artifacts, FailureClass, Stage, Summary
 
 
@@ -77,7 +77,7 @@ def main(job: Job) -> Summary | None:
     trainer = Trainer(objective, prepared, settled, (train, validation), checkpoints)
     trainer.fit()
 
-    metrics = {f"{VALIDATION}{name}": value for name, value in trainer.evaluate().items()}
+    objective, metrics, config = judged(task, config, trainer.outputs(), targets.values[parts.validation], training)
     state = prepared.full_state()
     summary = None
     if topology.rank == 0:
@@ -119,6 +119,24 @@ def main(job: Job) -> Summary | None:
     return summary
 
 
+def judged(
+    task: Task, config: dict[str, Any], outputs: torch.Tensor, targets: Any, training: Training
+) -> tuple[Objective, dict[str, float], dict[str, Any]]:
+    """What the validation rows decide, and the metrics with it.
+
+    Args:
+        task: The task.
+        config: As it was fitted.
+        outputs: Of the final weights for the validation rows.
+        targets: Of these rows.
+        training: The specification.
+    """
+    config = dict(task.adjust(config, targets, outputs, training))
+    objective = task.objective(config)
+    found = objective.evaluate(targets, objective.scores(outputs).numpy())
+    return objective, {f"{VALIDATION}{name}": value for name, value in found.items()}, config
+
+
 def tell(remarks: list[str], columns: Mapping[str, Any]) -> None:
     """Writes what is remarkable about the rows, and a line for each column, which `kubectl mlmodel data` reads."""
     more = [f"and {len(remarks) - SHOWN} more, in the report"] if len(remarks) > SHOWN else []
@@ -147,6 +165,16 @@ def defined(spec: ModelVersionSpec, objective: Objective) -> None:
     Raises:
         JobFailure: A gate, a bound or the early stopping names what the objective does not define.
     """
+    for field, is_asked, kinds in (
+        ("spec.training.threshold", spec.training.threshold is not None, {"binary"}),
+        ("spec.training.calibration", spec.training.calibration != "none", {"binary", "multiclass"}),
+    ):
+        if is_asked and objective.kind not in kinds:
+            raise JobFailure(
+                FailureClass.SPEC_INVALID,
+                f"{field} is not defined for a label that is {objective.kind}",
+                f"Take it out; if the label is {' or '.join(sorted(kinds))}, set spec.data.target",
+            )
     stopping = spec.training.early_stopping
     watched = [stopping.metric] if stopping and stopping.metric else []
     for field, named, known in (
@@ -184,7 +212,7 @@ def same_everywhere(digest: str, uri: str, world_size: int) -> None:
         )
 
 
-def save(job: Job, state: dict[str, Any], config: dict[str, Any]) -> None:
+def save(job: Job, state: dict[str, Any], config: Mapping[str, Any]) -> None:
     """Writes the weights and the preprocessing to the store."""
     buffer = BytesIO()
     torch.save(state, buffer)

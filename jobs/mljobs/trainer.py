@@ -294,7 +294,16 @@ class Trainer:
         """The task's metrics on the validation part, the same on every rank. All ranks must call it.
 
         Raises:
-            JobFailure: A score is not finite, as after a last step that was too large.
+            JobFailure: As `outputs`.
+        """
+        scores = self._objective.scores(self.outputs()).numpy()
+        return self._objective.evaluate(self._validation.targets.cpu().numpy(), scores)
+
+    def outputs(self) -> Tensor:
+        """The model's outputs for the validation part in float64, the same on every rank. All ranks must call it.
+
+        Raises:
+            JobFailure: One is not finite, as after a last step that was too large.
         """
         outputs = self._outputs(self._validation)
         if bad := int((~torch.isfinite(outputs.reshape(len(outputs), -1))).any(dim=1).sum()):
@@ -303,7 +312,7 @@ class Trainer:
                 f"the scores of {bad} of {len(outputs)} validation rows are not finite after step {self.progress.step}",
                 DIVERGED,
             )
-        return self._objective.evaluate(self._validation.targets.cpu().numpy(), self._objective.scores(outputs).numpy())
+        return outputs
 
     @torch.no_grad()
     def _outputs(self, examples: Examples) -> Tensor:

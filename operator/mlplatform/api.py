@@ -158,6 +158,14 @@ class EarlyStopping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """From which probability of the positive class on it is predicted: a value, or what is best on the validation rows."""
+
+    value: float | None = None
+    maximize: Literal["accuracy", "balanced_accuracy", "f1"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """How often training state is saved, and how many are kept."""
 
@@ -182,6 +190,8 @@ class Training:
     batch_size: int | None = _automatic(512)
     optimizer: Optimizer = Optimizer()
     early_stopping: EarlyStopping | None = None
+    threshold: Threshold | None = None
+    calibration: Literal["none", "temperature"] = field(default="none", metadata=_UNFILLED)
     checkpoint: Checkpoint = Checkpoint()
     deadline: timedelta = timedelta(hours=2)
     max_restarts: int = 3
@@ -942,6 +952,8 @@ def _training_problems(training: Training) -> list[str]:
         found.append(
             "spec.training.strategy: single is one process; set workers and processesPerWorker to 1, or use fsdp"
         )
+    if training.threshold and (training.threshold.value is None) == (training.threshold.maximize is None):
+        found.append("spec.training.threshold: set value or maximize, not both")
     if not training.deadline:
         found.append("spec.training.deadline: must be longer than 0s; write it like 90s, 10m or 1h30m")
     return found
@@ -961,6 +973,15 @@ def _gate_problems(spec: MLModelSpec) -> list[str]:
     of_target = contract.TARGET_METRICS.get(target)
     if of_target and not {gate.metric for gate in spec.gates} <= set(of_target):
         found.append(f"spec.gates: the target {target} reports only {', '.join(of_target)}")
+    built_in = known is not None
+    if spec.training.threshold and not (built_in and target in {"auto", "binary"}):
+        found.append(
+            "spec.training.threshold: only a binary target of the tasks tabular and text has a threshold; take it out"
+        )
+    if spec.training.calibration != "none" and not (built_in and target != "regression"):
+        found.append(
+            "spec.training.calibration: only classes of the tasks tabular and text have probabilities to calibrate; take it out"
+        )
     stopping = spec.training.early_stopping
     watched = [f"{contract.VALIDATION}{name}" for name in of_target or ()]
     if watched and stopping and stopping.metric and stopping.metric not in watched:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from mljobs.failure import JobFailure
-from mlplatform.api import Data, Fairness
+from mlplatform.api import Data, Fairness, Training
 from mlplatform.contract import IN_LABEL_UNITS, LOWER_IS_BETTER, FailureClass
 
 BUILT_IN: Final = {"tabular": "mljobs.tasks.tabular:TabularTask", "text": "mljobs.tasks.text:TextTask"}
@@ -237,6 +237,23 @@ class Task(Protocol):
         """What is learned."""
         ...
 
+    def adjust(
+        self,
+        config: Mapping[str, Any],
+        targets: npt.NDArray[Any],  # noqa: ARG002  by default nothing is left to decide
+        outputs: Tensor,  # noqa: ARG002
+        training: Training,  # noqa: ARG002
+    ) -> Mapping[str, Any]:
+        """The configuration with what is decided by the validation rows once the weights are final.
+
+        Args:
+            config: As `fit` made it.
+            targets: `Targets.values` of the validation rows.
+            outputs: The model's for these, in float64.
+            training: The specification.
+        """
+        return config
+
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
         """The model's input tensors for all rows of `table`; the first dimension of each is the row.
 
@@ -269,7 +286,7 @@ class Task(Protocol):
 
 MOVED: Final = ("metrics", "loss", "evaluate")
 """What a task had of its own before there were objectives."""
-PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "start", "blocks", "example")
+PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "start", "adjust", "blocks", "example")
 
 
 def evaluation_rows(inputs: Sequence[Tensor]) -> int:

@@ -25,10 +25,10 @@ from mljobs.columns import DECIMAL
 from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
-from mljobs.tasks import HANDLER, Objective, Targets, Task, targets
+from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, targets
 from mljobs.tasks.tabular_model import FORMAT, LARGEST, Preprocessor, RecordError, TabularModel, category
 from mljobs.tasks.targets import describe
-from mlplatform.api import Data
+from mlplatform.api import Data, Training
 from mlplatform.contract import FailureClass
 
 FEW_ROWS: Final = 1000
@@ -232,6 +232,12 @@ class TabularTask(Task):
         # The commonest one is for whoever wants to try the model; the model itself does not read it.
         common = {"common": frequent[0]} if frequent else {}
         return {"name": name, "kind": "categorical", "categories": sorted(frequent), "code": code, **common}
+
+    def adjust(
+        self, config: Mapping[str, Any], targets: npt.NDArray[Any], outputs: Tensor, training: Training
+    ) -> dict[str, Any]:
+        """By `mljobs.tasks.adjusting`."""
+        return {**config, "label": adjusting.adjusted(config["label"], targets, outputs, training)}
 
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
         """``(numeric, categorical)`` as `Preprocessor` makes them.

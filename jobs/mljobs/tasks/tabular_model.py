@@ -352,24 +352,27 @@ class BinaryPredictions:
     """What the outputs of a model of two classes mean.
 
     Args:
-        label: ``{"name", "classes": [negative, positive]}``.
+        label: ``{"name", "classes": [negative, positive], "threshold", "temperature"}``, the last two where they are not
+            `THRESHOLD` and 1.
     """
 
     outputs = 1
 
     def __init__(self, label: Mapping[str, Any]) -> None:
         self.classes: list[str] = list(label["classes"])
+        self.threshold: float = label.get("threshold", THRESHOLD)
+        self._temperature: float = label.get("temperature", 1.0)
 
     def scores(self, outputs: Tensor) -> Tensor:
         """The positive class's probabilities of logits ``(n,)``."""
-        return torch.sigmoid(outputs)
+        return torch.sigmoid(outputs / self._temperature)
 
     def columns(self, scores: Tensor) -> dict[str, Column]:
-        """The likelier class of each row, and its probability."""
+        """The class of each row, and its probability."""
         positive: list[float] = scores.tolist()
         return {
-            "prediction": ("BYTES", [self.classes[p >= THRESHOLD] for p in positive]),
-            "confidence": ("FP32", [round(max(p, 1 - p), 6) for p in positive]),
+            "prediction": ("BYTES", [self.classes[p >= self.threshold] for p in positive]),
+            "confidence": ("FP32", [round(p if p >= self.threshold else 1 - p, 6) for p in positive]),
         }
 
 
@@ -377,16 +380,17 @@ class MultiClassPredictions:
     """What the outputs of a model of several classes mean.
 
     Args:
-        label: ``{"name", "classes": [str, …]}``.
+        label: ``{"name", "classes": [str, …], "temperature"}``, the last one where it is not 1.
     """
 
     def __init__(self, label: Mapping[str, Any]) -> None:
         self.classes: list[str] = list(label["classes"])
         self.outputs = len(self.classes)
+        self._temperature: float = label.get("temperature", 1.0)
 
     def scores(self, outputs: Tensor) -> Tensor:
         """The classes' probabilities of logits ``(n, classes)``."""
-        return torch.softmax(outputs, dim=-1)
+        return torch.softmax(outputs / self._temperature, dim=-1)
 
     def columns(self, scores: Tensor) -> dict[str, Column]:
         """The likeliest class of each row, and its probability."""

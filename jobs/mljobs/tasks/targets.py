@@ -20,7 +20,7 @@ from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.fairness import Means, point_estimates
 from mljobs.files import SHOWN
 from mljobs.tasks import Objective, Strata, Targets, constant
-from mljobs.tasks.tabular_model import THRESHOLD, category, number, predictions
+from mljobs.tasks.tabular_model import BinaryPredictions, category, number, predictions
 from mlplatform.api import Data, Fairness
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, FailureClass
 
@@ -285,6 +285,11 @@ def describe(found: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
     return {**found.label, "mean": float(part.mean()), "scale": float(part.std()) or 1.0}
 
 
+def _decided(label: Mapping[str, Any]) -> dict[str, float]:
+    """What `mljobs.tasks.adjusting` has put into it."""
+    return {name: label[name] for name in ("threshold", "temperature") if name in label}
+
+
 def selection(name: str) -> str:
     """The rate that is the share of rows of which a class is predicted."""
     return f"selection_rate of {name}"
@@ -340,11 +345,12 @@ class Binary(Target):
     }
 
     def __init__(self, label: Mapping[str, Any]) -> None:
-        self._predictions = predictions(label)
+        self._predictions = BinaryPredictions(label)
         self._classes: list[str] = list(label["classes"])
-        self.learned: Mapping[str, Any] = {"target": self.kind, "classes": self._classes}
-        self.about: Mapping[str, Any] = {"positiveClass": self._classes[1], "threshold": THRESHOLD}
-        self.sentence = f"Positive class: {self._classes[1]}, predicted from a probability of {THRESHOLD}."
+        self.learned: Mapping[str, Any] = {"target": self.kind, "classes": self._classes, **_decided(label)}
+        self._threshold = self._predictions.threshold
+        self.about: Mapping[str, Any] = {"positiveClass": self._classes[1], "threshold": self._threshold}
+        self.sentence = f"Positive class: {self._classes[1]}, predicted from a probability of {self._threshold:.4g}."
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy."""
@@ -358,7 +364,7 @@ class Binary(Target):
         """The metrics of `contract.TARGET_METRICS`, by scikit-learn."""
         from sklearn import metrics as sk  # noqa: PLC0415  takes a second, and packaging scores nothing
 
-        predicted = scores >= THRESHOLD
+        predicted = scores >= self._threshold
         found = {
             "roc_auc": sk.roc_auc_score(targets, scores),
             "average_precision": sk.average_precision_score(targets, scores),
@@ -379,15 +385,17 @@ class Binary(Target):
         """Selection, true and false positive rates."""
         from mljobs.tasks import comparison  # noqa: PLC0415  fairlearn takes seconds, and only the audit needs it
 
-        return comparison.of_two_classes(groups, targets, scores >= THRESHOLD, asked)
+        return comparison.of_two_classes(groups, targets, scores >= self._threshold, asked)
 
     def differing(self, groups: Words, targets: Flags, scores: Floats, smallest: int) -> dict[str, float]:
         """Likewise."""
-        return point_estimates(groups, targets, scores >= THRESHOLD, smallest)
+        return point_estimates(groups, targets, scores >= self._threshold, smallest)
 
     def constant(self, targets: Flags, scores: Floats) -> dict[str, Any]:
         """Beside one class for all rows."""
-        return constant.of_classes(self._classes, targets.astype(np.int64), (scores >= THRESHOLD).astype(np.int64))
+        return constant.of_classes(
+            self._classes, targets.astype(np.int64), (scores >= self._threshold).astype(np.int64)
+        )
 
 
 class MultiClass(Target):
@@ -408,7 +416,7 @@ class MultiClass(Target):
     def __init__(self, label: Mapping[str, Any]) -> None:
         self._predictions = predictions(label)
         self._classes: list[str] = list(label["classes"])
-        self.learned: Mapping[str, Any] = {"target": self.kind, "classes": self._classes}
+        self.learned: Mapping[str, Any] = {"target": self.kind, "classes": self._classes, **_decided(label)}
         self.about: Mapping[str, Any] = {"classes": self._classes}
         self.sentence = f"Of {len(self._classes)} classes the likeliest is predicted."
         self.titles: Mapping[str, str] = {

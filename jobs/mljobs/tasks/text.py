@@ -25,11 +25,11 @@ from mljobs.data import Parts, Rows, take
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
 from mljobs.store import Store
-from mljobs.tasks import HANDLER, Objective, Targets, Task, targets
+from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, targets
 from mljobs.tasks.tabular_model import predictions
 from mljobs.tasks.targets import describe
 from mljobs.tasks.text_served import Served
-from mlplatform.api import Data
+from mlplatform.api import Data, Training
 from mlplatform.contract import FailureClass
 
 MODEL: Final = {
@@ -199,6 +199,12 @@ class TextTask(Task):
                 "Correct spec.training.hyperparameters.model: model_type, and what that type's configuration has",
             ) from error
         return config
+
+    def adjust(
+        self, config: Mapping[str, Any], targets: npt.NDArray[Any], outputs: Tensor, training: Training
+    ) -> dict[str, Any]:
+        """By `mljobs.tasks.adjusting`."""
+        return {**config, "label": adjusting.adjusted(config["label"], targets, outputs, training)}
 
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
         """The tokens' numbers."""
