@@ -16,7 +16,7 @@ from mljobs import train, trained
 from mljobs.failure import JobFailure
 from mljobs.report import Job
 from mljobs.store import Store
-from mljobs.tasks import adjusting
+from mljobs.tasks import Strata, Targets, adjusting, targets
 from mljobs.tasks.tabular_model import Served, predictions
 from mlplatform import api
 from mlplatform.api import Threshold, Training
@@ -147,3 +147,42 @@ def test_nothing_is_decided_where_nothing_is_asked_for() -> None:
     fixed = adjusting.adjusted(label, flags, outputs, Training(threshold=Threshold(value=0.2)))
     assert fixed == {**label, "threshold": 0.2}
     assert math.isfinite(adjusting.temperature(outputs, torch.from_numpy(flags)))
+
+
+def test_weights_let_each_class_count_as_much(tmp_path: Path) -> None:
+    found = {}
+    for weights in ("none", "balanced"):
+        folder = tmp_path / weights
+        folder.mkdir()
+        asked = job(folder, {"hyperparameters": {"classWeights": weights}})
+        assert train.main(asked)
+        found[weights] = trained.load(asked)
+    no, yes = found["balanced"].config["label"]["weights"]
+    text = rare(tmp_path).read_text()
+    assert yes / no == pytest.approx(text.count("no") / text.count("yes"), rel=0.05)
+    recall = {
+        name: sk.recall_score(model.targets, trained.scores(model.objective, model.model, model.inputs) >= 0.5)
+        for name, model in found.items()
+    }
+    assert recall["balanced"] > recall["none"], "rare ones are found more often"
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_mean_of_equal_losses_is_left_alone_by_weights(classes: int) -> None:
+    kind = {"kind": "multiclass"} if classes > 2 else {}
+    values = np.arange(90) % 10 % classes
+    found = Targets(
+        values if classes > 2 else values.astype(bool),
+        Strata(values, ("a", "b", "c")[:classes]),
+        {"name": "x", "classes": ["a", "b", "c"][:classes], **kind},
+    )
+    label = targets.describe(found, np.arange(90), "balanced")
+    objective = targets.objective(label)
+    outputs = torch.zeros(90) if classes == 2 else torch.zeros(90, 3)
+    assert float(objective.loss(outputs, torch.from_numpy(found.values))) == pytest.approx(math.log(classes))
+
+
+def test_a_measured_label_has_no_classes_to_weigh() -> None:
+    found = Targets(np.arange(9.0), Strata(np.zeros(9, int), ("x",)), {"name": "x", "kind": "regression"})
+    with pytest.raises(JobFailure, match="classWeights is balanced, and the label is measured"):
+        targets.describe(found, np.arange(9), "balanced")

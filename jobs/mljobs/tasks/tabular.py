@@ -27,7 +27,7 @@ from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
 from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, targets
 from mljobs.tasks.tabular_model import FORMAT, LARGEST, Preprocessor, RecordError, TabularModel, category
-from mljobs.tasks.targets import describe
+from mljobs.tasks.targets import WEIGHTS, describe
 from mlplatform.api import Data, Training
 from mlplatform.contract import FailureClass
 
@@ -57,6 +57,7 @@ class Hyperparameters:
         bins: Intervals of each numeric feature's encoding; None: one for 30 training rows, 4 to 64.
         exclude: Columns that are not features: identifiers, sampling weights, what must not be used.
         maxCategories: Most frequent values kept of a categorical feature; the rest counts as unknown.
+        classWeights: ``balanced`` lets every class count as much in the loss, however rare it is.
     """
 
     hidden: tuple[int, ...] | None = None
@@ -65,6 +66,7 @@ class Hyperparameters:
     bins: int | None = None
     exclude: tuple[str, ...] = ()
     maxCategories: int = 1000  # noqa: N815  the name in the YAML
+    classWeights: str = "none"  # noqa: N815  likewise
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Hyperparameters:
@@ -88,6 +90,7 @@ class Hyperparameters:
             "bins": found.bins is None or (type(found.bins) is int and found.bins > 0),
             "exclude": _all(found.exclude, str),
             "maxCategories": type(found.maxCategories) is int and found.maxCategories > 0,
+            "classWeights": found.classWeights in WEIGHTS,
         }
         for name, sound in checks.items():
             if not sound:
@@ -193,7 +196,7 @@ class TabularTask(Task):
         return {
             "format": FORMAT,
             "features": features,
-            "label": describe(targets, rows),
+            "label": describe(targets, rows, self._hyper.classWeights),
             "ignored": {
                 **{
                     name: "it has one value or none in the training rows"

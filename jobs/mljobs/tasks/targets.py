@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
 
 from mljobs import data, spool
@@ -23,6 +24,9 @@ from mljobs.tasks import Objective, Strata, Targets, constant
 from mljobs.tasks.tabular_model import BinaryPredictions, category, number, predictions
 from mlplatform.api import Data, Fairness
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, FailureClass
+
+WEIGHTS: Final = ("none", "balanced")
+"""What `describe` knows."""
 
 Codes = npt.NDArray[np.integer[Any]]
 Flags = npt.NDArray[np.bool_]
@@ -272,22 +276,42 @@ READ: Final[Mapping[str, Callable[[Codes, list[str], Data], Targets]]] = {
 }
 
 
-def describe(found: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+def describe(found: Targets, rows: npt.NDArray[np.int64], weights: str = "none") -> dict[str, Any]:
     """``label`` of the configuration.
 
     Args:
         found: Of the whole table.
-        rows: Of the training: only they may tell a mean.
+        rows: Of the training: only they may tell a mean, or how rare a class is.
+        weights: ``balanced`` lets all rows of a class together count as much as those of any other, ``none`` each row.
+
+    Raises:
+        JobFailure: A measured label has no classes to weigh.
     """
-    if found.label.get("kind") != "regression":
+    if found.label.get("kind") == "regression":
+        if weights != "none":
+            raise JobFailure(
+                FailureClass.SPEC_INVALID,
+                f"spec.training.hyperparameters.classWeights is {weights}, and the label is measured: it has no classes",
+                "Take it out; if the label is of classes, set spec.data.target",
+            )
+        part = found.values[rows]
+        return {**found.label, "mean": float(part.mean()), "scale": float(part.std()) or 1.0}
+    if weights == "none":
         return dict(found.label)
-    part = found.values[rows]
-    return {**found.label, "mean": float(part.mean()), "scale": float(part.std()) or 1.0}
+    counts = np.bincount(found.values[rows].astype(np.int64), minlength=len(found.label["classes"]))
+    return {**found.label, "weights": (len(rows) / (len(counts) * counts)).tolist()}
 
 
-def _decided(label: Mapping[str, Any]) -> dict[str, float]:
-    """What `mljobs.tasks.adjusting` has put into it."""
-    return {name: label[name] for name in ("threshold", "temperature") if name in label}
+def _weighed(losses: Tensor, targets: Tensor, weights: Sequence[float]) -> Tensor:
+    """The mean of the rows' losses, each times its class's weight; the mean weight is 1."""
+    if not weights:
+        return losses.mean()
+    return (losses * torch.tensor(weights, dtype=losses.dtype, device=losses.device)[targets.long()]).mean()
+
+
+def _decided(label: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rows have decided, here and in `mljobs.tasks.adjusting`."""
+    return {name: label[name] for name in ("threshold", "temperature", "weights") if name in label}
 
 
 def selection(name: str) -> str:
@@ -347,14 +371,16 @@ class Binary(Target):
     def __init__(self, label: Mapping[str, Any]) -> None:
         self._predictions = BinaryPredictions(label)
         self._classes: list[str] = list(label["classes"])
+        self._weights: Sequence[float] = label.get("weights", ())
         self.learned: Mapping[str, Any] = {"target": self.kind, "classes": self._classes, **_decided(label)}
         self._threshold = self._predictions.threshold
         self.about: Mapping[str, Any] = {"positiveClass": self._classes[1], "threshold": self._threshold}
         self.sentence = f"Positive class: {self._classes[1]}, predicted from a probability of {self._threshold:.4g}."
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy."""
-        return nn.functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
+        """Binary cross-entropy, weighed by class where that is asked for."""
+        losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
+        return _weighed(losses, targets, self._weights)
 
     def scores(self, outputs: Tensor) -> Tensor:
         """The positive class's probabilities."""
@@ -416,6 +442,7 @@ class MultiClass(Target):
     def __init__(self, label: Mapping[str, Any]) -> None:
         self._predictions = predictions(label)
         self._classes: list[str] = list(label["classes"])
+        self._weights: Sequence[float] = label.get("weights", ())
         self.learned: Mapping[str, Any] = {"target": self.kind, "classes": self._classes, **_decided(label)}
         self.about: Mapping[str, Any] = {"classes": self._classes}
         self.sentence = f"Of {len(self._classes)} classes the likeliest is predicted."
@@ -425,8 +452,8 @@ class MultiClass(Target):
         }
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return nn.functional.cross_entropy(outputs, targets)
+        """Cross-entropy, likewise."""
+        return _weighed(nn.functional.cross_entropy(outputs, targets, reduction="none"), targets, self._weights)
 
     def scores(self, outputs: Tensor) -> Tensor:
         """The classes' probabilities."""

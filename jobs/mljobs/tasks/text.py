@@ -27,7 +27,7 @@ from mljobs.features import Choice
 from mljobs.store import Store
 from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, targets
 from mljobs.tasks.tabular_model import predictions
-from mljobs.tasks.targets import describe
+from mljobs.tasks.targets import WEIGHTS, describe
 from mljobs.tasks.text_served import Served
 from mlplatform.api import Data, Training
 from mlplatform.contract import FailureClass
@@ -56,6 +56,7 @@ class Hyperparameters:
         vocabulary: Tokens that a tokenizer learns from the training rows.
         checkpoint: Folder in a store with ``config.json``, ``tokenizer.json`` and ``model.safetensors``: the encoder to
             start from, instead of `model` and `vocabulary`.
+        classWeights: ``balanced`` lets every class count as much in the loss, however rare it is.
     """
 
     column: str = "text"
@@ -63,6 +64,7 @@ class Hyperparameters:
     model: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: int = 8000
     checkpoint: str = ""
+    classWeights: str = "none"  # noqa: N815  likewise
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Hyperparameters:
@@ -82,6 +84,7 @@ class Hyperparameters:
             "model": isinstance(found.model, Mapping),
             "vocabulary": type(found.vocabulary) is int and found.vocabulary > len(SPECIAL),
             "checkpoint": isinstance(found.checkpoint, str),
+            "classWeights": found.classWeights in WEIGHTS,
         }
         for name, sound in checks.items():
             if not sound:
@@ -182,7 +185,7 @@ class TextTask(Task):
                 **longest,
                 **asked.model,
             },
-            "label": describe(targets, rows),
+            "label": describe(targets, rows, self._hyper.classWeights),
             "ignored": {
                 name: "hyperparameters.column names another one as the text"
                 for name in table.column_names
