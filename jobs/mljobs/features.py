@@ -157,10 +157,11 @@ def choose(  # noqa: PLR0913, PLR0917  the rows, what is known of them, what is 
         and is_plain(typed.type)
     ]
     encoded = {name: Encoded.of(table.column(name)) for name in open_}
+    parts = _dividing(asked)
     names = {
         name: why
         for name in open_
-        if (why := numbered.get(name) or identifies(name, table.column(name), encoded[name], share))
+        if (why := parts.get(name) or numbered.get(name) or identifies(name, table.column(name), encoded[name], share))
     }
     rest = [name for name in open_ if name not in names]
     remarks = _tell(table, rest, encoded, classes.astype(np.int64), asked)
@@ -179,6 +180,19 @@ def choose(  # noqa: PLR0913, PLR0917  the rows, what is known of them, what is 
         remarks |= {name: f"{why}; it is kept, for there is no other column" for name, why in names.items()}
         names = {}
     return Choice({**left_out, **names, **twins}, remarks)
+
+
+def _dividing(asked: Data) -> dict[str, str]:
+    """Columns of which the test rows have other values than the training's, by `spec.data.split.by`."""
+    by = asked.split.by
+    if by is None:
+        return {}
+    named = {by.group: "group", by.time.column if by.time else "": "time"}
+    return {
+        name: f"spec.data.split.by.{how} divides by it: the test has other values"
+        for name, how in named.items()
+        if name
+    }
 
 
 def is_plain(kind: pa.DataType) -> bool:

@@ -37,7 +37,7 @@ def chosen(table: pa.Table, excluded: tuple[str, ...] = (), **asked: Any) -> Cho
     numbered = data.numbering(table, [table.num_rows])
     rows = data.Rows(table, ["x.csv"], "", table.num_rows, [{"rows": table.num_rows}], numbered=numbered)
     targets = task.targets(table, wanted)
-    return task.choose(rows, targets, data.split(targets.strata, wanted.split), wanted)
+    return task.choose(rows, targets, data.split(targets.strata, wanted.split, table), wanted)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,15 @@ def test_each_files_own_numbering_is_one_too() -> None:
     table = table_of(row=[*range(100), *range(200)])
     assert data.numbering(table, [100, 200]) == {"row": "it numbers the rows of each file"}
     assert data.numbering(table, [150, 150]) == {}
+
+
+def test_what_divides_the_rows_is_left_out_for_the_test_has_other_values_of_it() -> None:
+    table = table_of(team=[f"t{i % 30}" for i in range(N)], day=[f"2024-0{i % 9 + 1}-01" for i in range(N)])
+    by_team, by_day = {"group": "team"}, {"time": {"column": "day", "validation": "2024-06-01", "test": "2024-08-01"}}
+    assert chosen(table).left_out == {}
+    assert "split.by.group" in chosen(table, split={"by": by_team}).left_out["team"]
+    assert "split.by.time" in chosen(table, split={"by": by_day}).left_out["day"]
+    assert chosen(table, split={"by": by_day}, columns={"day": "use"}).left_out == {}
 
 
 def test_the_only_column_is_kept_and_said() -> None:
