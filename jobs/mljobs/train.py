@@ -81,7 +81,7 @@ def main(job: Job) -> Summary | None:
     state = prepared.full_state()
     summary = None
     if topology.rank == 0:
-        save(job, state, config)
+        save(job, state, config, task.reference(config, train.inputs, targets.values[parts.train]))
         progress = trainer.progress
         details = {
             "rows": {name: len(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)},
@@ -212,12 +212,14 @@ def same_everywhere(digest: str, uri: str, world_size: int) -> None:
         )
 
 
-def save(job: Job, state: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Writes the weights and the preprocessing to the store."""
+def save(job: Job, state: dict[str, Any], config: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    """Writes the weights, the preprocessing and what the rows looked like to the store."""
     buffer = BytesIO()
     torch.save(state, buffer)
     job.write(Artifacts.MODEL, buffer.getvalue())
     job.write(Artifacts.PREPROCESSOR, json.dumps(config, indent=1).encode())
+    if reference:
+        job.write(Artifacts.REFERENCE, json.dumps(reference, ensure_ascii=False, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -282,6 +282,8 @@ class Artifacts:
     """State dict; loaded with ``weights_only=True``."""
     PREPROCESSOR: Final = "train/preprocessor.json"
     """Schema and statistics that turn raw records into tensors; plain JSON."""
+    REFERENCE: Final = "train/reference.json"
+    """What the training rows looked like (`mljobs.tasks.reference`), to see a drift by; absent where the task says nothing."""
     CHECKPOINTS: Final = "train/checkpoints"
     CANDIDATES: Final = "optimize/candidates"
     SERVING: Final = "package/serving"

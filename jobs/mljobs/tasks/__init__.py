@@ -254,6 +254,21 @@ class Task(Protocol):
         """
         return config
 
+    def reference(
+        self,
+        config: Mapping[str, Any],  # noqa: ARG002  by default there is none
+        inputs: Sequence[Tensor],  # noqa: ARG002
+        targets: npt.NDArray[Any],  # noqa: ARG002
+    ) -> Mapping[str, Any]:
+        """What the training rows look like, to see a drift by: plain JSON, saved as ``reference.json`` if there is any.
+
+        Args:
+            config: As `fit` made it.
+            inputs: As `inputs` made them of the training rows.
+            targets: `Targets.values` of these rows.
+        """
+        return {}
+
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
         """The model's input tensors for all rows of `table`; the first dimension of each is the row.
 
@@ -286,7 +301,19 @@ class Task(Protocol):
 
 MOVED: Final = ("metrics", "loss", "evaluate")
 """What a task had of its own before there were objectives."""
-PARTS: Final = ("modules", "targets", "fit", "objective", "inputs", "build", "start", "adjust", "blocks", "example")
+PARTS: Final = (
+    "modules",
+    "targets",
+    "fit",
+    "objective",
+    "inputs",
+    "build",
+    "start",
+    "adjust",
+    "reference",
+    "blocks",
+    "example",
+)
 
 
 def evaluation_rows(inputs: Sequence[Tensor]) -> int:

@@ -25,7 +25,7 @@ from mljobs.columns import DECIMAL
 from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
-from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, targets
+from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, reference, targets
 from mljobs.tasks.tabular_model import FORMAT, LARGEST, Preprocessor, RecordError, TabularModel, category
 from mljobs.tasks.targets import WEIGHTS, describe
 from mlplatform.api import Data, Training
@@ -241,6 +241,12 @@ class TabularTask(Task):
     ) -> dict[str, Any]:
         """By `mljobs.tasks.adjusting`."""
         return {**config, "label": adjusting.adjusted(config["label"], targets, outputs, training)}
+
+    def reference(
+        self, config: Mapping[str, Any], inputs: Sequence[Tensor], targets: npt.NDArray[Any]
+    ) -> dict[str, Any]:
+        """By `mljobs.tasks.reference`."""
+        return reference.profile(config, inputs, targets)
 
     def inputs(self, config: Mapping[str, Any], table: pa.Table) -> tuple[Tensor, ...]:
         """``(numeric, categorical)`` as `Preprocessor` makes them.

@@ -1,0 +1,90 @@
+"""What the training rows looked like: the profile that later requests are held beside to see a drift.
+
+Called by the task `tabular`, with the tensors that the model learns from and not with the table: a request is read into
+the same ones, so that both are counted alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mljobs.tasks.tabular_model import FIRST_CATEGORY, MISSING, UNKNOWN
+
+INTERVALS: Final = 10
+"""Of a numeric feature; a population stability index is commonly taken over as many."""
+STRETCH: Final = 1 << 16
+"""Rows that are counted at a time: the tensors may lie on disk."""
+
+
+def profile(config: Mapping[str, Any], inputs: Sequence[Tensor], targets: npt.NDArray[Any]) -> dict[str, Any]:
+    """Counts of the rows.
+
+    Args:
+        config: The task's configuration.
+        inputs: ``(numeric, categorical)`` of the training rows.
+        targets: Of these rows: flags, numbers of classes, or measured numbers.
+
+    Returns:
+        ``{rows, features: [{name, kind, missing, …}, …], label}``. A numeric feature and a measured label have ``edges`` (rising)
+        and ``counts`` of the intervals that these part, the first and the last of which are open; a categorical one has
+        ``counts`` by category and ``unknown``; a label of classes ``counts`` by class.
+    """
+    numeric, categorical = inputs
+    features = config["features"]
+    numbers = [feature for feature in features if feature["kind"] == "numeric"]
+    words = [feature for feature in features if feature["kind"] == "categorical"]
+    counted = [_intervals(numeric, i, _edges(feature["edges"])) for i, feature in enumerate(numbers)]
+    counted += [_categories(categorical, i, feature["categories"]) for i, feature in enumerate(words)]
+    named = {
+        feature["name"]: {"name": feature["name"], "kind": feature["kind"], **found}
+        for feature, found in zip([*numbers, *words], counted, strict=True)
+    }
+    return {
+        "rows": len(targets),
+        "features": [named[feature["name"]] for feature in features],
+        "label": {"name": config["label"]["name"], **_label(config["label"], targets)},
+    }
+
+
+def _edges(quantiles: Sequence[float]) -> list[float]:
+    """At most `INTERVALS` - 1 of the inner ones, evenly spread; of two, which have none within, what lies amid them."""
+    last = len(quantiles) - 1
+    if last == 1:
+        return [(quantiles[0] + quantiles[1]) / 2]
+    spread = np.linspace(0, last, INTERVALS + 1)[1:-1].round().astype(int)
+    return [quantiles[i] for i in np.unique(spread.clip(1, last - 1))]
+
+
+def _intervals(values: Tensor, column: int, edges: list[float]) -> dict[str, Any]:
+    counts, missing = torch.zeros(len(edges) + 1, dtype=torch.int64), 0
+    bounds = torch.tensor(edges, dtype=values.dtype)
+    for part in torch.split(values, STRETCH):
+        stretch = part[:, column]
+        there = stretch[~stretch.isnan()]
+        missing += len(stretch) - len(there)
+        counts += torch.bincount(torch.bucketize(there, bounds, right=True), minlength=len(counts))
+    return {"missing": missing, "edges": edges, "counts": counts.tolist()}
+
+
+def _categories(values: Tensor, column: int, categories: Sequence[str]) -> dict[str, Any]:
+    counts = torch.zeros(FIRST_CATEGORY + len(categories), dtype=torch.int64)
+    for part in torch.split(values, STRETCH):
+        counts += torch.bincount(part[:, column], minlength=len(counts))
+    found = counts.tolist()
+    known = dict(zip(categories, found[FIRST_CATEGORY:], strict=True))
+    return {"missing": found[MISSING], "unknown": found[UNKNOWN], "counts": known}
+
+
+def _label(label: Mapping[str, Any], targets: npt.NDArray[Any]) -> dict[str, Any]:
+    if label.get("kind") == "regression":
+        edges = np.unique(np.quantile(targets, np.linspace(0, 1, INTERVALS + 1)[1:-1])).tolist()
+        found = np.bincount(np.searchsorted(edges, targets, side="right"), minlength=len(edges) + 1)
+        return {"edges": edges, "counts": found.tolist()}
+    found = np.bincount(targets.astype(np.int64), minlength=len(label["classes"]))
+    return {"counts": dict(zip(label["classes"], found.tolist(), strict=True))}
