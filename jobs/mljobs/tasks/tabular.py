@@ -32,7 +32,7 @@ from mlplatform.api import Data, Training
 from mlplatform.contract import FailureClass
 
 FEW_ROWS: Final = 1000
-"""Of the training: for fewer a second layer learns nothing that holds (docs/adr/0033)."""
+"""Of the training: for fewer a second layer learns nothing that holds (docs/adr/0032)."""
 ROWS_A_BIN: Final = 30
 BINS: Final = (4, 64)
 """Fewest and most."""
