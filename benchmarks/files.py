@@ -167,7 +167,7 @@ def tried(file: File) -> list[str]:
     name = Path(file.path.split(packages.INSIDE)[-1]).name
     with tempfile.TemporaryDirectory(prefix="bench-files-") as scratch:
         folder = Path(scratch)
-        why = missed(file, folder)
+        why = missed(file, folder).replace(f"{folder}/data/", "")
         if why.startswith("refused"):
             return [name, file.label, "", "", cut(why), "", "", f"{time.monotonic() - started:.0f}"]
         training = job(Stage.TRAIN, file, folder).read_json(Artifacts.report(Stage.TRAIN))
@@ -196,17 +196,21 @@ def table(_before: str | None) -> str:
     for file in FILES:
         rows.append([str(len(rows) + 1), *tried(file)])
         print(" | ".join(rows[-1]), flush=True)
-    return markdown(
-        [
-            "",
-            "file",
-            "label",
-            "rows",
-            "columns",
-            "left out, or why it does not ship",
-            "test",
-            "answers beside the model",
-            "s",
-        ],
-        rows,
+    refused, gated = (sum(f"{word}: " in row[5] for row in rows) for word in ("refused", "gate"))
+    wrong = sum("wrong" in row[7] for row in rows)
+    said = (
+        f"{len(rows) - refused - gated} ship, {gated} stop at the gate that every model has, {refused} are refused by name, "
+        f"{wrong} answer otherwise than the model."
     )
+    head = (
+        "",
+        "file",
+        "label",
+        "rows",
+        "columns",
+        "left out, or why it does not ship",
+        "test",
+        "answers beside the model",
+        "s",
+    )
+    return f"{said}\n\n{markdown(head, rows)}"

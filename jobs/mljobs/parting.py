@@ -6,6 +6,7 @@ Called by `mljobs.data`. A row's part follows from the row alone, so that rows t
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.files import SHOWN
-from mljobs.tasks.tabular_model import category
+from mljobs.tasks.tabular_model import category, number
 from mlplatform.api import Split, TimeSplit
 from mlplatform.contract import FailureClass
 
@@ -24,6 +25,9 @@ TRAIN: Final = 0
 VALIDATION: Final = 1
 TEST: Final = 2
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
+
+SHOWN_CHARACTERS: Final = 100
+_PARTS: Final = re.compile(r"[^\w. -]")
 
 Places = npt.NDArray[np.int8]
 
@@ -71,8 +75,22 @@ def require(columns: Sequence[str], column: str, field: str) -> None:
         f"the data has no column {column!r}"
         + (f" (did you mean {close!r}?)" if close else did_you_mean(column, columns))
         + f"; it has {shown}",
-        f"Write {close!r} in {field}" if close else f"Correct {field}, or spec.data.uri if these are other data",
+        f"Write {close!r} in {field}"
+        if close
+        else _otherwise(columns, column) or f"Correct {field}, or spec.data.uri if these are other data",
     )
+
+
+def _otherwise(columns: Sequence[str], column: str) -> str:
+    """What helps where the header was misread, or is none; empty if nothing speaks for that."""
+    if len(columns) == 1 and column in columns[0].split():
+        return f"Spaces part the columns: set spec.data.delimiter to {' '!r}; where several part two values, write the file with commas"
+    if len(columns) == 1 and column in _PARTS.split(columns[0]):
+        return f"Set spec.data.delimiter to the character that parts the columns of the header {columns[0][:SHOWN_CHARACTERS]!r}"
+    numbers = sum(number(name) is not None for name in columns)
+    if numbers >= max(2, len(columns) / 4):
+        return "Write the columns' names into the first line of each file: what is there looks like a row"
+    return ""
 
 
 def _hashes(column: pa.Array, seed: int) -> npt.NDArray[np.uint64]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mljobs import data
+from mljobs import data, parting
 from mljobs.failure import JobFailure
 from mljobs.tasks import Strata
 from mlplatform.api import Split, SplitBy, TimeSplit
@@ -85,3 +85,21 @@ def test_what_cannot_be_divided_is_refused_by_name(by: SplitBy, words: str, reas
     assert words in caught.value.failure.message, reason
     assert caught.value.failure.reason in {FailureClass.DATA_INVALID, FailureClass.SPEC_INVALID}, reason
     assert "spec.data" in caught.value.failure.next_action or "Write" in caught.value.failure.next_action, reason
+
+
+MISREAD = [
+    (["id heduc years div"], "div", "set spec.data.delimiter to ' '", "columns that spaces part"),
+    (["id~age~div"], "div", "parts the columns of the header 'id~age~div'", "another character"),
+    (["39", "State-gov", "77516", "13"], "income", "looks like a row", "no header"),
+    (["age", "city", "2024"], "income", "Correct spec.data.label", "a year as a name"),
+    (["city"], "income", "Correct spec.data.label", "one column"),
+]
+
+
+@pytest.mark.parametrize(("columns", "label", "action", "reason"), MISREAD, ids=[case[-1] for case in MISREAD])
+def test_a_header_that_was_misread_is_told_from_a_name_that_is_wrong(
+    columns: list[str], label: str, action: str, reason: str
+) -> None:
+    with pytest.raises(JobFailure) as caught:
+        parting.require(columns, label, "spec.data.label")
+    assert action in caught.value.failure.next_action, reason
