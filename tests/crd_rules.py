@@ -76,6 +76,24 @@ RULES = [
         ),
     ),
     Rule(
+        "spec.data.uri: with spec.data.dvc it is a path in that repository; write it without a scheme",
+        refused=(Case("an address", {"data.dvc": {"repo": "https://git.example.com/data", "rev": "v1"}}),),
+        accepted=(
+            Case("a path", {"data.dvc": {"repo": "https://git.example.com/data", "rev": "v1"}, "data.uri": "adult/"}),
+            Case("an address without a repository", {"data.uri": "s3://datasets/adult/"}),
+        ),
+    ),
+    Rule(
+        "spec.data.dvc.repo: holds a password, which all who may read the model would see; take it out",
+        refused=(
+            Case("one", {"data.dvc": {"repo": "https://me:secret@git.example.com/data", "rev": "v1"}, "data.uri": "adult/"}),
+        ),
+        accepted=(
+            Case("a user", {"data.dvc": {"repo": "ssh://git@git.example.com:22/data", "rev": "v1"}, "data.uri": "adult/"}),
+            Case("a port", {"data.dvc": {"repo": "https://git.example.com:8443/data", "rev": "v1"}, "data.uri": "adult/"}),
+        ),
+    ),
+    Rule(
         "spec.data.split.by: set one of group, key and time; remove the others",
         refused=(
             Case("none is set", {"data.split": {"by": {}}}),

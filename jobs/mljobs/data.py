@@ -24,7 +24,6 @@ from mljobs.columns import settle
 from mljobs.failure import JobFailure, row_words
 from mljobs.features import numbering
 from mljobs.files import SHOWN
-from mljobs.store import Store
 from mljobs.stream import Digest, Source
 from mljobs.tables import Part
 from mljobs.tasks import Strata
@@ -58,6 +57,7 @@ class Rows:
         columns: What was converted in a column or looks odd there.
         numbered: Columns that number the rows, with which ones.
         taken: Of a sample: the numbers of its rows.
+        commit: Of the repository that they are from.
     """
 
     table: pa.Table
@@ -70,6 +70,7 @@ class Rows:
     columns: dict[str, str] = field(default_factory=dict)
     numbered: dict[str, str] = field(default_factory=dict)
     taken: Indices | None = None
+    commit: str = ""
 
     def place(self, row: int) -> str:
         """Where a row of the table stands, in words."""
@@ -86,7 +87,7 @@ class Rows:
         ways = {(part["encoding"], part["delimiter"]): part["file"] for part in reversed(self.read)}
         plain = ({"", "utf-8"}, {"", ","})
         told = [
-            f"read {file} as {encoding} parted by {delimiter!r}"
+            f"read {file} as {encoding}" + (f" parted by {delimiter!r}" if delimiter else "")
             for (encoding, delimiter), file in ways.items()
             if encoding not in plain[0] or delimiter not in plain[1]
         ]
@@ -120,7 +121,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
             sample is no positive number (SpecInvalid), or the store refuses or does not answer.
     """
     wanted = _sample_size(environment.get(ENV_ROWS))
-    store = Store(data.uri)
+    store = files.source(data)
     found = files.listing(store, data)
     content_hash: Digest = hashlib.sha256()
     parts, names = [], [store.uri(name) for name in found.names]
@@ -156,6 +157,7 @@ def load(data: Data, environment: Mapping[str, str] = os.environ) -> Rows:
         kinds,
         numbered,
         taken,
+        getattr(store, "commit", ""),
     )
 
 

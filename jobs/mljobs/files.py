@@ -70,13 +70,26 @@ def listing(store: Store, data: Data) -> Listing:
     return Listing(wanted, ignored)
 
 
+def source(data: Data) -> Store:
+    """Where the files are.
+
+    Raises:
+        JobFailure: No driver knows the URI's scheme, or there is no such repository or revision.
+    """
+    if data.dvc is None:
+        return Store(data.uri)
+    from mljobs.repository import Repository  # noqa: PLC0415  an extra
+
+    return Repository(data, data.dvc)
+
+
 def fingerprint(data: Data) -> str:
     """A digest that changes when the rows do: of the contents on this machine, of what a remote store says of them.
 
     Raises:
         JobFailure: As `listing`.
     """
-    store = Store(data.uri)
+    store = source(data)
     found = hashlib.sha256()
     for name in listing(store, data).names:
         found.update(f"{name}\n{store.identity(name)}\n".encode())

@@ -93,6 +93,7 @@ def main(job: Job) -> Summary | None:
         source = {
             "files": rows.files,
             "digest": rows.digest,
+            **({"commit": rows.commit} if rows.commit else {}),
             "read": rows.read,
             "ignored": rows.ignored,
             "columns": columns,

@@ -36,6 +36,7 @@ _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 """RFC 1035, which Services and PyTorchJobs ask for."""
 
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _UNORDERED: Final = {"unordered": True}
 """Marks a field whose order means nothing."""
 _UNFILLED: Final = {"unfilled": True}
@@ -112,11 +113,20 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dvc:
+    """A Git repository in which DVC keeps the data, and a revision of it; `Data.uri` is a path in it."""
+
+    repo: str
+    rev: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     """Where the rows are and what they mean."""
 
     uri: str
     label: str
+    dvc: Dvc | None = None
     format: Literal["csv", "parquet", "jsonl"] = "csv"
     encoding: str = ""
     delimiter: str = ""
@@ -882,6 +892,10 @@ def _data_problems(data: Data) -> list[str]:
     found = []
     if not data.uri.strip():
         found.append("spec.data.uri: empty; give the folder or file that holds the rows, e.g. s3://datasets/adult/")
+    if data.dvc and "://" in data.uri:
+        found.append("spec.data.uri: with spec.data.dvc it is a path in that repository; write it without a scheme")
+    if data.dvc and _PASSWORD.search(data.dvc.repo):
+        found.append("spec.data.dvc.repo: holds a password, which all who may read the model would see; take it out")
     if data.split.validation + data.split.test >= 1:
         found.append(
             "spec.data.split: validation + test must be less than 1 to leave rows for training; lower one of them"

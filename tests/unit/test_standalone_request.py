@@ -446,7 +446,8 @@ def test_the_model_is_as_a_cluster_would_hold_it() -> None:
 def test_where_the_rows_are(reason: str, data: str, uri: str, found: str) -> None:
     wanted = found.format(cwd=Path.cwd(), home=Path.home())
     request = Request(file="mlmodel.yaml", data=data)
-    assert located(request, asked(PEOPLE.replace("s3://datasets/people/", uri)).spec) == wanted, reason
+    place = located(request, asked(PEOPLE.replace("s3://datasets/people/", uri)).spec.data)
+    assert place.uri == wanted, reason
 
 
 def test_what_one_request_changes_is_not_in_the_next() -> None:

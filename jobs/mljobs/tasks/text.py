@@ -137,8 +137,7 @@ class TextTask(Task):
             raise JobFailure(
                 FailureClass.TASK_IMPORT,
                 "spec.training.task text needs the package transformers, which is not installed",
-                "Set spec.training.image to a jobs image with the extra text (images/jobs, EXTRAS=jobs,text), or pip install "
-                "'mlplatform[run,text]'",
+                "Set spec.training.image to a jobs image with it (examples/tweets/Dockerfile), or pip install 'mlplatform[run,text]'",
             )
         self._hyper = Hyperparameters.read(hyperparameters)
 

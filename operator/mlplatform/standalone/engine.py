@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -133,10 +133,12 @@ class Run:
             KeyboardInterrupt: The user asked to stop; everything has ended, and the next run goes on from there.
         """
         asked = self._asked
-        spec = replace(asked.spec, data=replace(asked.spec.data, uri=located(self._request, asked.spec)))
+        spec = replace(asked.spec, data=located(self._request, asked.spec.data))
         # The version is the model's own by its content, so the model reads the same rows.
         raw = asked.model["spec"]
-        model = {**asked.model, "spec": {**raw, "data": {**raw["data"], "uri": spec.data.uri}}}
+        place = {"uri": spec.data.uri, **({"dvc": asdict(spec.data.dvc)} if spec.data.dvc else {})}
+        rest = {name: value for name, value in raw["data"].items() if name not in {"uri", "dvc"}}
+        model = {**asked.model, "spec": {**raw, "data": {**place, **rest}}}
         inputs = _inputs(self._request, spec)
         with self.folder.locked():
             record = self.folder.load()
@@ -278,10 +280,13 @@ def lenient(pipeline: Sequence[Definition]) -> tuple[Definition, ...]:
     return tuple(soften(stage) for stage in pipeline)
 
 
-def located(request: Request, spec: api.MLModelSpec) -> str:
+def located(request: Request, data: api.Data) -> api.Data:
     """Where the rows are, in full where it is a path of this machine."""
-    uri = request.data or spec.data.uri
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    if data.dvc and not request.data:
+        here = Path(data.dvc.repo).expanduser()
+        return replace(data, dvc=replace(data.dvc, repo=str(here.absolute()))) if here.is_dir() else data
+    uri = request.data or data.uri
+    return replace(data, uri=uri if "://" in uri else str(Path(uri).expanduser().absolute()), dvc=None)
 
 
 def _inputs(request: Request, spec: api.MLModelSpec) -> str:
@@ -296,7 +301,8 @@ def _inputs(request: Request, spec: api.MLModelSpec) -> str:
     try:
         rows_digest = fingerprint(spec.data)
     except JobFailure as error:
-        raise CliError(error.failure.message, _mend(error.failure, elsewhere=request.data)) from None
+        mend = error.failure.next_action if spec.data.dvc else _mend(error.failure, elsewhere=request.data)
+        raise CliError(error.failure.message, mend) from None
     parts = [rows_digest, code_digest(spec.training.task), str(request.rows)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
