@@ -142,10 +142,11 @@ def test_it_goes_from_a_file_to_a_served_answer(tmp_path: Path) -> None:
             "training": {
                 "task": "text",
                 "precision": "fp32",
-                "epochs": 12,
+                "epochs": 20,
                 "batchSize": 16,
-                "optimizer": {"learningRate": 0.01},
-                "hyperparameters": {**SMALL, "vocabulary": 100, "maxLength": 16},
+                "optimizer": {"learningRate": 0.002},
+                # As small as SMALL it takes two classes for one with many a seed.
+                "hyperparameters": {"model": {**SMALL["model"], "hidden_size": 64}, "vocabulary": 200, "maxLength": 24},
             },
             "gates": [{"metric": "balanced_accuracy", "min": 0.9}],
             "optimization": {"candidates": ["fp32"], "export": ["torchscript"]},

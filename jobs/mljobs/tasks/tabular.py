@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,7 @@ from mljobs.columns import DECIMAL
 from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
-from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, reference, targets
+from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, hyperparameters, reference, targets
 from mljobs.tasks.tabular_model import FORMAT, LARGEST, Preprocessor, RecordError, TabularModel, category
 from mljobs.tasks.targets import WEIGHTS, describe
 from mlplatform.api import Data, Training
@@ -47,7 +47,7 @@ ROUNDED: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Hyperparameters:
+class Hyperparameters(hyperparameters.Hyperparameters):
     """What `spec.training.hyperparameters` may hold.
 
     Attributes:
@@ -68,34 +68,18 @@ class Hyperparameters:
     maxCategories: int = 1000  # noqa: N815  the name in the YAML
     classWeights: str = "none"  # noqa: N815  likewise
 
-    @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Hyperparameters:
-        """Checks and reads the free-form object.
-
-        Raises:
-            ValueError: A name is unknown or a value makes no sense.
-        """
-        known = [f.name for f in fields(cls)]
-        for name in raw:
-            if name not in known:
-                raise ValueError(f"unknown {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
+    @property
+    def checks(self) -> dict[str, bool]:
+        """By name, whether a value makes sense."""
+        return {
+            "hidden": self.hidden is None or (_all(self.hidden, int) and min(self.hidden, default=0) > 0),
+            "dropout": isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1,
+            "embedding": type(self.embedding) is int and self.embedding > 0,
+            "bins": self.bins is None or (type(self.bins) is int and self.bins > 0),
+            "exclude": _all(self.exclude, str),
+            "maxCategories": type(self.maxCategories) is int and self.maxCategories > 0,
+            "classWeights": self.classWeights in WEIGHTS,
         }
-        found = cls(**values)
-        checks = {
-            "hidden": found.hidden is None or (_all(found.hidden, int) and min(found.hidden, default=0) > 0),
-            "dropout": isinstance(found.dropout, (int, float)) and 0 <= found.dropout < 1,
-            "embedding": type(found.embedding) is int and found.embedding > 0,
-            "bins": found.bins is None or (type(found.bins) is int and found.bins > 0),
-            "exclude": _all(found.exclude, str),
-            "maxCategories": type(found.maxCategories) is int and found.maxCategories > 0,
-            "classWeights": found.classWeights in WEIGHTS,
-        }
-        for name, sound in checks.items():
-            if not sound:
-                raise ValueError(f"{name} cannot be {raw[name]!r}")
-        return found
 
 
 def _is_code(values: Iterable[Any]) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,7 @@ from mljobs.data import Parts, Rows, take
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
 from mljobs.store import Store
-from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, targets
+from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, hyperparameters, targets
 from mljobs.tasks.tabular_model import predictions
 from mljobs.tasks.targets import WEIGHTS, describe
 from mljobs.tasks.text_served import Served
@@ -46,7 +46,7 @@ EXAMPLE: Final = "This is a text."
 
 
 @dataclass(frozen=True, slots=True)
-class Hyperparameters:
+class Hyperparameters(hyperparameters.Hyperparameters):
     """What `spec.training.hyperparameters` may hold.
 
     Attributes:
@@ -66,32 +66,17 @@ class Hyperparameters:
     checkpoint: str = ""
     classWeights: str = "none"  # noqa: N815  likewise
 
-    @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Hyperparameters:
-        """Checks and reads the free-form object.
-
-        Raises:
-            ValueError: A name is unknown or a value makes no sense.
-        """
-        known = [f.name for f in fields(cls)]
-        for name in raw:
-            if name not in known:
-                raise ValueError(f"unknown {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-        found = cls(**raw)
-        checks = {
-            "column": isinstance(found.column, str) and found.column != "",
-            "maxLength": type(found.maxLength) is int and found.maxLength > 2,  # noqa: PLR2004  the first and the last are no text
-            "model": isinstance(found.model, Mapping),
-            "vocabulary": type(found.vocabulary) is int and found.vocabulary > len(SPECIAL),
-            "checkpoint": isinstance(found.checkpoint, str),
-            "classWeights": found.classWeights in WEIGHTS,
+    @property
+    def checks(self) -> dict[str, bool]:
+        """By name, whether a value makes sense."""
+        return {
+            "column": isinstance(self.column, str) and self.column != "",
+            "maxLength": type(self.maxLength) is int and self.maxLength > 2,  # noqa: PLR2004  the first and the last are no text
+            "model": isinstance(self.model, Mapping),
+            "vocabulary": type(self.vocabulary) is int and self.vocabulary > len(SPECIAL),
+            "checkpoint": isinstance(self.checkpoint, str),
+            "classWeights": self.classWeights in WEIGHTS,
         }
-        for name, sound in checks.items():
-            if not sound:
-                raise ValueError(f"{name} cannot be {raw[name]!r}")
-        if found.checkpoint and {"model", "vocabulary"} & raw.keys():
-            raise ValueError("checkpoint brings its own model and vocabulary; take these out")
-        return found
 
 
 class Encoder(nn.Module):
@@ -140,6 +125,8 @@ class TextTask(Task):
                 "Set spec.training.image to a jobs image with it (examples/tweets/Dockerfile), or pip install 'mlplatform[run,text]'",
             )
         self._hyper = Hyperparameters.read(hyperparameters)
+        if self._hyper.checkpoint and {"model", "vocabulary"} & hyperparameters.keys():
+            raise ValueError("checkpoint brings its own model and vocabulary; take these out")
 
     def targets(self, table: pa.Table, data: Data) -> Targets:
         """What the label's column says, by `mljobs.tasks.targets`."""
