@@ -39,8 +39,8 @@ def profile(config: Mapping[str, Any], inputs: Sequence[Tensor], targets: npt.ND
     features = config["features"]
     numbers = [feature for feature in features if feature["kind"] == "numeric"]
     words = [feature for feature in features if feature["kind"] == "categorical"]
-    counted = [_intervals(numeric, i, _edges(feature["edges"])) for i, feature in enumerate(numbers)]
-    counted += [_categories(categorical, i, feature["categories"]) for i, feature in enumerate(words)]
+    counted = _intervals(numeric, [_edges(feature["edges"]) for feature in numbers])
+    counted += _categories(categorical, [feature["categories"] for feature in words])
     named = {
         feature["name"]: {"name": feature["name"], "kind": feature["kind"], **found}
         for feature, found in zip([*numbers, *words], counted, strict=True)
@@ -61,24 +61,36 @@ def _edges(quantiles: Sequence[float]) -> list[float]:
     return [quantiles[i] for i in np.unique(spread.clip(1, last - 1))]
 
 
-def _intervals(values: Tensor, column: int, edges: list[float]) -> dict[str, Any]:
-    counts, missing = torch.zeros(len(edges) + 1, dtype=torch.int64), 0
-    bounds = torch.tensor(edges, dtype=values.dtype)
+def _intervals(values: Tensor, edges: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Of each column how many values are in each interval, in one pass over the rows."""
+    bounds = [torch.tensor(some, dtype=values.dtype) for some in edges]
+    counts = [torch.zeros(len(some) + 1, dtype=torch.int64) for some in edges]
+    missing = torch.zeros(len(edges), dtype=torch.int64)
     for part in torch.split(values, STRETCH):
-        stretch = part[:, column]
-        there = stretch[~stretch.isnan()]
-        missing += len(stretch) - len(there)
-        counts += torch.bincount(torch.bucketize(there, bounds, right=True), minlength=len(counts))
-    return {"missing": missing, "edges": edges, "counts": counts.tolist()}
+        missing += part.isnan().sum(dim=0)
+        for column, inner, count in zip(part.unbind(1), bounds, counts, strict=True):
+            there = column[~column.isnan()]
+            count += torch.bincount(torch.bucketize(there, inner, right=True), minlength=len(count))  # noqa: PLW2901  in place
+    return [
+        {"missing": lacking, "edges": list(some), "counts": count.tolist()}
+        for lacking, some, count in zip(missing.tolist(), edges, counts, strict=True)
+    ]
 
 
-def _categories(values: Tensor, column: int, categories: Sequence[str]) -> dict[str, Any]:
-    counts = torch.zeros(FIRST_CATEGORY + len(categories), dtype=torch.int64)
+def _categories(values: Tensor, categories: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Of each column how many rows have each category, likewise."""
+    counts = [torch.zeros(FIRST_CATEGORY + len(known), dtype=torch.int64) for known in categories]
     for part in torch.split(values, STRETCH):
-        counts += torch.bincount(part[:, column], minlength=len(counts))
-    found = counts.tolist()
-    known = dict(zip(categories, found[FIRST_CATEGORY:], strict=True))
-    return {"missing": found[MISSING], "unknown": found[UNKNOWN], "counts": known}
+        for column, count in zip(part.unbind(1), counts, strict=True):
+            count += torch.bincount(column, minlength=len(count))  # noqa: PLW2901  in place
+    return [
+        {
+            "missing": int(count[MISSING]),
+            "unknown": int(count[UNKNOWN]),
+            "counts": dict(zip(known, count[FIRST_CATEGORY:].tolist(), strict=True)),
+        }
+        for known, count in zip(categories, counts, strict=True)
+    ]
 
 
 def _label(label: Mapping[str, Any], targets: npt.NDArray[Any]) -> dict[str, Any]:
