@@ -69,6 +69,12 @@ LOOK_SECONDS: Final = 1.0
 ANSWERED: Final = re.compile(rb"^ts_inference_latency_microseconds\{[^}]*\} (\S+)$", re.MULTILINE)
 """It rises with every prediction that is answered."""
 
+OOM_KILLS: Final = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+"""Where the kernel counts what it has killed for want of memory: version 2 of control groups, and version 1."""
+
+STARVED_SECONDS: Final = 0.5
+"""Between two looks at it."""
+
 REQUESTS: Final = re.compile(rb"^ts_inference_requests_total\{[^}]*\} (\S+)$", re.MULTILINE)
 
 
@@ -227,9 +233,13 @@ class Readiness:
 
     A prediction on the canned sample tells. It waits in the queue of all others, so under overload none may be had: a
     server that goes on answering others is ready all the same, or overload would take every pod out of the traffic.
+
+    Attributes:
+        begun: Set from the first time on that it was ready.
     """
 
     def __init__(self, prediction_url: str, metrics_url: str) -> None:
+        self.begun = threading.Event()
         self._prediction_url, self._metrics_url = prediction_url, metrics_url
         self._lock = threading.Lock()
         self._answered = 0.0
@@ -241,6 +251,8 @@ class Readiness:
             if time.monotonic() - self._looked_at >= LOOK_SECONDS:
                 self._ready = self._look()
                 self._looked_at = time.monotonic()
+            if self._ready:
+                self.begun.set()
             return self._ready
 
     def _look(self) -> bool:
@@ -308,8 +320,39 @@ def wait_until_quiet(metrics_url: str, drain: Drain, server: subprocess.Popen[by
         time.sleep(drain.poll)
 
 
-def run(arguments: list[str], metrics_url: str, drain: Drain) -> int:
+def oom_kills() -> int:
+    """How many processes of this container the kernel has killed for want of memory; 0 where it does not say."""
+    for path in OOM_KILLS:
+        try:
+            counted = dict(line.split() for line in path.read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        return int(counted.get("oom_kill", 0))
+    return 0
+
+
+def end_if_starved(server: subprocess.Popen[bytes], begun: threading.Event) -> None:
+    """Ends a server of which something is killed for want of memory before it has begun.
+
+    TorchServe would start a worker that was killed again and again, and the pod would say nothing but that it is not
+    ready; a container that ends is told as OOMKilled. One that has served goes on: a new worker answers sooner than a new pod.
+    """
+    before = oom_kills()
+    while server.poll() is None and not begun.wait(STARVED_SECONDS):
+        if oom_kills() > before:
+            print("the container has too little memory: the kernel killed a process of it", file=sys.stderr)  # noqa: T201  its log
+            server.kill()
+            return
+
+
+def run(arguments: list[str], metrics_url: str, drain: Drain, begun: threading.Event | None = None) -> int:
     """Runs the server until it ends or a SIGTERM or SIGINT has drained it.
+
+    Args:
+        arguments: Its command line.
+        metrics_url: Where it counts requests.
+        drain: How it ends.
+        begun: Is set when it is ready; until then, want of memory ends it. None: nobody looks.
 
     Returns:
         The server's exit code; 0 if it ended because it was asked to.
@@ -326,6 +369,8 @@ def run(arguments: list[str], metrics_url: str, drain: Drain) -> int:
 
     ended = threading.Thread(target=watch, daemon=True)
     ended.start()
+    if begun is not None:
+        threading.Thread(target=end_if_starved, args=(server, begun), daemon=True).start()
     stopping.wait()
     if (code := server.poll()) is not None:
         print(f"TorchServe ended by itself with code {code}", file=sys.stderr)  # noqa: T201  the container's log
@@ -404,13 +449,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # TorchServe prefers it to its argument.
         os.environ.pop("TS_CONFIG_FILE", None)
         metrics = f"{local_url(merged, 'metrics_address')}/metrics"
+        begun = None
         with ExitStack() as told:
             if not options.address:
                 model = property_of(merged, "load_models").partition("=")[0]
                 prediction = f"{local_url(merged, 'inference_address')}/predictions/{model}"
-                health = told.enter_context(health_server(options.health_port, Readiness(prediction, metrics)))
+                readiness = Readiness(prediction, metrics)
+                begun = readiness.begun
+                health = told.enter_context(health_server(options.health_port, readiness))
                 threading.Thread(target=health.serve_forever, daemon=True).start()
-            return run(command(runtime, config, options.log_config, Path(folder)), metrics, drain)
+            return run(command(runtime, config, options.log_config, Path(folder)), metrics, drain, begun)
 
 
 if __name__ == "__main__":

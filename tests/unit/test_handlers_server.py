@@ -455,3 +455,48 @@ def test_a_port_that_is_taken_is_told_before_java_starts(
             server.main(["--model-dir", str(model_dir), "--address", address])
     assert raised.value.code == 2
     assert capsys.readouterr().err == f"mlhandlers.server: {address} cannot be listened on: Address already in use\n"
+
+
+COUNTERS = [
+    ({"events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"}, 2, "version 2 of control groups"),
+    ({"control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"}, 1, "version 1"),
+    ({"events": "low 0\n"}, 0, "a kernel that does not count"),
+    ({"events": "what is this", "control": "oom_kill 4\n"}, 4, "a file that says something else"),
+    ({}, 0, "no control groups"),
+]
+
+
+@pytest.mark.parametrize(("written", "wanted", "reason"), COUNTERS, ids=[case[-1] for case in COUNTERS])
+def test_what_the_kernel_killed_is_counted(
+    written: dict[str, str], wanted: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(server, "OOM_KILLS", (tmp_path / "events", tmp_path / "control"))
+    assert server.oom_kills() == wanted, reason
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_server_without_memory_ends_before_it_has_begun_and_not_later(
+    *, begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counter, ready = tmp_path / "events", threading.Event()
+    counter.write_text("oom_kill 7\n")
+    monkeypatch.setattr(server, "OOM_KILLS", (counter,))
+    monkeypatch.setattr(server, "STARVED_SECONDS", 0.05)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        looking = threading.Thread(target=server.end_if_starved, args=(process, ready))
+        looking.start()
+        time.sleep(0.2)
+        assert process.poll() is None, "what was killed before it began is none of its own"
+        if begun:
+            ready.set()
+            looking.join(5)
+        counter.write_text("oom_kill 8\n")
+        looking.join(5)
+        assert not looking.is_alive()
+        if begun:
+            assert process.poll() is None
+            process.kill()
+        process.wait(5)
+    assert ("too little memory" in capsys.readouterr().err) is not begun
