@@ -371,7 +371,7 @@ class Model:
         raise MissedError(f"the log of {pod} says nothing like {pattern!r} within {seconds:.0f} s")
 
 
-def ask_until(target: Target, until: Callable[[Answer], bool], seconds: float) -> Answer:
+def ask_until(target: Target, until: Callable[[Answer], bool], seconds: float, record: Object = PEOPLE[0]) -> Answer:
     """Predictions through the gateway, each on a connection of its own, until an answer is as wanted.
 
     Nothing tells when a proxy has its new routes and endpoints: what the API says comes a moment before.
@@ -383,7 +383,7 @@ def ask_until(target: Target, until: Callable[[Answer], bool], seconds: float) -
     while time.monotonic() < deadline:
         connection = target.connect()
         try:
-            answer = predict(connection, target, PEOPLE[0])
+            answer = predict(connection, target, record)
             if until(answer):
                 return answer
             last = f"{answer.status} {answer.body}"

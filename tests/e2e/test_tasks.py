@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import fsspec
 import pytest
-from e2e.scenario import FOLDER, Model, Object, Platform, condition
+from e2e.scenario import FOLDER, PROMPT_SECONDS, Model, Object, Platform, ask_until, condition
 
 from mlplatform import contract
 from mlplatform.contract import Artifacts, Stage
@@ -63,9 +63,11 @@ def test_three_classes_from_lines_of_objects_become_answers(model: Model, store:
     model.is_applied(SPEC)
     # Then it serves, and each record gets its class
     name = model.becomes_ready()["status"]["stable"]["version"]
+    target = model.target()
     for plant, height in HEIGHT.items():
-        answer = model.answers({"height": height, "leaves": "many", "garden": "n"})
-        assert (answer.status, answer.body["prediction"]) == (200, plant), answer.body
+        record = {"height": height, "leaves": "many", "garden": "n"}
+        answer = ask_until(target, lambda found: found.status == 200, PROMPT_SECONDS, record)
+        assert answer.body["prediction"] == plant, answer.body
 
     # And the training's report says what was settled, chosen and left out
     version = model.version_reaches(name, "is ready", lambda v: condition(v, "Ready") == "True")
