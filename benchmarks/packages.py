@@ -64,7 +64,7 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as folder:
             return {name: folder.read(name) for name in folder.namelist()}
     with tarfile.open(fileobj=io.BytesIO(data)) as tape:
-        return {member.name: tape.extractfile(member).read() for member in tape if member.isfile()}  # type: ignore[union-attr]
+        return {member.name: file.read() for member in tape if (file := tape.extractfile(member))}
 
 
 def _member(data: bytes, path: str) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +215,15 @@ def test_the_examples_image_has_what_the_constraints_say() -> None:
     assert {name.partition("==")[0] for name in named} == {"transformers", "tokenizers", "safetensors"}
     assert set(named) <= set(pinned)
     assert f"transformers=={transformers.__version__}" in named
+
+
+@pytest.mark.parametrize("missing", ["tokenizers", "transformers"])
+def test_without_the_extra_it_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mljobs.tasks.text", "mljobs.tasks.text_served"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    with pytest.raises(JobFailure, match=missing) as caught:
+        load_task("text", {})
+    assert "mlplatform[run,text]" in caught.value.failure.next_action

@@ -17,12 +17,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
-from mljobs import repeats
+from mljobs import parting, repeats
 from mljobs.data import Parts, Rows, take
-from mljobs.failure import JobFailure, did_you_mean
+from mljobs.failure import JobFailure
 from mljobs.features import Choice
 from mljobs.store import Store
 from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, hyperparameters, targets
@@ -31,6 +32,9 @@ from mljobs.tasks.targets import WEIGHTS, describe
 from mljobs.tasks.text_served import Served
 from mlplatform.api import Data, Training
 from mlplatform.contract import FailureClass
+
+if importlib.util.find_spec("transformers") is None:  # It takes seconds, so it is imported where it is needed.
+    raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
 
 MODEL: Final = {
     "model_type": "bert",
@@ -109,21 +113,12 @@ class TextTask(Task):
 
     Args:
         hyperparameters: `spec.training.hyperparameters`.
-
-    Raises:
-        JobFailure: The extra `text` is not installed.
     """
 
     modules: Sequence[str] = (HANDLER, "mljobs.tasks.text_served", "mljobs.tasks.tabular_model")
 
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
         super().__init__(hyperparameters)
-        if importlib.util.find_spec("transformers") is None:
-            raise JobFailure(
-                FailureClass.TASK_IMPORT,
-                "spec.training.task text needs the package transformers, which is not installed",
-                "Set spec.training.image to a jobs image with it (examples/tweets/Dockerfile), or pip install 'mlplatform[run,text]'",
-            )
         self._hyper = Hyperparameters.read(hyperparameters)
         if self._hyper.checkpoint and {"model", "vocabulary"} & hyperparameters.keys():
             raise ValueError("checkpoint brings its own model and vocabulary; take these out")
@@ -181,7 +176,15 @@ class TextTask(Task):
         }
         try:
             Encoder(config)
-        except Exception as error:  # whatever the library says of a configuration
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+            StrictDataclassError,
+        ) as error:
             raise JobFailure(
                 FailureClass.SPEC_INVALID,
                 f"transformers makes no encoder of hyperparameters.model: {type(error).__name__}: {' '.join(str(error).split())}",
@@ -243,12 +246,7 @@ class TextTask(Task):
 
     def _column(self, table: pa.Table) -> str:
         name = self._hyper.column
-        if name not in table.column_names:
-            raise JobFailure(
-                FailureClass.DATA_INVALID,
-                f"the data has no column {name!r}{did_you_mean(name, table.column_names)}; it has {', '.join(table.column_names[:20])}",
-                "Name the text's column in spec.training.hyperparameters.column",
-            )
+        parting.require(table.column_names, name, "spec.training.hyperparameters.column")
         kind = table.schema.field(name).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise JobFailure(
@@ -263,14 +261,14 @@ class TextTask(Task):
         store = Store(self._hyper.checkpoint)
         files = {name: store.read(name) for name in ("config.json", "tokenizer.json", "model.safetensors")}
         try:
-            tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
             model: dict[str, Any] = json.loads(files["config.json"])
-        except Exception as error:  # tokenizers raises a plain Exception
-            raise JobFailure(
-                FailureClass.DATA_INVALID,
-                f"tokenizer.json or config.json of {self._hyper.checkpoint} cannot be read: {error}",
-                "Write them with save_pretrained of a fast tokenizer and of the model",
-            ) from error
+            text = files["tokenizer.json"].decode()
+        except ValueError as error:
+            raise self._unreadable(error) from error
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library has no narrower one
+            raise self._unreadable(error) from error
         drop = (
             "architectures",
             "transformers_version",
@@ -284,6 +282,13 @@ class TextTask(Task):
         digest = hashlib.sha256(b"".join(files.values())).hexdigest()
         origin = {"checkpoint": {"uri": self._hyper.checkpoint, "digest": f"sha256:{digest}"}}
         return tokenizer, {key: value for key, value in model.items() if key not in drop}, origin
+
+    def _unreadable(self, error: Exception) -> JobFailure:
+        return JobFailure(
+            FailureClass.DATA_INVALID,
+            f"tokenizer.json or config.json of {self._hyper.checkpoint} cannot be read: {error}",
+            "Write them with save_pretrained of a fast tokenizer and of the model",
+        )
 
 
 def texts(table: pa.Table, column: str) -> list[str]:
