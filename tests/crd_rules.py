@@ -124,6 +124,16 @@ RULES = [
         ),
     ),
     Rule(
+        "spec.data.weight: is the label; name a column that says how much a row counts",
+        refused=(Case("the label", {"data.weight": "income"}),),
+        accepted=(Case("another column", {"data.weight": "fnlwgt"}),),
+    ),
+    Rule(
+        "spec.data.columns: contains spec.data.weight, which is no feature; take it out",
+        refused=(Case("it is among them", {"data.weight": "fnlwgt", "data.columns": {"fnlwgt": "ignore"}}),),
+        accepted=(Case("others", {"data.weight": "fnlwgt", "data.columns": {"id": "ignore"}}),),
+    ),
+    Rule(
         "spec.data.sensitiveAttributes: contains the label, which cannot be audited against itself; take it out",
         refused=(Case("the label is among them", {"data.sensitiveAttributes": ["sex", "income"]}),),
         accepted=(Case("other columns only", {"data.sensitiveAttributes": ["sex"]}),),

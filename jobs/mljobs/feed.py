@@ -65,10 +65,12 @@ class Examples:
     Attributes:
         inputs: The task's tensors; the first dimension of each is the row.
         targets: The task's (`tasks.Targets.values`); likewise.
+        weights: How much each row counts, ``(rows,)`` float32; None if all count alike.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -80,11 +82,13 @@ class Examples:
 
     def take(self, rows: Tensor) -> Examples:
         """The examples of these row numbers."""
-        return Examples(tuple(part[rows] for part in self.inputs), self.targets[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        return Examples(tuple(part[rows] for part in self.inputs), self.targets[rows], weights)
 
     def to(self, device: torch.device) -> Examples:
         """A copy on a device."""
-        return Examples(tuple(part.to(device) for part in self.inputs), self.targets.to(device))
+        weights = None if self.weights is None else self.weights.to(device)
+        return Examples(tuple(part.to(device) for part in self.inputs), self.targets.to(device), weights)
 
 
 def encode(

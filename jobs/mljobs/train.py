@@ -9,13 +9,14 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mljobs import automatic, data, feed, processes, spool
+from mljobs import automatic, data, feed, processes, spool, weights
 from mljobs.failure import RETRAIN, JobFailure, did_you_mean
 from mljobs.features import Choice
 from mljobs.feed import Examples
@@ -23,7 +24,7 @@ from mljobs.files import SHOWN
 from mljobs.profile import described, unusual
 from mljobs.report import Job, run, say
 from mljobs.served import rehearse
-from mljobs.tasks import Objective, Targets, Task, load_task
+from mljobs.tasks import LOSSES, Objective, Targets, Task, load_task
 from mlplatform.api import Data, ModelVersionSpec, Training
 from mlplatform.contract import COLUMN, VALIDATION, Artifacts, FailureClass, Stage, Summary
 
@@ -38,10 +39,8 @@ def main(job: Job) -> Summary | None:
     targets, parts = divided(task, rows, job.spec.data)
     for attribute in job.spec.data.sensitive_attributes:
         data.grouped(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
-    choose = getattr(task, "choose", None)
-    choice: Choice = choose(rows, targets, parts, job.spec.data) if choose else Choice({}, {})
-    config = task.fit(rows.table.drop_columns(list(choice.left_out)), targets, parts.train)
-    config = {**config, "ignored": {**choice.left_out, **config.get("ignored", {})}}
+    weighed = weighed_rows(rows, job.spec.data, parts.train)
+    choice, config = fitted(task, rows, targets, parts, job.spec.data)
     columns = described(rows, choice.remarks, config["ignored"], job.spec.data.label)
     objective = task.objective(config)
     defined(job.spec, objective)
@@ -58,6 +57,8 @@ def main(job: Job) -> Summary | None:
         tell(
             [*rows.remarks(), *filter(None, [choice.repeats]), *(f"the column {sentence}" for sentence in odd)], columns
         )
+        if weighed is not None:
+            say(f"weights of {job.spec.data.weight}: as much as {weights.effective(weighed):.0f} rows of one weight")
     # Shards and checkpoints take a second to import: what is wrong with the specification or the data is said before.
     from mljobs.checkpoint import Checkpoints  # noqa: PLC0415
     from mljobs.parallel import Parallel  # noqa: PLC0415
@@ -69,6 +70,7 @@ def main(job: Job) -> Summary | None:
         Examples(feed.encode(task, config, rows.table, part, held), torch.from_numpy(targets.values[part]))
         for part in (parts.train, parts.validation)
     )
+    train = replace(train, weights=None if weighed is None else torch.from_numpy(weighed).float())
 
     torch.manual_seed(training.seed)
     model = task.start(config, task.build(config))
@@ -98,6 +100,7 @@ def main(job: Job) -> Summary | None:
             "ignored": rows.ignored,
             "columns": columns,
             "repeatedRows": dict(choice.repeated),
+            **({} if weighed is None else {"effectiveRows": round(weights.effective(weighed), 1)}),
             **objective.learned,
             "features": sum(column["use"] == "feature" for column in columns.values()),
         }
@@ -160,6 +163,36 @@ def divided(task: Task, rows: data.Rows, asked: Data) -> tuple[Targets, data.Par
         raise failure.at(rows.place) from None
 
 
+def fitted(
+    task: Task, rows: data.Rows, targets: Targets, parts: data.Parts, asked: Data
+) -> tuple[Choice, dict[str, Any]]:
+    """What is not learned from, and the configuration of the rest.
+
+    Raises:
+        JobFailure: The task refuses the rows.
+    """
+    choose = getattr(task, "choose", None)
+    choice: Choice = choose(rows, targets, parts, asked) if choose else Choice({}, {})
+    aside = {asked.weight: f"{weights.FIELD} names it"} if asked.weight else {}
+    left_out = {**choice.left_out, **aside}
+    config = task.fit(rows.table.drop_columns(list(left_out)), targets, parts.train)
+    return choice, {**config, "ignored": {**left_out, **config.get("ignored", {})}}
+
+
+def weighed_rows(rows: data.Rows, asked: Data, train: data.Indices) -> weights.Floats | None:
+    """How much each training row counts; None if all count alike.
+
+    Raises:
+        JobFailure: A row has no weight; it tells the file.
+    """
+    if not asked.weight:
+        return None
+    try:
+        return weights.read(rows.table, asked.weight, train)
+    except JobFailure as failure:
+        raise failure.at(rows.place) from None
+
+
 def defined(spec: ModelVersionSpec, objective: Objective) -> None:
     """Makes sure that what the stages to come are to judge by is measured.
 
@@ -176,6 +209,12 @@ def defined(spec: ModelVersionSpec, objective: Objective) -> None:
                 f"{field} is not defined for a label that is {objective.kind}",
                 f"Take it out; if the label is {' or '.join(sorted(kinds))}, set spec.data.target",
             )
+    if spec.data.weight and not hasattr(objective, LOSSES):
+        raise JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"spec.data.weight names {spec.data.weight!r}, and the task {spec.training.task} has no loss of each row to weigh",
+            f"Take it out, or give the task's objective a method {LOSSES}(outputs, targets)",
+        )
     stopping = spec.training.early_stopping
     watched = [stopping.metric] if stopping and stopping.metric else []
     for field, named, known in (

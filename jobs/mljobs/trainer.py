@@ -11,7 +11,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, Self
@@ -33,7 +33,7 @@ from mljobs.failure import JobFailure
 from mljobs.feed import Examples, Feed
 from mljobs.parallel import Parallel
 from mljobs.report import say
-from mljobs.tasks import Objective, evaluation_rows
+from mljobs.tasks import LOSSES, Objective, evaluation_rows
 from mlplatform.api import EarlyStopping
 from mlplatform.contract import VALIDATION, FailureClass
 
@@ -239,13 +239,19 @@ class Trainer:
         loss_sum = torch.zeros((), device=self._topology.device)
         for i, part in enumerate(self._feed.micro_batches(step)):
             with self._model.microbatch(last=i == plan.accumulation - 1):
-                loss = self._objective.loss(self._model.forward(part.inputs), part.targets)
+                loss = self._loss(self._model.forward(part.inputs), part)
                 torch.autograd.backward(loss / plan.accumulation)
             loss_sum += loss.detach()
         for group in self._optimizer.param_groups:
             group["lr"] = plan.learning_rate(training.optimizer.learning_rate, step)
         self._optimizer.step()
         return float(loss_sum) / plan.accumulation
+
+    def _loss(self, outputs: Tensor, part: Examples) -> Tensor:
+        if part.weights is None:
+            return self._objective.loss(outputs, part.targets)
+        losses: Callable[[Tensor, Tensor], Tensor] = getattr(self._objective, LOSSES)
+        return (losses(outputs, part.targets) * part.weights).mean()
 
     def _end_epoch(self) -> None:
         progress, plan = self.progress, self.plan

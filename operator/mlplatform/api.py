@@ -132,6 +132,7 @@ class Data:
     delimiter: str = ""
     target: Literal["auto", "binary", "multiclass", "regression"] = field(default="auto", metadata=_UNFILLED)
     positive_label: str = ""
+    weight: str = ""
     sensitive_attributes: tuple[str, ...] = field(default=(), metadata=_UNORDERED)
     columns: dict[str, Literal["use", "ignore"]] = field(default_factory=dict)
     split: Split = Split()
@@ -911,6 +912,15 @@ def _data_problems(data: Data) -> list[str]:
         )
     if data.positive_label and data.target not in {"auto", "binary"}:
         found.append("spec.data.positiveLabel: only a binary target has a positive class; take it out")
+    return found + _column_problems(data)
+
+
+def _column_problems(data: Data) -> list[str]:
+    found = []
+    if data.weight and data.weight == data.label:
+        found.append("spec.data.weight: is the label; name a column that says how much a row counts")
+    if data.weight in data.columns:
+        found.append("spec.data.columns: contains spec.data.weight, which is no feature; take it out")
     if data.label in data.columns:
         found.append("spec.data.columns: contains the label, which is no feature; take it out")
     return found

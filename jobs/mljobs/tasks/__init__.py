@@ -24,6 +24,8 @@ from mlplatform.api import Data, Fairness, Training
 from mlplatform.contract import IN_LABEL_UNITS, LOWER_IS_BETTER, FailureClass
 
 BUILT_IN: Final = {"tabular": "mljobs.tasks.tabular:TabularTask", "text": "mljobs.tasks.text:TextTask"}
+LOSSES: Final = "losses"
+"""Of an `Objective`, where rows may have weights."""
 HANDLER: Final = "mlhandlers.records"
 """The platform's, which serves every task."""
 EVALUATION_ROWS: Final = 4096
@@ -66,7 +68,8 @@ class Objective(Protocol):
     """What is learned, once it is configured: the only place that knows what a model's outputs mean.
 
     One of a user's own inherits from this and gives `kind`, `metrics`, `loss`, `scores`, `evaluate` and `off`; what the rest
-    says by default is in the code below.
+    says by default is in the code below. Whose rows may have weights (`spec.data.weight`) has a method ``losses(outputs,
+    targets)``, too: each row's loss, ``(rows,)``.
 
     Attributes:
         kind: What it is called in `spec.data.target`.

@@ -119,7 +119,7 @@ class TabularTask(Task):
 
     def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
         """What the model does not learn from, by `mljobs.features` and `mljobs.repeats`."""
-        table, excluded = rows.table, self._hyper.exclude
+        table, excluded = rows.table, (*self._hyper.exclude, *filter(None, [asked.weight]))
         # What is not for memory is judged by some rows: the columns by any, copies by all rows of some kinds.
         some = spool.some(table)
         found = features.choose(

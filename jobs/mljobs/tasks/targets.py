@@ -303,10 +303,10 @@ def describe(found: Targets, rows: npt.NDArray[np.int64], weights: str = "none")
 
 
 def _weighed(losses: Tensor, targets: Tensor, weights: Sequence[float]) -> Tensor:
-    """The mean of the rows' losses, each times its class's weight; the mean weight is 1."""
+    """The rows' losses, each times its class's weight; the mean weight is 1."""
     if not weights:
-        return losses.mean()
-    return (losses * torch.tensor(weights, dtype=losses.dtype, device=losses.device)[targets.long()]).mean()
+        return losses
+    return losses * torch.tensor(weights, dtype=losses.dtype, device=losses.device)[targets.long()]
 
 
 def _decided(label: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,7 +328,15 @@ def _order(name: str) -> tuple[int, float, str]:
 
 
 class Target(Objective):
-    """What all three have: groups that all get one answer differ in nothing, whatever is done to them, so that is not shown."""
+    """What all of them have: groups that all get one answer differ in nothing, whatever is done to them, so that is not shown."""
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Each row's loss, ``(rows,)``."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Their mean."""
+        return self.losses(outputs, targets).mean()
 
     @abstractmethod
     def compared(self, groups: Words, targets: Any, scores: Floats, asked: Fairness) -> dict[str, Any]:
@@ -377,7 +385,7 @@ class Binary(Target):
         self.about: Mapping[str, Any] = {"positiveClass": self._classes[1], "threshold": self._threshold}
         self.sentence = f"Positive class: {self._classes[1]}, predicted from a probability of {self._threshold:.4g}."
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy, weighed by class where that is asked for."""
         losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
         return _weighed(losses, targets, self._weights)
@@ -451,7 +459,7 @@ class MultiClass(Target):
             **{selection(name): f"Selection rate: share predicted {name}" for name in self._classes[:SHOWN]},
         }
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, likewise."""
         return _weighed(nn.functional.cross_entropy(outputs, targets, reduction="none"), targets, self._weights)
 
@@ -530,10 +538,10 @@ class Regression(Target):
         self.about: Mapping[str, Any] = {"mean": self._mean, "scale": self._scale}
         self.sentence = f"A number is predicted; over the training rows its mean is {self._mean:.6g}, its standard deviation {self._scale:.6g}."
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean square of the standardised errors."""
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The squares of the standardised errors."""
         standard = ((targets - self._mean) / self._scale).to(outputs.dtype)
-        return nn.functional.mse_loss(outputs, standard)
+        return nn.functional.mse_loss(outputs, standard, reduction="none")
 
     def scores(self, outputs: Tensor) -> Tensor:
         """The numbers."""
