@@ -80,7 +80,7 @@ def main(job: Job) -> Summary | None:
     trainer.fit()
 
     objective, metrics, config = judged(task, config, trainer.outputs(), targets.values[parts.validation], training)
-    state = prepared.full_state()
+    state = final(task, config, prepared.full_state())
     summary = None
     if topology.rank == 0:
         save(job, state, config, task.reference(config, train.inputs, targets.values[parts.train]))
@@ -139,6 +139,11 @@ def judged(
     objective = task.objective(config)
     found = objective.evaluate(targets, objective.scores(outputs).numpy())
     return objective, {f"{VALIDATION}{name}": value for name, value in found.items()}, config
+
+
+def final(task: Task, config: Mapping[str, Any], state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights that are saved, on rank 0; none on the others, which have no `state`."""
+    return task.finish(config, state) if state else state
 
 
 def tell(remarks: list[str], columns: Mapping[str, Any]) -> None:
@@ -252,7 +257,7 @@ def same_everywhere(digest: str, uri: str, world_size: int) -> None:
         )
 
 
-def save(job: Job, state: dict[str, Any], config: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+def save(job: Job, state: Mapping[str, Any], config: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
     """Writes the weights, the preprocessing and what the rows looked like to the store."""
     buffer = BytesIO()
     torch.save(state, buffer)

@@ -386,8 +386,8 @@ def less_is_better(stopping: EarlyStopping | None, metric: str, lower: Collectio
 
 
 def make_optimizer(training: Settled, model: Parallel) -> torch.optim.Optimizer:
-    """The optimiser of the specification, over this rank's weights."""
-    chosen, weights = training.optimizer, model.module.parameters()
+    """The optimiser of the specification, over this rank's weights that are to learn."""
+    chosen, weights = training.optimizer, [weight for weight in model.module.parameters() if weight.requires_grad]
     if chosen.name == "sgd":
         return torch.optim.SGD(
             weights, lr=chosen.learning_rate, momentum=MOMENTUM, weight_decay=chosen.weight_decay, nesterov=True

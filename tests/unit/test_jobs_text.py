@@ -212,7 +212,9 @@ def test_the_examples_image_has_what_the_constraints_say() -> None:
     text = (REPO / "examples/tweets/Dockerfile").read_text()
     pinned = (REPO / "constraints.txt").read_text().splitlines()
     named = [word for word in text.split() if "==" in word]
-    assert {name.partition("==")[0] for name in named} == {"transformers", "tokenizers", "safetensors"}
+    assert {name.partition("==")[0] for name in named} == {
+        *("transformers", "tokenizers", "safetensors", "peft", "accelerate")
+    }
     assert set(named) <= set(pinned)
     assert f"transformers=={transformers.__version__}" in named
 

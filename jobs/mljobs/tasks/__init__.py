@@ -292,6 +292,10 @@ class Task(Protocol):
         """The model of `build` with the weights that the training begins with; by default fresh ones."""
         return model
 
+    def finish(self, config: Mapping[str, Any], state: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002  by default they are the same
+        """The weights of the model of `build` that the stages to come load, from those that `start` began with and the training ended with."""
+        return state
+
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:  # noqa: ARG002  by default it has none
         """The submodules that FSDP shards and activation checkpointing recomputes one by one; by default it is whole."""
         return ()
@@ -312,6 +316,7 @@ PARTS: Final = (
     "inputs",
     "build",
     "start",
+    "finish",
     "adjust",
     "reference",
     "blocks",

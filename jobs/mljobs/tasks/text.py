@@ -7,9 +7,7 @@ are read travels to the serving pods (`text_served.py`); what the label asks for
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,8 +23,7 @@ from mljobs import parting, repeats
 from mljobs.data import Parts, Rows, take
 from mljobs.failure import JobFailure
 from mljobs.features import Choice
-from mljobs.store import Store
-from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, hyperparameters, targets
+from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, hyperparameters, lora, pretrained, targets
 from mljobs.tasks.tabular_model import predictions
 from mljobs.tasks.targets import WEIGHTS, describe
 from mljobs.tasks.text_served import Served
@@ -60,6 +57,7 @@ class Hyperparameters(hyperparameters.Hyperparameters):
         vocabulary: Tokens that a tokenizer learns from the training rows.
         checkpoint: Folder in a store with ``config.json``, ``tokenizer.json`` and ``model.safetensors``: the encoder to
             start from, instead of `model` and `vocabulary`.
+        lora: ``{rank, alpha, targets}``: of the checkpoint's weights only adapters learn, by `mljobs.tasks.lora`.
         classWeights: ``balanced`` lets every class count as much in the loss, however rare it is.
     """
 
@@ -68,6 +66,7 @@ class Hyperparameters(hyperparameters.Hyperparameters):
     model: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: int = 8000
     checkpoint: str = ""
+    lora: Mapping[str, Any] = field(default_factory=dict)
     classWeights: str = "none"  # noqa: N815  likewise
 
     @property
@@ -79,6 +78,7 @@ class Hyperparameters(hyperparameters.Hyperparameters):
             "model": isinstance(self.model, Mapping),
             "vocabulary": type(self.vocabulary) is int and self.vocabulary > len(SPECIAL),
             "checkpoint": isinstance(self.checkpoint, str),
+            "lora": isinstance(self.lora, Mapping),
             "classWeights": self.classWeights in WEIGHTS,
         }
 
@@ -120,6 +120,7 @@ class TextTask(Task):
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
         super().__init__(hyperparameters)
         self._hyper = Hyperparameters.read(hyperparameters)
+        self._lora = lora.asked(hyperparameters)
         if self._hyper.checkpoint and {"model", "vocabulary"} & hyperparameters.keys():
             raise ValueError("checkpoint brings its own model and vocabulary; take these out")
 
@@ -146,7 +147,7 @@ class TextTask(Task):
         """
         column, asked = self._column(table), self._hyper
         if asked.checkpoint:
-            tokenizer, model, origin = self._checkpoint()
+            tokenizer, model, origin = pretrained.read(asked.checkpoint)
         else:
             tokenizer = learned_tokenizer(texts(take(table, rows), column), asked.vocabulary)
             model, origin = {**MODEL, **asked.model}, {}
@@ -175,7 +176,7 @@ class TextTask(Task):
             **origin,
         }
         try:
-            Encoder(config)
+            encoder = Encoder(config).encoder
         except (
             ValueError,
             TypeError,
@@ -190,6 +191,8 @@ class TextTask(Task):
                 f"transformers makes no encoder of hyperparameters.model: {type(error).__name__}: {' '.join(str(error).split())}",
                 "Correct spec.training.hyperparameters.model: model_type, and what that type's configuration has",
             ) from error
+        if self._lora:
+            lora.adapt(encoder, self._lora)  # what it would refuse is refused now
         return config
 
     def adjust(
@@ -207,32 +210,24 @@ class TextTask(Task):
         return Encoder(config)
 
     def start(self, config: Mapping[str, Any], model: nn.Module) -> nn.Module:  # noqa: ARG002  the weights come from the store
-        """Takes the checkpoint's weights; the head stays as it is.
+        """Takes the checkpoint's weights; the head stays as it is. Adapters come beside them where they are asked for.
 
         Raises:
-            JobFailure: They are of another encoder.
+            JobFailure: The weights are of another encoder.
         """
-        if not self._hyper.checkpoint:
-            return model
-        from safetensors.torch import load  # noqa: PLC0415  likewise
-
-        encoder: Any = model.encoder
-        weights = load(Store(self._hyper.checkpoint).read("model.safetensors"))
-        loaded, found = type(encoder).from_pretrained(
-            None, config=encoder.config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        body = f"{encoder.base_model_prefix}."
-        lacking = [name for name in found["missing_keys"] if name.startswith(body) and "pooler" not in name]
-        if lacking or any(
-            str(key[0] if isinstance(key, tuple) else key).startswith(body) for key in found["mismatched_keys"]
-        ):
-            raise JobFailure(
-                FailureClass.DATA_INVALID,
-                f"the weights of {self._hyper.checkpoint} are not of its configuration: {', '.join(lacking[:3]) or 'other shapes'}",
-                "Write config.json and model.safetensors of one encoder there (save_pretrained)",
-            )
-        encoder.load_state_dict(loaded.state_dict())
+        if self._hyper.checkpoint:
+            encoder: Any = model.encoder
+            fresh = pretrained.load(encoder, self._hyper.checkpoint)
+            if self._lora:
+                lora.adapt(encoder, self._lora, fresh)
         return model
+
+    def finish(self, config: Mapping[str, Any], state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Adds adapters to what they adapt."""
+        if not self._lora:
+            return state
+        model: Any = self.build(config)
+        return lora.merged(model, model.encoder, self._lora, state)
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         """The encoder's embeddings and layers."""
@@ -255,40 +250,6 @@ class TextTask(Task):
                 "Name the text's column in spec.training.hyperparameters.column",
             )
         return name
-
-    def _checkpoint(self) -> tuple[Tokenizer, dict[str, Any], dict[str, Any]]:
-        """Tokenizer, configuration and what is told of their origin."""
-        store = Store(self._hyper.checkpoint)
-        files = {name: store.read(name) for name in ("config.json", "tokenizer.json", "model.safetensors")}
-        try:
-            model: dict[str, Any] = json.loads(files["config.json"])
-            text = files["tokenizer.json"].decode()
-        except ValueError as error:
-            raise self._unreadable(error) from error
-        try:
-            tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # the library has no narrower one
-            raise self._unreadable(error) from error
-        drop = (
-            "architectures",
-            "transformers_version",
-            "torch_dtype",
-            "dtype",
-            "id2label",
-            "label2id",
-            "num_labels",
-            "auto_map",
-        )
-        digest = hashlib.sha256(b"".join(files.values())).hexdigest()
-        origin = {"checkpoint": {"uri": self._hyper.checkpoint, "digest": f"sha256:{digest}"}}
-        return tokenizer, {key: value for key, value in model.items() if key not in drop}, origin
-
-    def _unreadable(self, error: Exception) -> JobFailure:
-        return JobFailure(
-            FailureClass.DATA_INVALID,
-            f"tokenizer.json or config.json of {self._hyper.checkpoint} cannot be read: {error}",
-            "Write them with save_pretrained of a fast tokenizer and of the model",
-        )
 
 
 def texts(table: pa.Table, column: str) -> list[str]:
