@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import transformers
-from jobs_kit import REPO
 
 import mlplatform
 from mljobs import export, onnx_files, package, served
@@ -206,26 +202,3 @@ def test_a_checkpoint_in_the_store_is_what_it_starts_from(tmp_path: Path) -> Non
     wider = task.fit(TABLE, task.targets(TABLE, DATA), np.arange(30))
     with pytest.raises(JobFailure, match="not of its configuration"):
         task.start(wider, task.build(wider))
-
-
-def test_the_examples_image_has_what_the_constraints_say() -> None:
-    text = (REPO / "examples/tweets/Dockerfile").read_text()
-    pinned = (REPO / "constraints.txt").read_text().splitlines()
-    named = [word for word in text.split() if "==" in word]
-    assert {name.partition("==")[0] for name in named} == {
-        *("transformers", "tokenizers", "safetensors", "peft", "accelerate")
-    }
-    assert set(named) <= set(pinned)
-    assert f"transformers=={transformers.__version__}" in named
-
-
-@pytest.mark.parametrize("missing", ["tokenizers", "transformers"])
-def test_without_the_extra_it_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("mljobs.tasks.text", "mljobs.tasks.text_served"):
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, missing, None)
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
-    with pytest.raises(JobFailure, match=missing) as caught:
-        load_task("text", {})
-    assert "mlplatform[run,text]" in caught.value.failure.next_action

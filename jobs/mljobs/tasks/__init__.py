@@ -343,10 +343,7 @@ def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
         raise JobFailure(
             FailureClass.TASK_IMPORT,
             f"spec.training.task {name!r} cannot be imported: {type(error).__name__}: {error}",
-            "Set spec.training.image to a jobs image with the extra text (examples/tweets/Dockerfile), or pip install "
-            "'mlplatform[run,text]'"
-            if name == "text"
-            else "Correct the name (package.module:Class), or set spec.training.image to an image that has this package",
+            "Correct the name (package.module:Class), or set spec.training.image to an image that has this package",
         ) from error
     stubs: Collection[str] = getattr(found, "__abstractmethods__", ())
     if lacking := [part for part in PARTS if part in stubs or not hasattr(found, part)]:

@@ -1,13 +1,12 @@
 """The built-in task `text`: a transformer encoder reads one column and predicts another.
 
-Loaded by `tasks.load_task`, where the extra `text` is installed. The encoder is one of `transformers`, with fresh weights by
+Loaded by `tasks.load_task`. The encoder is one of `transformers`, with fresh weights by
 a configuration, or from a checkpoint in the store; nothing is fetched from elsewhere and nothing is unpickled. How texts
 are read travels to the serving pods (`text_served.py`); what the label asks for is as of tables (`targets.py`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,9 +28,6 @@ from mljobs.tasks.targets import WEIGHTS, describe
 from mljobs.tasks.text_served import Served
 from mlplatform.api import Data, Training
 from mlplatform.contract import FailureClass
-
-if importlib.util.find_spec("transformers") is None:  # It takes seconds, so it is imported where it is needed.
-    raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
 
 MODEL: Final = {
     "model_type": "bert",

@@ -18,12 +18,12 @@ from mlplatform import api
 from mlplatform.errors import EXIT_USAGE, CliError
 from mlplatform.standalone.state import find, sources, unwritable
 
-PACKAGES: Final = ("torch", "fairlearn", "onnxruntime", "onnxscript", "pyarrow", "s3fs", "ts", "model_archiver")
+PACKAGES: Final = (
+    *("torch", "fairlearn", "onnxruntime", "onnxscript", "pyarrow", "s3fs", "ts", "model_archiver"),
+    *("transformers", "tokenizers", "safetensors"),
+)
 """What the stages import; by the names that Python knows."""
-TEXT_PACKAGES: Final = ("transformers", "tokenizers", "safetensors")
-"""What the task `text` imports beside these."""
 EXTRA: Final = "pip install 'mlplatform[run]'"
-TEXT_EXTRA: Final = "pip install 'mlplatform[run,text]'"
 FREE_BYTES: Final = 256 * 2**20
 """A store with less room than this fails in the middle."""
 GPU_DEVICES: Final = Path("/dev")
@@ -40,19 +40,18 @@ def check(spec: api.MLModelSpec, store: Path) -> None:
             f"a run needs Linux, this is {sys.platform}",
             "use a container or a virtual machine with Linux, or a cluster: kubectl apply",
         )
-    packages(spec.training.task)
+    packages()
     writable(store)
     gpus(spec.training)
     task(spec.training)
 
 
-def packages(task: str) -> None:
-    """The extra `run` is installed, and for texts `text`, too."""
-    wanted, extra = ((*PACKAGES, *TEXT_PACKAGES), TEXT_EXTRA) if task == "text" else (PACKAGES, EXTRA)
-    if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
+def packages() -> None:
+    """The extra `run` is installed."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise CliError(
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed, which the stages need",
-            f"{extra} (README, “Without a GPU”, tells how to keep CUDA out of it)",
+            f"{EXTRA} (README, “Without a GPU”, tells how to keep CUDA out of it)",
         )
 
 
