@@ -39,6 +39,8 @@ KIND: Final = "mlplatform"
 """Name of the kind cluster."""
 KIND_IMAGES: Final = REPO / "build" / "kind-images.json"
 """References of the images in the kind cluster; `local/kind-up` writes it."""
+CHART: Final = ("operator", "jobs", "serving", "seaweedfs")
+"""Images that the chart has values for."""
 
 _FORWARD_SECONDS: Final = 30.0
 _COMMAND_SECONDS: Final = 120.0
@@ -139,7 +141,7 @@ class Cluster:
         return run([self.tool("helm"), *arguments], self.env, seconds=seconds)
 
     def images(self) -> dict[str, str]:
-        """Name → reference of this cluster's images; none where the chart's own are pulled."""
+        """Name → reference of the images that were built for this cluster; none where the chart's own are pulled."""
         refs: dict[str, str] = {}
         if self.kind == "local":
             refs = json.loads(run([sys.executable, "-m", "local", "images", "--json"], self.env, seconds=2400))
@@ -147,14 +149,15 @@ class Cluster:
             if not KIND_IMAGES.exists():
                 raise AccessError(f"{KIND_IMAGES} is not there", "make up CLUSTER=kind builds the images and writes it")
             refs = json.loads(KIND_IMAGES.read_text(encoding="utf-8"))
-        return {name: refs[name] for name in ("operator", "jobs", "serving", "seaweedfs") if refs}
+        return refs
 
     def install(self, *values: str, seconds: int = 300) -> str:
         """Installs or upgrades the chart and waits until it is ready; returns helm's status line."""
         if self.kind == "local":
             # The local cluster provisions no volumes, and its few cores must do for training beside a rollout.
             values = ("--set", "store.embedded.persistence.enabled=false", "--set", "maxCpuRequest=100m", *values)
-        images = (word for name, ref in self.images().items() for word in ("--set-string", f"images.{name}={ref}"))
+        built = self.images()
+        images = (word for name in CHART if built for word in ("--set-string", f"images.{name}={built[name]}"))
         self.helm(
             "upgrade", "--install", RELEASE, "charts/mlplatform", "--namespace", SYSTEM, "--create-namespace",
             "--wait", "--timeout", f"{seconds}s", *images, *values, seconds=seconds + 30,

@@ -5,8 +5,9 @@ over its Dockerfile, the files that this copies, the Python constraints and its 
 unchanged image is neither built nor imported again and a changed one is never mistaken.
 
 The chain: ``base`` (Debian and Python, by mmdebstrap) → ``torch`` (PyTorch in /opt/venv, one
-layer that ``jobs`` and ``serving`` share) → the platform's images. Beside them other projects'
-programs, which `upstream.py` builds, and Debian's Alertmanager.
+layer that ``jobs`` and ``serving`` share) → the platform's images → that of the example with a
+task of its own. Beside them other projects' programs, which `upstream.py` builds, and Debian's
+Alertmanager.
 
 The node is given the layers that it lacks, nothing else: the image tool writes an image into a
 folder where the node's layers seem to lie already, and what it has added is imported.
@@ -56,6 +57,7 @@ class Image:
         name: Last part of its reference.
         dockerfile: Path in the repository.
         base: Image that takes the place of ``BASE_IMAGE``; empty when it starts from scratch.
+        context: Folder in the repository that it copies from; empty for the repository itself.
         wheels: Whether it installs Python packages from the wheelhouse.
         program: Name in `upstream.UPSTREAMS` of the module whose programs it copies.
         debs: Debian packages whose files it copies; nothing of them is installed.
@@ -66,6 +68,7 @@ class Image:
     name: str
     dockerfile: str
     base: str = ""
+    context: str = ""
     wheels: bool = False
     program: str = ""
     debs: tuple[str, ...] = ()
@@ -96,6 +99,7 @@ IMAGES: Final = (
     Image("seaweedfs", "images/seaweedfs/Dockerfile", base="base", wheels=True),
     Image("jobs", "images/jobs/Dockerfile", base="torch", wheels=True),
     Image("serving", "images/serving/Dockerfile", base="torch", wheels=True),
+    Image("own-task", "examples/own-task/Dockerfile", base="jobs", context="examples/own-task"),
 )
 """A base stands before what is built on it."""
 
@@ -171,7 +175,7 @@ def _copied(image: Image, repo: Path, text: str) -> object:
         return upstream.named(image.program).key
     if image.debs:
         return unpacked_key(image)
-    return source_digests(repo, copied_sources(text))
+    return source_digests(repo / image.context, copied_sources(text))
 
 
 def loaded_references(repo: Path = REPO) -> dict[str, str]:
@@ -266,7 +270,7 @@ class Builder:
             return upstream.entry(root, upstream.named(image.program))
         if image.debs:
             return unpacked(shell, root, image)
-        return REPO
+        return REPO / image.context
 
     def _options(self, image: Image, refs: Mapping[str, str]) -> list[str]:
         root = self._layout.cache

@@ -76,7 +76,8 @@ def checkout(tmp_path: Path) -> Path:
     for image in images.IMAGES:
         path = tmp_path / image.dockerfile
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY constraints.txt /\n")
+        copied = "" if image.context else "COPY constraints.txt /\n"
+        path.write_text(f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\n{copied}")
     jobs = tmp_path / "images/jobs/Dockerfile"
     jobs.write_text(jobs.read_text() + "COPY jobs/mljobs /opt/app/mljobs\nCOPY images/install-extra /opt/build/\n")
     (tmp_path / "images/install-extra").write_text("#!/bin/sh\n")
@@ -92,20 +93,25 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("path", "text", "changed", "reason"),
     [
-        ("jobs/mljobs/train.py", "print(2)\n", {"jobs"}, "only the image that copies it"),
+        (
+            "jobs/mljobs/train.py",
+            "print(2)\n",
+            {"jobs", "own-task"},
+            "only the image that copies it, and what is built on it",
+        ),
         ("jobs/mljobs/__pycache__/train.pyc", "x", set(), "compiled files are no input"),
-        ("images/install-extra", "#!/bin/dash\n", {"jobs"}, "a script that the build runs"),
+        ("images/install-extra", "#!/bin/dash\n", {"jobs", "own-task"}, "a script that the build runs"),
         ("README.md", "x", set(), "what no Dockerfile copies is no input"),
         (
             "images/torch/Dockerfile",
             "ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\n",
-            {"torch", "jobs", "serving"},
+            {"torch", "jobs", "serving", "own-task"},
             "what is built on a changed base changes",
         ),
         (
             "constraints.txt",
             "torch==2.14.0\n",
-            {"torch", "jobs", "serving", "operator", "seaweedfs", "proxyv2", "storage-initializer"},
+            {"torch", "jobs", "own-task", "serving", "operator", "seaweedfs", "proxyv2", "storage-initializer"},
             "other package versions, other images; the base and what is compiled have no packages of Python's",
         ),
         (
@@ -150,7 +156,11 @@ def test_the_table_of_images_says_what_their_dockerfiles_do(image: images.Image)
     assert ("ARG BASE_IMAGE" in text) == bool(image.base), "the base takes the place of this argument"
     assert ("ARG PIP_ARGS" in text) == image.wheels, "only with this argument pip installs from the wheelhouse"
     assert not set(image.arguments) - set(re.findall(r"^ARG (\w+)$", text, re.MULTILINE)), "an argument is declared"
-    assert not image.loaded or re.search(r"^USER \d+:\d+$", text, re.MULTILINE), "the node runs nothing as root"
+    bases = {base.name: base for base in images.IMAGES}
+    texts = [text, (REPO / bases[image.base].dockerfile).read_text() if image.base else ""]
+    assert not image.loaded or re.search(r"^USER \d+:\d+$", "".join(texts), re.MULTILINE), (
+        "the node runs nothing as root"
+    )
 
 
 @pytest.mark.parametrize("image", [image for image in images.IMAGES if image.program], ids=lambda image: image.name)

@@ -1,0 +1,107 @@
+"""The examples' own files: from `kubectl apply` to a served prediction, with fewer rows and a shorter training."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+from e2e.scenario import PROMPT_SECONDS, Model, Object, Platform, ask_until
+
+from local.layout import REPO
+
+SERVED: Object = {"replicas": {"min": 1, "max": 1}, "resources": {"cpu": "1", "memory": "1Gi"}}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One of examples/.
+
+    Attributes:
+        folder: Its name there.
+        training: Fields of spec.training for the few rows.
+        gates: What such a training must reach.
+        record: A request's.
+        is_answer: Whether this may be answered.
+        options: Of its data.py.
+        lines: Of its one file, if not all: the first so many.
+        image: Of its own, as the local cluster has it; empty for the platform's.
+    """
+
+    folder: str
+    training: Mapping[str, Any]
+    gates: list[Object]
+    record: Object
+    is_answer: Callable[[Object], bool]
+    options: tuple[str, ...] = ()
+    lines: int = 0
+    image: str = ""
+
+
+EXAMPLES = [
+    Example(
+        "own-task",
+        {"epochs": 10},
+        [{"metric": "coverage", "min": 0.5}],
+        {"readings": [14.0 + 4 * math.sin(hour * math.pi / 12) for hour in range(24)]},
+        lambda found: found["low"] <= found["prediction"] <= found["high"],
+        options=("--rows", "3000"),
+        image="own-task",
+    ),
+    Example(
+        "tweets",
+        {"epochs": 1, "resources": {"cpu": "1", "memory": "2Gi"}},
+        [{"metric": "balanced_accuracy", "min": 0.34}],
+        {"text": "I would never trust a self-driving car"},
+        lambda found: found["prediction"] in {"negative", "neutral", "positive"} and 0 < found["confidence"] <= 1,
+        lines=4001,
+    ),
+]
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, platform: Platform) -> Iterator[Model]:
+    """The example's, not applied yet."""
+    folder = request.getfixturevalue("example").folder
+    found = Model(
+        platform, yaml.safe_load((REPO / "examples" / folder / "mlmodel.yaml").read_text())["metadata"]["name"]
+    )
+    found.is_deleted()
+    yield found
+    found.is_deleted()
+    found.is_gone()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[example.folder for example in EXAMPLES])
+def test_an_example_goes_from_its_files_to_an_answer(
+    example: Example, model: Model, platform: Platform, store: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    # Given the example's data, where its specification looks for them
+    folder = REPO / "examples" / example.folder
+    spec: Object = yaml.safe_load((folder / "mlmodel.yaml").read_text())["spec"]
+    subprocess.run([sys.executable, folder / "data.py", "--to", tmp_path, *example.options], check=True)
+    for file in tmp_path.iterdir():
+        content = file.read_bytes()
+        if example.lines:
+            content = b"".join(content.splitlines(keepends=True)[: example.lines])
+        store.pipe_file(f"{spec['data']['uri'].removeprefix('s3://')}{file.name}", content)
+    # When its specification is applied
+    training = {**spec["training"], **example.training}
+    if example.image:
+        images = platform.cluster.images()
+        if example.image not in images:
+            pytest.skip(f"this cluster has no image {example.image}")
+        training["image"] = images[example.image]
+    model.is_applied({**spec, "training": training, "gates": example.gates, "serving": SERVED})
+    # Then it serves, and its record gets an answer
+    model.becomes_ready()
+    answer = ask_until(model.target(), lambda found: found.status == 200, PROMPT_SECONDS, example.record)
+    assert example.is_answer(answer.body), json.dumps(answer.body)
