@@ -25,6 +25,10 @@ SUBDOMAIN = (
     r"'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
 )
 UNREAD = "json: cannot unmarshal"
+EITHER = (
+    "spec.data: Invalid value: set label (the column to predict) or labels "
+    "(the columns of a multilabel target), not both"
+)
 PARITY = "spec.fairness.metrics.demographic_parity_difference"
 ATTRIBUTE = "spec.data.sensitiveAttributes[1]"
 RATE = "spec.training.optimizer.learningRate"
@@ -96,7 +100,7 @@ CASES = [
           'spec.training.precision: Unsupported value: 16: supported values: "bf16", "fp32"', NOT_CHECKED)),
     Case("enum", "one of a list", {"spec.optimization.export": ["onnx", "onyx"]},
          ('spec.optimization.export[1]: Unsupported value: "onyx": supported values: "torchscript", "onnx"', NOT_CHECKED)),
-    Case("required", "no label", {"spec.data.label": ...}, ("spec.data.label: Required value", NOT_CHECKED)),
+    Case("required", "no address", {"spec.data.uri": ...}, ("spec.data.uri: Required value", NOT_CHECKED)),
     Case("required", "no spec", {"spec": ...}, ("spec: Required value", NOT_CHECKED)),
     Case("required", "a gate on nothing", {"spec.gates": [{"min": 0.5}]}, ("spec.gates[0].metric: Required value", NOT_CHECKED)),
     Case("properties", "a misspelt section", {"spec.trainig": {"epochs": 3}},
@@ -108,7 +112,7 @@ CASES = [
     Case("properties", "but not misspelt", {"status": {"stag": "Training"}},
          ('unknown field "status.stag" (did you mean stage?)',)),
     Case("properties", "a misspelt label", {"spec.data.label": ..., "spec.data.lable": "income"},
-         ('unknown field "spec.data.lable" (did you mean label?)', "spec.data.label: Required value", NOT_CHECKED)),
+         ('unknown field "spec.data.lable" (did you mean label?)', EITHER)),
     Case("additionalProperties", "each value of a map", {"spec.fairness.metrics": {"demographic_parity_difference": -1}},
          (f"{PARITY}: Invalid value: -1: {PARITY} in body should be greater than or equal to 0",)),
     Case("maxProperties", "more bounds than there may be", {"spec.fairness.metrics": {f"m{i}": 0.1 for i in range(9)}},
@@ -124,7 +128,7 @@ CASES = [
     Case("maxItems", "too many steps", {"spec.rollout.steps": list(range(1, 22))},
          ("spec.rollout.steps: Too many: 21: must have at most 20 items", NOT_CHECKED)),
     Case("minLength", "an empty label", {"spec.data.label": ""},
-         ('spec.data.label: Invalid value: "": spec.data.label in body should be at least 1 chars long',)),
+         ('spec.data.label: Invalid value: "": spec.data.label in body should be at least 1 chars long', EITHER)),
     Case("minLength", "an empty duration is none", {"spec.training.deadline": ""},
          ('spec.training.deadline: Invalid value: "": spec.training.deadline in body should be at least 2 chars long',
           f'spec.training.deadline: Invalid value: "": {SOME_TIME}')),
@@ -190,10 +194,10 @@ CASES = [
           f'spec.rollout.maxDuration: Invalid value: "0m": {SOME_TIME}')),
     Case("x-kubernetes-validations", "all at once: fields of no name, values of no sense; rules wait for those",
          {"spec.trainig": {}, "metadata.lables": {"team": "a"}, "sepc": {}, "spec.training.epoch": 3, "spec.training.workers": 0,
-          "spec.training.strategy": "fsdpx", "spec.data.label": ..., "spec.rollout.steps": [50, 25]},
+          "spec.training.strategy": "fsdpx", "spec.data.uri": ..., "spec.rollout.steps": [50, 25]},
          ('unknown field "metadata.lables" (did you mean labels?)', 'unknown field "sepc" (did you mean spec?)',
           'unknown field "spec.trainig" (did you mean training?)', 'unknown field "spec.training.epoch" (did you mean epochs?)',
-          "spec.data.label: Required value",
+          "spec.data.uri: Required value",
           'spec.training.strategy: Unsupported value: "fsdpx": supported values: "fsdp", "ddp", "single"',
           "spec.training.workers: Invalid value: 0: spec.training.workers in body should be greater than or equal to 1",
           NOT_CHECKED)),

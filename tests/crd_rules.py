@@ -63,7 +63,49 @@ NO_METRICS: dict[str, object] = {"gates": ..., "training.earlyStopping.metric": 
 NEITHER: dict[str, object] = {**NO_METRICS, "fairness": ...}
 """Nor bounds."""
 
+LABELS: dict[str, object] = {"data.label": ..., "data.labels": ["a", "b"], **NEITHER}
+"""Several of them."""
+
+
+def of_target(target: str) -> dict[str, object]:
+    """A change to data of this target."""
+    return {"data.label": ..., "data.labels": ["a", "b"]} if target == "multilabel" else {"data.target": target}
+
+
 RULES = [
+    Rule(
+        "spec.data: set label (the column to predict) or labels (the columns of a multilabel target), not both",
+        refused=(
+            Case("none is set", {"data.label": ...}),
+            Case("both are set", {**NEITHER, "data.labels": ["a", "b"]}),
+        ),
+        accepted=(
+            Case("several", LABELS),
+            Case("several, which the target says, too", {**LABELS, "data.target": "multilabel"}),
+        ),
+    ),
+    Rule(
+        "spec.data.target: multilabel needs spec.data.labels, its columns, in place of spec.data.label",
+        refused=(
+            Case("one label", {**NEITHER, "data.target": "multilabel"}),
+            Case("none", {**NEITHER, "data.target": "multilabel", "data.label": ...}),
+        ),
+        accepted=(Case("several", {**LABELS, "data.target": "multilabel"}),),
+    ),
+    Rule(
+        "spec.data.target: of spec.data.labels it is multilabel; take it out, or name one column in label",
+        refused=tuple(Case("of one", {**LABELS, "data.target": name}) for name in ("binary", "multiclass", "regression")),
+        accepted=(Case("as they are", {**LABELS, "data.target": "auto"}),),
+    ),
+    Rule(
+        "spec.data.labels: has prediction, latency_ms or model_version, which every answer has, or a name with |, which parts "
+        "names there; rename the column",
+        refused=tuple(
+            Case("the answer could not be read", {**LABELS, "data.labels": ["a", name]})
+            for name in ("prediction", "latency_ms", "model_version", "b|c")
+        ),
+        accepted=(Case("other names", {**LABELS, "data.labels": ["predictions", "b/c"]}),),
+    ),
     Rule(
         "spec.data.split: validation + test must be less than 1 to leave rows for training; lower one of them",
         refused=(
@@ -135,12 +177,18 @@ RULES = [
     ),
     Rule(
         "spec.data.sensitiveAttributes: contains the label, which cannot be audited against itself; take it out",
-        refused=(Case("the label is among them", {"data.sensitiveAttributes": ["sex", "income"]}),),
+        refused=(
+            Case("the label is among them", {"data.sensitiveAttributes": ["sex", "income"]}),
+            Case("one of several", {**LABELS, "data.labels": ["a", "race"]}),
+        ),
         accepted=(Case("other columns only", {"data.sensitiveAttributes": ["sex"]}),),
     ),
     Rule(
         "spec.data.columns: contains the label, which is no feature; take it out",
-        refused=(Case("the label is among them", {"data.columns": {"income": "use"}}),),
+        refused=(
+            Case("the label is among them", {"data.columns": {"income": "use"}}),
+            Case("one of several", {**LABELS, "data.columns": {"b": "ignore"}}),
+        ),
         accepted=(Case("other columns only", {"data.columns": {"fnlwgt": "ignore", "age": "use"}}),),
     ),
     Rule(
@@ -163,7 +211,7 @@ RULES = [
     ),
     Rule(
         "spec.gates: a built-in task reports no such metric; it reports roc_auc, average_precision, accuracy, "
-        "balanced_accuracy, f1, log_loss, brier_score, macro_f1, r2, mae, rmse, median_absolute_error",
+        "balanced_accuracy, f1, log_loss, brier_score, macro_f1, micro_f1, hamming_loss, r2, mae, rmse, median_absolute_error",
         refused=(
             Case("a misspelt metric", {"gates": [{"metric": "roc_acu", "min": 0.5}]}),
             Case("one of two is wrong", {"gates": [{"metric": "f1", "min": 0.5}, {"metric": "rmsle", "max": 1}]}),
@@ -181,58 +229,58 @@ RULES = [
         Rule(
             f"spec.gates: the target {target} reports only {', '.join(names)}",
             refused=(
-                Case("another target's", {"data.target": target, **NEITHER, "gates": [{"metric": other, "max": 1}]}),
+                Case("another target's", {**of_target(target), **NEITHER, "gates": [{"metric": other, "max": 1}]}),
             ),
             accepted=(
-                Case("its own", {"data.target": target, **NEITHER, "gates": [{"metric": names[0], "min": 0.5}]}),
+                Case("its own", {**of_target(target), **NEITHER, "gates": [{"metric": names[0], "min": 0.5}]}),
                 Case(
                     "a task of one's own reports metrics of its own",
-                    {"data.target": target, **NEITHER, "training.task": "mine.task:Task",
+                    {**of_target(target), **NEITHER, "training.task": "mine.task:Task",
                      "gates": [{"metric": other, "max": 1}]},
                 ),
             ),
         )
-        for (target, names), other in zip(contract.TARGET_METRICS.items(), ("mae", "f1", "roc_auc"), strict=True)
+        for (target, names), other in zip(contract.TARGET_METRICS.items(), ("mae", "f1", "f1", "roc_auc"), strict=True)
     ),
     *(
         Rule(
             f"spec.training.earlyStopping.metric: the target {target} reports only "
             f"{', '.join(f'val_{name}' for name in names)}; name one of them, or none for the first",
             refused=(
-                Case("another target's", {"data.target": target, **NEITHER, "training.earlyStopping.metric": f"val_{other}"}),
-                Case("no val_ before it", {"data.target": target, **NEITHER, "training.earlyStopping.metric": names[0]}),
+                Case("another target's", {**of_target(target), **NEITHER, "training.earlyStopping.metric": f"val_{other}"}),
+                Case("no val_ before it", {**of_target(target), **NEITHER, "training.earlyStopping.metric": names[0]}),
             ),
             accepted=(
                 Case(
                     "its own",
-                    {"data.target": target, **NEITHER, "training.earlyStopping.metric": f"val_{names[-1]}"},
+                    {**of_target(target), **NEITHER, "training.earlyStopping.metric": f"val_{names[-1]}"},
                 ),
-                Case("the first", {"data.target": target, **NEITHER, "training.earlyStopping.metric": ...}),
-                Case("no early stopping", {"data.target": target, **NEITHER, "training.earlyStopping": ...}),
+                Case("the first", {**of_target(target), **NEITHER, "training.earlyStopping.metric": ...}),
+                Case("no early stopping", {**of_target(target), **NEITHER, "training.earlyStopping": ...}),
                 Case("the data decides", {"training.earlyStopping.metric": f"val_{other}"}),
                 Case(
                     "a task of one's own reports metrics of its own",
-                    {"data.target": target, **NEITHER, "training.task": "mine.task:Task",
+                    {**of_target(target), **NEITHER, "training.task": "mine.task:Task",
                      "training.earlyStopping.metric": f"val_{other}"},
                 ),
             ),
         )
-        for (target, names), other in zip(contract.TARGET_METRICS.items(), ("mae", "f1", "roc_auc"), strict=True)
+        for (target, names), other in zip(contract.TARGET_METRICS.items(), ("mae", "f1", "f1", "roc_auc"), strict=True)
     ),
     *(
         Rule(
             f"spec.fairness.metrics: the target {target} defines only {', '.join(names)}",
             refused=(
-                Case("another target's", {"data.target": target, **NO_METRICS, "fairness.metrics": {other: 0.1}}),
+                Case("another target's", {**of_target(target), **NO_METRICS, "fairness.metrics": {other: 0.1}}),
             ),
             accepted=(
-                Case("its own", {"data.target": target, **NO_METRICS, "fairness.metrics": dict.fromkeys(names, 0.1)}),
-                Case("none", {"data.target": target, **NEITHER}),
+                Case("its own", {**of_target(target), **NO_METRICS, "fairness.metrics": dict.fromkeys(names, 0.1)}),
+                Case("none", {**of_target(target), **NEITHER}),
             ),
         )
         for (target, names), other in zip(
             contract.TARGET_FAIRNESS.items(),
-            ("accuracy_difference", "equalized_odds_difference", "demographic_parity_difference"),
+            ("accuracy_difference", *["equalized_odds_difference"] * 2, "demographic_parity_difference"),
             strict=True,
         )
     ),
@@ -247,9 +295,12 @@ RULES = [
     ),
     Rule(
         "spec.data.positiveLabel: only a binary target has a positive class; take it out",
-        refused=tuple(
-            Case("no class of several is the positive one", {"data.target": target, "data.positiveLabel": "x", **NEITHER})
-            for target in ("multiclass", "regression")
+        refused=(
+            *(
+                Case("no class of several is the positive one", {"data.target": target, "data.positiveLabel": "x", **NEITHER})
+                for target in ("multiclass", "regression")
+            ),
+            Case("of each of several labels it is the greater value", {**LABELS, "data.positiveLabel": "x"}),
         ),
         accepted=(
             Case("of two", {"data.target": "binary", "data.positiveLabel": "x"}),
@@ -312,6 +363,7 @@ RULES = [
                 "several classes",
                 {"training.threshold": {"value": 0.3}, "data.target": "multiclass", **NEITHER, "training.earlyStopping": ...},
             ),
+            Case("several labels", {**LABELS, "training.threshold": {"value": 0.3}}),
             Case("a task of one's own", {"training.threshold": {"value": 0.3}, "training.task": "mine.ranking:Task"}),
         ),
         accepted=(Case("what may be binary", {"training.threshold": {"value": 0.3}, "data.target": "auto"}),),
@@ -327,6 +379,7 @@ RULES = [
         ),
         accepted=(
             Case("several classes", {"training.calibration": "temperature", "data.target": "multiclass", **NEITHER, "training.earlyStopping": ...}),
+            Case("several labels", {**LABELS, "training.calibration": "temperature"}),
             Case("none of one's own", {"training.calibration": "none", "training.task": "mine.ranking:Task"}),
         ),
     ),

@@ -49,7 +49,7 @@ def settle(table: pa.Table, asked: Data, place: Callable[[int], str]) -> Settled
 
     Args:
         table: Of all files.
-        asked: Which column is the label: its words are left as they are, for they may name classes, unless it is measured.
+        asked: Which columns are labels: their words are left as they are, for they may name classes, unless it is measured.
         place: Where the row of this number stands.
     """
     remarks: dict[str, str] = {}
@@ -59,7 +59,7 @@ def settle(table: pa.Table, asked: Data, place: Callable[[int], str]) -> Settled
             continue
         column = table.column(i)
         found = _look(column, LIMIT if large else math.inf)
-        if field.name == asked.label and not (found.decimal and _measured(found.texts, asked)):
+        if field.name in asked.predicted and not (found.decimal and _measured(found.texts, asked)):
             continue
         if found.decimal:
             read: Callable[[str], float | str | None] = partial(number, decimal=found.decimal)

@@ -378,18 +378,27 @@ def split(strata: Strata, shares: Split, table: pa.Table | None = None) -> Parts
         for code, name in enumerate(strata.names):
             near = [part[strata.codes[part] == code] for part in parts]
             _refuse_too_few(near, name, strata.least, "spec.data.split.by")
+        _refuse_lacking(parts, strata, "spec.data.split.by")
         return Parts(*parts)
     generator = np.random.default_rng(shares.seed)
     kind = np.int32 if len(strata.codes) < 2**31 else np.int64  # half the memory, and the same order
     held: list[tuple[npt.NDArray[Any], ...]] = []
+    said = f" (validation {shares.validation}, test {shares.test})"
     for code, name in enumerate(strata.names):
         order = generator.permutation(np.flatnonzero(strata.codes == code).astype(kind))
         test = round(len(order) * shares.test)
         validation = test + round(len(order) * shares.validation)
         held.append((order[validation:], order[test:validation], order[:test]))
-        said = f" (validation {shares.validation}, test {shares.test})"
         _refuse_too_few(held[-1], name, strata.least, "the shares in spec.data.split", said)
-    return Parts(*(np.sort(np.concatenate(part)).astype(np.int64) for part in zip(*held, strict=True)))
+    found = Parts(*(np.sort(np.concatenate(part)).astype(np.int64) for part in zip(*held, strict=True)))
+    _refuse_lacking(found, strata, "the shares or the seed in spec.data.split", said)
+    return found
+
+
+def _refuse_lacking(parts: Sequence[npt.NDArray[Any]], strata: Strata, field: str, said: str = "") -> None:
+    """Makes sure that every part has a row of each kind that it needs."""
+    for name, rows in strata.needed.items():
+        _refuse_too_few([part[rows[part]] for part in parts], name, 1, field, said)
 
 
 def _refuse_too_few(parts: Sequence[npt.NDArray[Any]], name: str, least: int, field: str, said: str = "") -> None:

@@ -118,7 +118,7 @@ def _in_order(column: pa.ChunkedArray, start: int, end: int) -> bool:
 def choose(  # noqa: PLR0913, PLR0917  the rows, what is known of them, what is asked
     table: pa.Table,
     numbered: Mapping[str, str],
-    classes: npt.NDArray[np.integer[Any]],
+    classes: Mapping[str, Codes],
     asked: Data,
     excluded: Collection[str],
     share: float = 1.0,
@@ -128,8 +128,8 @@ def choose(  # noqa: PLR0913, PLR0917  the rows, what is known of them, what is 
     Args:
         table: The rows.
         numbered: As `numbering` found.
-        classes: Of each row, from 0; of a measured label all are 0.
-        asked: The label, and what is said of the columns.
+        classes: By label, of each row from 0; of a measured one all are 0.
+        asked: The labels, and what is said of the columns.
         excluded: Columns that are none of the features anyway.
         share: Of all rows, those that are here.
 
@@ -151,7 +151,7 @@ def choose(  # noqa: PLR0913, PLR0917  the rows, what is known of them, what is 
     open_ = [
         typed.name
         for typed in table.schema
-        if typed.name != asked.label
+        if typed.name not in asked.predicted
         and typed.name not in asked.columns
         and typed.name not in excluded
         and is_plain(typed.type)
@@ -164,12 +164,14 @@ def choose(  # noqa: PLR0913, PLR0917  the rows, what is known of them, what is 
         if (why := parts.get(name) or numbered.get(name) or identifies(name, table.column(name), encoded[name], share))
     }
     rest = [name for name in open_ if name not in names]
-    remarks = _tell(table, rest, encoded, classes.astype(np.int64), asked)
+    remarks: dict[str, str] = {}
+    for label, codes in classes.items():
+        remarks |= _tell(table, rest, encoded, codes, label)
     twins = _twins(rest, encoded)
     features = [
         name
         for name in table.column_names
-        if name != asked.label
+        if name not in asked.predicted
         and name not in excluded
         and name not in left_out
         and name not in names
@@ -243,14 +245,14 @@ def _twins(names: Sequence[str], encoded: Mapping[str, Encoded]) -> dict[str, st
 
 
 def _tell(
-    table: pa.Table, names: Sequence[str], encoded: Mapping[str, Encoded], classes: Codes, asked: Data
+    table: pa.Table, names: Sequence[str], encoded: Mapping[str, Encoded], classes: Codes, name_of_label: str
 ) -> dict[str, str]:
-    """What there is to say of columns that tell the label in a few rows.
+    """What there is to say of columns that tell a label in a few rows.
 
     Raises:
         JobFailure: One does in so many that it is taken for the label itself.
     """
-    label = table.column(asked.label)
+    label = table.column(name_of_label)
     if classes.any():
         found = {name: _as_class(encoded[name], classes, label) for name in names}
     else:
@@ -261,13 +263,13 @@ def _tell(
         raise JobFailure(
             FailureClass.DATA_INVALID,
             "; ".join(
-                f"the column {name!r} tells the label {asked.label!r}: {told[name].why}" for name in sure[:SHOWN]
+                f"the column {name!r} tells the label {name_of_label!r}: {told[name].why}" for name in sure[:SHOWN]
             ),
             "A request has no such value if it is known only with the label: leave it out with spec.data.columns: "
             f"{{{yaml}}}; write use for ignore if it is known before",
         )
     return {
-        name: f"alone it tells the label ({verdict.why}); if it is known only with the label, leave it out"
+        name: f"alone it tells the label {name_of_label!r} ({verdict.why}); if it is known only with the label, leave it out"
         for name, verdict in told.items()
     }
 

@@ -96,7 +96,7 @@ def main(job: Job) -> Summary:
         content = archive.read_bytes()
         sha = hashlib.sha256(content).hexdigest()
         say(f"archive={archive.name} candidate={name} bytes={len(content)} sha256={sha}")
-        rows, expected = rows_to_try(known, job.spec.data.label, serialized, example)
+        rows, expected = rows_to_try(known, job.spec.data.predicted, serialized, example)
         difference = smoke_test(archive, work / "loaded", rows, expected, known.objective)
         tried = len(rows) - 1
         say(f"loaded the archive: {tried} test rows, {known.objective.unit} within {difference:.2e} of the candidate's")
@@ -219,7 +219,7 @@ def serving_config(model: str) -> str:
 
 
 def rows_to_try(
-    known: Trained, label: str, serialized: bytes, example: Any
+    known: Trained, labels: Sequence[str], serialized: bytes, example: Any
 ) -> tuple[list[Any], npt.NDArray[np.float64]]:
     """Rows of the test split, evenly spread, then the example, and what the candidate says of their tensors.
 
@@ -227,7 +227,7 @@ def rows_to_try(
 
     Args:
         known: The test split.
-        label: The column that no record has.
+        labels: The columns that no record has.
         serialized: The candidate's TorchScript file.
         example: The task's.
 
@@ -236,7 +236,8 @@ def rows_to_try(
     """
     count = known.test.num_rows
     chosen = np.arange(0, count, max(1, count // SMOKE_ROWS))[:SMOKE_ROWS]
-    sent = [name for name in known.test.column_names if name != label and name not in known.config.get("ignored", ())]
+    unsent = {*labels, *known.config.get("ignored", ())}
+    sent = [name for name in known.test.column_names if name not in unsent]
     records: list[Any] = json.loads(json.dumps(data.take(known.test.select(sent), chosen).to_pylist(), default=str))
     last = served.load(known.task, known.config).read([example])
     inputs = tuple(torch.cat([part[chosen], more]) for part, more in zip(known.inputs, last, strict=True))

@@ -5,7 +5,7 @@ Called by `mljobs.train`: for the report, the log that `kubectl mlmodel data` re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ SAID: Final = 160
 
 
 def described(
-    rows: Rows, remarks: Mapping[str, str], ignored: Mapping[str, str], label: str
+    rows: Rows, remarks: Mapping[str, str], ignored: Mapping[str, str], labels: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """What became of every column: for the report, and for whoever asks `kubectl mlmodel data`.
 
@@ -29,7 +29,7 @@ def described(
         rows: With what was found when they were read.
         remarks: By column, what the task has to say of it.
         ignored: Columns that are no features, with why.
-        label: The column that is predicted.
+        labels: The columns that are predicted.
 
     Returns:
         By name ``{kind, missing, distinct, use, why, note}``, the last two and `distinct` where there is something to say.
@@ -45,7 +45,7 @@ def described(
             "kind": _kind(column.type),
             "missing": round(column.null_count / len(column), 6),
             **_distinct(column, large=large),
-            "use": "label" if name == label else "left out" if why else "feature",
+            "use": "label" if name in labels else "left out" if why else "feature",
             **({"why": why} if why else {}),
             **({"note": note} if note else {}),
         }

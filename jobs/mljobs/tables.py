@@ -223,7 +223,7 @@ class Head:
                 "spec.data.delimiter is the end of a line",
                 "Name the character between values",
             )
-        delimiter = data.delimiter or _delimiter(content, data.label)
+        delimiter = data.delimiter or _delimiter(content, data.predicted)
         names, start = _header(content, delimiter)
         if not names:
             raise JobFailure(
@@ -358,10 +358,10 @@ class _Unparsed(Exception):  # noqa: N818  likewise
     """Arrow refuses a block."""
 
 
-def _delimiter(content: bytes, label: str) -> str:
-    """The first one that parts the header into columns of which one is the label; else the one with most columns."""
+def _delimiter(content: bytes, labels: Collection[str]) -> str:
+    """The first one that parts the header into columns of which the labels are some; else the one with most columns."""
     headers = {delimiter: _header(content, delimiter)[0] for delimiter in DELIMITERS}
-    fitting = (delimiter for delimiter, names in headers.items() if label in names and len(names) > 1)
+    fitting = (delimiter for delimiter, names in headers.items() if set(labels) <= set(names) and len(names) > 1)
     return next(fitting, max(headers, key=lambda delimiter: len(headers[delimiter])))
 
 

@@ -41,7 +41,7 @@ def main(job: Job) -> Summary | None:
         data.grouped(rows.table, attribute)  # the audit needs them: what it would refuse is refused before the training
     weighed = weighed_rows(rows, job.spec.data, parts.train)
     choice, config = fitted(task, rows, targets, parts, job.spec.data)
-    columns = described(rows, choice.remarks, config["ignored"], job.spec.data.label)
+    columns = described(rows, choice.remarks, config["ignored"], job.spec.data.predicted)
     objective = task.objective(config)
     defined(job.spec, objective)
     rehearse(task, config, objective, job.spec)
@@ -206,7 +206,7 @@ def defined(spec: ModelVersionSpec, objective: Objective) -> None:
     """
     for field, is_asked, kinds in (
         ("spec.training.threshold", spec.training.threshold is not None, {"binary"}),
-        ("spec.training.calibration", spec.training.calibration != "none", {"binary", "multiclass"}),
+        ("spec.training.calibration", spec.training.calibration != "none", {"binary", "multiclass", "multilabel"}),
     ):
         if is_asked and objective.kind not in kinds:
             raise JobFailure(

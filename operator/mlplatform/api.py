@@ -125,17 +125,25 @@ class Data:
     """Where the rows are and what they mean."""
 
     uri: str
-    label: str
+    label: str = ""
+    labels: tuple[str, ...] = ()
     dvc: Dvc | None = None
     format: Literal["csv", "parquet", "jsonl"] = "csv"
     encoding: str = ""
     delimiter: str = ""
-    target: Literal["auto", "binary", "multiclass", "regression"] = field(default="auto", metadata=_UNFILLED)
+    target: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = field(
+        default="auto", metadata=_UNFILLED
+    )
     positive_label: str = ""
     weight: str = ""
     sensitive_attributes: tuple[str, ...] = field(default=(), metadata=_UNORDERED)
     columns: dict[str, Literal["use", "ignore"]] = field(default_factory=dict)
     split: Split = Split()
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The columns that are labels."""
+        return self.labels or (self.label,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -906,24 +914,47 @@ def _data_problems(data: Data) -> list[str]:
         found.append("spec.data.split.by: set one of group, key and time; remove the others")
     if by and by.time and by.time.validation >= by.time.test:
         found.append("spec.data.split.by.time: validation must be before test: exchange them, or move one")
-    if data.label in data.sensitive_attributes:
+    if set(data.predicted) & set(data.sensitive_attributes):
         found.append(
             "spec.data.sensitiveAttributes: contains the label, which cannot be audited against itself; take it out"
         )
-    if data.positive_label and data.target not in {"auto", "binary"}:
+    if data.positive_label and (data.labels or data.target not in {"auto", "binary"}):
         found.append("spec.data.positiveLabel: only a binary target has a positive class; take it out")
-    return found + _column_problems(data)
+    return found + _column_problems(data) + _label_problems(data)
 
 
 def _column_problems(data: Data) -> list[str]:
     found = []
-    if data.weight and data.weight == data.label:
+    if data.weight and data.weight in data.predicted:
         found.append("spec.data.weight: is the label; name a column that says how much a row counts")
     if data.weight in data.columns:
         found.append("spec.data.columns: contains spec.data.weight, which is no feature; take it out")
-    if data.label in data.columns:
+    if set(data.predicted) & data.columns.keys():
         found.append("spec.data.columns: contains the label, which is no feature; take it out")
     return found
+
+
+def _label_problems(data: Data) -> list[str]:
+    if data.target == "multilabel" and not data.labels:
+        return ["spec.data.target: multilabel needs spec.data.labels, its columns, in place of spec.data.label"]
+    if bool(data.label) == bool(data.labels):
+        return ["spec.data: set label (the column to predict) or labels (the columns of a multilabel target), not both"]
+    found = []
+    if data.labels and data.target not in {"auto", "multilabel"}:
+        found.append("spec.data.target: of spec.data.labels it is multilabel; take it out, or name one column in label")
+    if any(name in contract.IN_ANSWERS or contract.JOINED in name for name in data.labels):
+        found.append(
+            "spec.data.labels: has prediction, latency_ms or model_version, which every answer has, or a name with |, which "
+            "parts names there; rename the column"
+        )
+    return found
+
+
+def _target(spec: MLModelSpec) -> str:
+    """What a built-in task is to learn, as far as the specification tells."""
+    if spec.training.task not in contract.TASK_METRICS:
+        return "auto"
+    return "multilabel" if spec.data.labels else spec.data.target
 
 
 def _fairness_problems(spec: MLModelSpec) -> list[str]:
@@ -937,7 +968,7 @@ def _fairness_problems(spec: MLModelSpec) -> list[str]:
             f"spec.fairness.metrics: {', '.join(contract.DIFFERENCES_OF_SHARES)} are differences of shares; "
             "give each a bound between 0 and 1"
         )
-    target = spec.data.target if spec.training.task in contract.TASK_METRICS else "auto"
+    target = _target(spec)
     known = contract.TARGET_FAIRNESS.get(target)
     if known and not set(spec.fairness.metrics) <= set(known):
         found.append(f"spec.fairness.metrics: the target {target} defines only {', '.join(known)}")
@@ -993,7 +1024,7 @@ def _gate_problems(spec: MLModelSpec) -> list[str]:
         found.append(
             f"spec.gates: a built-in task reports no such metric; it reports {', '.join(known)}",
         )
-    target = spec.data.target if spec.training.task in contract.TASK_METRICS else "auto"
+    target = _target(spec)
     of_target = contract.TARGET_METRICS.get(target)
     if of_target and not {gate.metric for gate in spec.gates} <= set(of_target):
         found.append(f"spec.gates: the target {target} reports only {', '.join(of_target)}")

@@ -136,6 +136,15 @@ VALIDATION: Final = "val_"
 TARGET_METRICS: Final[dict[str, tuple[str, ...]]] = {
     "binary": ("roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "log_loss", "brier_score"),
     "multiclass": ("roc_auc", "accuracy", "balanced_accuracy", "macro_f1", "log_loss"),
+    "multilabel": (
+        "roc_auc",
+        "average_precision",
+        "balanced_accuracy",
+        "micro_f1",
+        "macro_f1",
+        "log_loss",
+        "hamming_loss",
+    ),
     "regression": ("r2", "mae", "rmse", "median_absolute_error"),
 }
 """Test metrics of the built-in tasks, by `spec.data.target`."""
@@ -148,17 +157,24 @@ TASK_METRICS: Final[dict[str, tuple[str, ...]]] = dict.fromkeys(
 COLUMN: Final = "column "
 """Begins a line of the training's log with one column of the data as JSON, which `kubectl mlmodel data` reads."""
 
+IN_ANSWERS: Final = frozenset({"prediction", "latency_ms", "model_version"})
+"""What an answer has beside a column for each of several labels."""
+
+JOINED: Final = "|"
+"""Stands between the names of labels in an answer."""
+
 DETAIL_LOG: Final = "lastLog"
 """Key of `Summary.details` with the end of a traceback: the pod and its log are gone when somebody asks."""
 
 IN_LABEL_UNITS: Final = frozenset({"mae", "rmse", "median_absolute_error"})
 """Metrics in the unit of the label, which have no scale of their own."""
 
-LOWER_IS_BETTER: Final = frozenset({"log_loss", "brier_score"}) | IN_LABEL_UNITS
+LOWER_IS_BETTER: Final = frozenset({"log_loss", "brier_score", "hamming_loss"}) | IN_LABEL_UNITS
 
 TARGET_FAIRNESS: Final[dict[str, tuple[str, ...]]] = {
     "binary": ("demographic_parity_difference", "equalized_odds_difference"),
     "multiclass": ("demographic_parity_difference", "accuracy_difference"),
+    "multilabel": ("demographic_parity_difference", "accuracy_difference"),
     "regression": ("mean_prediction_difference", "mean_absolute_error_difference"),
 }
 """Differences between groups that are defined for each `spec.data.target`."""

@@ -168,7 +168,7 @@ def test_a_strong_feature_is_none(values: list[Any], reason: str) -> None:
 def test_in_few_rows_it_is_only_told() -> None:
     table = pa.table({"age": AGE[:60], "city": ["Lyon", "Nîmes"] * 30, "y": ["non", "oui"] * 30})
     remark = chosen(table).remarks["city"]
-    assert "alone it tells the label (one to one, Lyon is non, Nîmes is oui, in all 60 rows)" in remark
+    assert "alone it tells the label 'y' (one to one, Lyon is non, Nîmes is oui, in all 60 rows)" in remark
     with pytest.raises(JobFailure, match="the same value in all 60 rows"):
         chosen(table.append_column("z", table.column("y")))
 

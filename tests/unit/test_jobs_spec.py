@@ -30,7 +30,7 @@ def test_a_version_as_the_operator_writes_it_is_read_back() -> None:
     ("change", "words", "reason"),
     [
         ({"mitigation": "reweighing"}, "spec.mitigation: unknown field", "a field of a later release, set by somebody"),
-        ({"data": {"uri": "x"}}, "spec.data.label: required", "a required field is absent"),
+        ({"data": {"label": "x"}}, "spec.data.uri: required", "a required field is absent"),
         ({"data": {"uri": "x", "label": 5}}, "spec.data.label: expected a string", "a scalar of another type"),
         ({"gates": [{"metric": "m", "min": "0.5"}]}, "spec.gates[0].min", "a path into a list"),
         (

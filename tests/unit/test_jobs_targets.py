@@ -24,7 +24,7 @@ from mljobs.optimize import Latency, Measured, objections
 from mljobs.tasks import targets
 from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import predictions
-from mljobs.tasks.targets import CLASSES_LIMIT, Binary, MultiClass, Regression
+from mljobs.tasks.targets import CLASSES_LIMIT, Binary, MultiClass, Regression, Target
 from mlplatform.api import Data, EarlyStopping, Fairness, Gate, ModelVersionSpec, Optimization, Split, Training
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, Artifacts, FailureClass, Stage
 from mlplatform.standalone.result import Result
@@ -317,11 +317,13 @@ def test_an_interval_of_a_difference_of_means_covers_the_truth() -> None:
 LABELS = {
     "binary": {"name": "y", "classes": ["no", "yes"]},
     "multiclass": {"name": "y", "kind": "multiclass", "classes": ["a", "b", "c"]},
+    "multilabel": {"kind": "multilabel", "labels": [{"name": name, "classes": ["0", "1"]} for name in "yz"]},
     "regression": {"name": "y", "kind": "regression", "mean": 5.0, "scale": 2.0},
 }
 SAID = {
     "binary": (np.arange(40) % 5 == 0, np.full(40, 0.2)),
     "multiclass": (np.arange(40) % 3, np.tile([0.5, 0.3, 0.2], (40, 1))),
+    "multilabel": (np.arange(80).reshape(40, 2) % 5 == 0, np.tile([0.6, 0.2], (40, 1))),
     "regression": (np.arange(40.0), np.full(40, 5.0)),
 }
 
@@ -335,7 +337,7 @@ def test_groups_that_all_get_one_answer_have_no_differences(kind: str) -> None:
     compared = found.compare(groups, wanted, scores, Fairness(min_group_size=5))
     assert compared["differences"] == {}
     assert set(compared["groups"]) == {"a", "b"}, "the rates themselves are what they are"
-    assert isinstance(found, Binary | MultiClass | Regression)
+    assert isinstance(found, Target)
     told = found.constant(wanted, scores)
     assert (told["always"], told["better"]) == (True, False)
 

@@ -10,7 +10,7 @@ import importlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -42,11 +42,13 @@ class Strata:
         codes: Which one each row is of, ``(rows,)``, from 0.
         names: What each is called in a sentence, e.g. ``the positive class``.
         least: Rows that a part needs of each, or nothing could be learned or measured there.
+        needed: Further kinds, by name: which rows are of it, ``(rows,)``. They may overlap, and a part needs a row of each.
     """
 
     codes: npt.NDArray[np.integer[Any]]
     names: Sequence[str]
     least: int = 1
+    needed: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

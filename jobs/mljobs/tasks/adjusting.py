@@ -33,7 +33,7 @@ def adjusted(
 
     Args:
         label: Of the configuration.
-        targets: Of the validation rows: flags, or numbers of classes.
+        targets: Of the validation rows: flags, or numbers of classes; of several labels flags of each.
         outputs: The model's for these, in float64.
         training: The specification.
     """
@@ -50,14 +50,14 @@ def temperature(outputs: Tensor, targets: Tensor) -> float:
     """What the outputs are to be divided by, so that the targets are likeliest (Guo et al. 2017, section 4.2).
 
     Args:
-        outputs: Logits, ``(n,)`` of two classes, else ``(n, classes)``.
+        outputs: Logits, ``(n,)`` of two classes, else ``(n, classes)`` or ``(n, labels)``.
         targets: Flags, or numbers of classes.
     """
     from scipy.optimize import minimize_scalar  # noqa: PLC0415  a tenth of a second that few trainings need
 
     def loss(logarithm: float) -> float:
         cooled = outputs / math.exp(logarithm)
-        if outputs.ndim == 1:
+        if targets.dtype is torch.bool:
             return float(nn.functional.binary_cross_entropy_with_logits(cooled, targets.to(outputs.dtype)))
         return float(nn.functional.cross_entropy(cooled, targets.long()))
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from fairlearn.metrics import (
     MetricFrame,
     count,
@@ -88,9 +89,8 @@ def of_classes(
         "accuracy": accuracy_score,
         **{name: partial(selection_rate, pos_label=code) for code, name in enumerate(selected)},
     }
-    return _of_means(
-        MetricFrame(metrics=metrics, y_true=targets, y_pred=predicted, sensitive_features=groups), groups, means, asked
-    )
+    frame = MetricFrame(metrics=metrics, y_true=targets, y_pred=predicted, sensitive_features=groups)
+    return _of_means(frame.by_group, groups, means, asked)
 
 
 def of_numbers(
@@ -102,23 +102,29 @@ def of_numbers(
 ) -> dict[str, Any]:
     """Likewise of numbers: the mean prediction and the mean absolute error."""
     metrics = {"mean_prediction": mean_prediction, "mean_absolute_error": mean_absolute_error}
-    return _of_means(
-        MetricFrame(metrics=metrics, y_true=targets, y_pred=predicted, sensitive_features=groups), groups, means, asked
-    )
+    frame = MetricFrame(metrics=metrics, y_true=targets, y_pred=predicted, sensitive_features=groups)
+    return _of_means(frame.by_group, groups, means, asked)
+
+
+def of_labels(groups: npt.NDArray[np.str_], means: fairness.Means, asked: Fairness) -> dict[str, Any]:
+    """Likewise of several labels: the share of them that is told right, and the selection rate of each.
+
+    Fairlearn has no metrics of several columns; all of these are means.
+    """
+    return _of_means(pd.DataFrame(dict(means.values)).groupby(groups).mean(), groups, means, asked)
 
 
 def _of_means(
-    frame: MetricFrame, groups: npt.NDArray[np.str_], means: fairness.Means, asked: Fairness
+    table: pd.DataFrame, groups: npt.NDArray[np.str_], means: fairness.Means, asked: Fairness
 ) -> dict[str, Any]:
-    table = frame.by_group
     result = means.assess(groups, asked.min_group_size, asked.confidence)
     size = next(iter(result.denominators.values()))
     rows: dict[str, Any] = {}
     for i, name in enumerate(result.names):
         rows[name] = {
             "count": int(size[i]),
-            "denominators": {rate: int(size[i]) for rate in means.values},
-            **{rate: {**asdict(result.rates[rate][i]), "value": float(table.loc[name, rate])} for rate in means.values},
+            "denominators": {rate: int(size[i]) for rate in result.rates},
+            **{rate: {**asdict(found[i]), "value": float(table[rate][name])} for rate, found in result.rates.items()},
         }
     large = np.array(result.names)[next(iter(result.assessed.values()))]
     differences = {

@@ -11,6 +11,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mljobs.tasks.tabular_model import JOINED
+
+NOTHING: Final = "(none)"
+"""None of several labels."""
 CHANCE: Final = 1.645
 """Standard errors above chance: 95 % of models that know nothing are below."""
 
@@ -45,6 +49,37 @@ def of_classes(
         "right": float(sizes.max() / len(targets)),
         "always": always,
         "better": not always and value > (floor if often else floor + CHANCE * error),
+    }
+
+
+def of_labels(names: Sequence[str], targets: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Of several labels the mean of their balanced accuracies tells: whatever is always answered, it is one half.
+
+    Args:
+        names: Of the labels.
+        targets: Which of them each row has, ``(rows, labels)``.
+        predicted: Likewise, what the model says.
+
+    Returns:
+        Likewise.
+    """
+    commonest = targets.mean(axis=0) > 0.5  # noqa: PLR2004  more often than not
+    sizes = np.stack([(~targets).sum(axis=0), targets.sum(axis=0)])
+    hits = np.stack([(~targets & ~predicted).sum(axis=0), (targets & predicted).sum(axis=0)])
+    right = hits / sizes
+    # The labels of a row hang together, so the error of their mean may be as large as the mean of their errors.
+    error = float((np.sqrt((right * (1 - right) / sizes).sum(axis=0)) / 2).mean())
+    always, value = _same(predicted), float(right.mean())
+    most = float(sizes.max(axis=0).sum() / targets.size)
+    often = bool((predicted == targets).mean() > most)
+    answer = predicted[0] if always else commonest
+    return {
+        "metric": "balanced_accuracy",
+        "answer": JOINED.join(name for name, there in zip(names, answer, strict=True) if there) or NOTHING,
+        "floor": 0.5,
+        "right": most,
+        "always": always,
+        "better": not always and value > (0.5 if often else 0.5 + CHANCE * error),
     }
 
 

@@ -28,12 +28,12 @@ def profile(config: Mapping[str, Any], inputs: Sequence[Tensor], targets: npt.ND
     Args:
         config: The task's configuration.
         inputs: ``(numeric, categorical)`` of the training rows.
-        targets: Of these rows: flags, numbers of classes, or measured numbers.
+        targets: Of these rows: flags, numbers of classes, or measured numbers; of several labels flags of each.
 
     Returns:
         ``{rows, features: [{name, kind, missing, …}, …], label}``. A numeric feature and a measured label have ``edges`` (rising)
         and ``counts`` of the intervals that these part, the first and the last of which are open; a categorical one has
-        ``counts`` by category and ``unknown``; a label of classes ``counts`` by class.
+        ``counts`` by category and ``unknown``; a label of classes ``counts`` by class, and several ``labels`` such ones.
     """
     numeric, categorical = inputs
     features = config["features"]
@@ -48,7 +48,7 @@ def profile(config: Mapping[str, Any], inputs: Sequence[Tensor], targets: npt.ND
     return {
         "rows": len(targets),
         "features": [named[feature["name"]] for feature in features],
-        "label": {"name": config["label"]["name"], **_label(config["label"], targets)},
+        "label": _label(config["label"], targets),
     }
 
 
@@ -94,9 +94,11 @@ def _categories(values: Tensor, categories: Sequence[Sequence[str]]) -> list[dic
 
 
 def _label(label: Mapping[str, Any], targets: npt.NDArray[Any]) -> dict[str, Any]:
+    if "labels" in label:
+        return {"labels": [_label(each, targets[:, i]) for i, each in enumerate(label["labels"])]}
     if label.get("kind") == "regression":
         edges = np.unique(np.quantile(targets, np.linspace(0, 1, INTERVALS + 1)[1:-1])).tolist()
         found = np.bincount(np.searchsorted(edges, targets, side="right"), minlength=len(edges) + 1)
-        return {"edges": edges, "counts": found.tolist()}
+        return {"name": label["name"], "edges": edges, "counts": found.tolist()}
     found = np.bincount(targets.astype(np.int64), minlength=len(label["classes"]))
-    return {"counts": dict(zip(label["classes"], found.tolist(), strict=True))}
+    return {"name": label["name"], "counts": dict(zip(label["classes"], found.tolist(), strict=True))}

@@ -26,8 +26,8 @@ from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
 from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, hyperparameters, reference, targets
-from mljobs.tasks.tabular_model import FORMAT, LARGEST, Preprocessor, RecordError, TabularModel, category
-from mljobs.tasks.targets import WEIGHTS, describe
+from mljobs.tasks.tabular_model import FORMAT, LARGEST, Preprocessor, RecordError, TabularModel, answered, category
+from mljobs.tasks.targets import WEIGHTS, by_label, describe
 from mlplatform.api import Data, Training
 from mlplatform.contract import FailureClass
 
@@ -123,7 +123,7 @@ class TabularTask(Task):
         # What is not for memory is judged by some rows: the columns by any, copies by all rows of some kinds.
         some = spool.some(table)
         found = features.choose(
-            data.take(table, some), rows.numbered, targets.strata.codes[some], asked, excluded, len(some) / len(table)
+            data.take(table, some), rows.numbered, by_label(targets, some), asked, excluded, len(some) / len(table)
         )
         dropped = {*found.left_out, *excluded}
         learned = table.select([name for name in table.column_names if name not in dropped])
@@ -151,7 +151,9 @@ class TabularTask(Task):
                     "Correct spec.training.hyperparameters.exclude",
                 )
         names = [
-            name for name in table.column_names if name != targets.label["name"] and name not in self._hyper.exclude
+            name
+            for name in table.column_names
+            if name not in answered(targets.label) and name not in self._hyper.exclude
         ]
         for name in names:
             if pa.types.is_nested(table.column(name).type) or pa.types.is_binary(table.column(name).type):

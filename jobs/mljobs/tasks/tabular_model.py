@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import torch
@@ -56,6 +56,8 @@ LARGEST: Final = 1e38
 """Numbers beyond it count as missing: the difference of two must be a float32."""
 THRESHOLD: Final = 0.5
 """A probability from here on predicts the positive class."""
+JOINED: Final = "|"
+"""Between the names of labels in an answer; as in mlplatform.contract."""
 BOOLEAN_WORDS: Final = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 """How Python, R and spreadsheets write booleans, to how JSON does."""
 
@@ -135,7 +137,7 @@ class Preprocessor:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.names: list[str] = [feature["name"] for feature in config["features"]]
         self._known = frozenset(self.names).union(config.get("ignored", ()))
-        self._label: str = config.get("label", {}).get("name", "")
+        self._answered = answered(config.get("label", {}))
         self._numeric = [
             (i, f["name"], f.get("decimal", ".")) for i, f in enumerate(config["features"]) if f["kind"] == "numeric"
         ]
@@ -182,8 +184,8 @@ class Preprocessor:
         """What to do about the columns that are not known."""
         strange = [str(key) for key in record if key not in self._known]
         told = f"record {index}: unknown column {listed([key[:80] for key in strange])}; the columns are {listed(self.names)}"
-        if self._label in strange:
-            return f"{told}; {self._label[:80]} is what the model answers, leave it out"
+        if answers := [name[:80] for name in self._answered if name in strange]:
+            return f"{told}; {listed(answers)} is what the model answers, leave it out"
         plain = {name.strip().lower(): name for name in self.names}
         meant = {key: plain[bare] for key in strange[:SHOWN] if (bare := key.strip().lower()) in plain}
         if meant:
@@ -348,6 +350,15 @@ def _indices(column: Iterable[Any], categories: Mapping[str, int], code: bool) -
     return indices
 
 
+def answered(label: Mapping[str, Any]) -> list[str]:
+    """Names of the columns that a model answers.
+
+    Args:
+        label: ``label`` of the parsed ``preprocessor.json``; empty where nothing is answered.
+    """
+    return [each["name"] for each in label.get("labels", [label]) if each]
+
+
 class BinaryPredictions:
     """What the outputs of a model of two classes mean.
 
@@ -401,6 +412,32 @@ class MultiClassPredictions:
         }
 
 
+class MultiLabelPredictions:
+    """What the outputs of a model of several labels mean.
+
+    Args:
+        label: ``{"labels": [{"name", "classes": [negative, positive]}, …], "temperature"}``, the last one where it is not 1.
+    """
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        self.names = answered(label)
+        self.outputs = len(self.names)
+        self._temperature: float = label.get("temperature", 1.0)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """The labels' probabilities of logits ``(n, labels)``."""
+        return torch.sigmoid(outputs / self._temperature)
+
+    def columns(self, scores: Tensor) -> dict[str, Column]:
+        """The names of the labels that each row has, and the probability of every label."""
+        rows: list[list[float]] = scores.reshape(-1, self.outputs).tolist()
+        had = [[name for name, p in zip(self.names, row, strict=True) if p >= THRESHOLD] for row in rows]
+        return {
+            "prediction": ("BYTES", [JOINED.join(names) for names in had]),
+            **{name: ("FP32", [round(row[i], 6) for row in rows]) for i, name in enumerate(self.names)},
+        }
+
+
 class NumberPredictions:
     """What the outputs of a model of a measured number mean.
 
@@ -422,7 +459,7 @@ class NumberPredictions:
         return {"prediction": ("FP64", scores.tolist())}
 
 
-Predictions = BinaryPredictions | MultiClassPredictions | NumberPredictions
+Predictions = BinaryPredictions | MultiClassPredictions | MultiLabelPredictions | NumberPredictions
 
 
 def predictions(label: Mapping[str, Any]) -> Predictions:
@@ -431,10 +468,15 @@ def predictions(label: Mapping[str, Any]) -> Predictions:
     Args:
         label: ``label`` of the parsed ``preprocessor.json``; without a ``kind`` it is of two classes.
     """
-    kind = label.get("kind", "binary")
-    if kind == "multiclass":
-        return MultiClassPredictions(label)
-    return NumberPredictions(label) if kind == "regression" else BinaryPredictions(label)
+    return PREDICTIONS[label.get("kind", "binary")](label)
+
+
+PREDICTIONS: Final[Mapping[str, Callable[[Mapping[str, Any]], Predictions]]] = {
+    "binary": BinaryPredictions,
+    "multiclass": MultiClassPredictions,
+    "multilabel": MultiLabelPredictions,
+    "regression": NumberPredictions,
+}
 
 
 class NumericEncoder(nn.Module):

@@ -5,6 +5,7 @@ Called by the task `tabular`. `read` looks at the table; an objective is made of
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.fairness import Means, point_estimates
 from mljobs.files import SHOWN
 from mljobs.tasks import Objective, Strata, Targets, constant
-from mljobs.tasks.tabular_model import BinaryPredictions, category, number, predictions
+from mljobs.tasks.tabular_model import THRESHOLD, BinaryPredictions, answered, category, number, predictions
 from mlplatform.api import Data, Fairness
 from mlplatform.contract import TARGET_FAIRNESS, TARGET_METRICS, FailureClass
 
@@ -49,9 +50,21 @@ def read(table: pa.Table, asked: Data) -> Targets:
     Raises:
         JobFailure: The label's column is missing, incomplete, not of the kind that is asked for, or of no kind that can be told.
     """
+    if asked.labels:
+        return of_labels(table, asked)
     if (measured := _measured(table, asked)) is not None:
         return _numbers(measured, asked)
-    found, missing = _words(table, asked)
+    codes, classes = _classes(table, asked, "spec.data.label")
+    return READ[guess(codes, classes, asked) if asked.target == "auto" else asked.target](codes, classes, asked)
+
+
+def _classes(table: pa.Table, asked: Data, field: str) -> tuple[Codes, list[str]]:
+    """Of each row the number of its value, and the distinct values in order; `field` names the label.
+
+    Raises:
+        JobFailure: The column is missing or incomplete.
+    """
+    found, missing = _words(table, asked, field)
     if len(blank := np.flatnonzero(found.codes == found.blank)):
         shown, row = ", ".join(map(repr, sorted(missing))), int(blank[0])
         raise JobFailure(
@@ -66,8 +79,7 @@ def read(table: pa.Table, asked: Data) -> Targets:
     words = [word for word in found.words if word is not None]
     classes = sorted(words, key=_order)
     places = {name: place for place, name in enumerate(classes)}
-    codes = np.array([places.get(word or "", -1) for word in found.words], dtype=np.int32)[found.codes]
-    return READ[guess(codes, classes, asked) if asked.target == "auto" else asked.target](codes, classes, asked)
+    return np.array([places.get(word or "", -1) for word in found.words], dtype=np.int32)[found.codes], classes
 
 
 def _measured(table: pa.Table, asked: Data) -> Floats | None:
@@ -108,18 +120,18 @@ def _stray(codes: Codes, classes: Sequence[str]) -> tuple[str, int]:
 REMOVE: Final = "Remove that row if it is a total or a typo. "
 
 
-def _words(table: pa.Table, asked: Data) -> tuple[data.Coded, set[str]]:
+def _words(table: pa.Table, asked: Data, field: str) -> tuple[data.Coded, set[str]]:
     """The label's values, and which words for missing are in place of some.
 
     One that is needed is a class: None of Yes and None, or of Low, High and None where several classes are asked for.
     """
-    found = data.coded(table, asked.label, "spec.data.label")
+    found = data.coded(table, asked.label, field)
     if None not in found.words:
         return found, set()
     values = {value for chunk in table.column(asked.label).chunks for value in chunk.unique().to_pylist()}
     missing = {value.strip() for value in values if isinstance(value, str) and category(value) is None} - {""}
     if len(missing) == 1 and len(found.words) == CLASSES_LEAST.get(asked.target, 0):
-        return data.coded(table, asked.label, "spec.data.label", _or_text), set()
+        return data.coded(table, asked.label, field, _or_text), set()
     return found, missing
 
 
@@ -232,6 +244,49 @@ def of_classes(codes: Codes, classes: list[str], asked: Data) -> Targets:
     return Targets(found, strata, {"name": asked.label, "kind": "multiclass", "classes": classes})
 
 
+def of_labels(table: pa.Table, asked: Data) -> Targets:
+    """Which of several labels each row has: of each column it is the greater of its two values.
+
+    A part gets its share of the rows by the rarest value that each has.
+
+    Raises:
+        JobFailure: A column is missing or incomplete, or does not have two values.
+    """
+    flags = np.empty((table.num_rows, len(asked.labels)), dtype=np.bool_)
+    known, needed = [], {}
+    strata, rarest = np.zeros(table.num_rows, dtype=np.int16), np.full(table.num_rows, table.num_rows + 1)
+    for i, name in enumerate(asked.labels):
+        one = dataclasses.replace(asked, label=name, labels=(), target="binary")
+        codes, classes = _classes(table, one, "spec.data.labels")
+        if len(classes) != 2:  # noqa: PLR2004  had or not
+            stray, row = _stray(codes, classes)
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the label column {name!r} has {len(classes)} distinct value(s) ({_shown(classes)}), and each of "
+                f"spec.data.labels needs two{stray}",
+                (REMOVE if stray else "")
+                + "Make a column of two values for each of its classes, or take it out of spec.data.labels",
+                row,
+            )
+        flags[:, i] = codes == 1
+        known.append({"name": name, "classes": classes})
+        for place, word in enumerate(classes):
+            there = codes == place
+            needed[f"{word!r} of the label {name!r}"] = there
+            rarer = there & (rarest > (count := int(there.sum())))
+            strata[rarer], rarest[rarer] = 2 * i + place, count
+    names = list(needed)
+    return Targets(flags, Strata(strata, names, 0, needed), {"kind": "multilabel", "labels": known})
+
+
+def by_label(found: Targets, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
+    """By label the numbers of the classes of some rows; of a measured one all are 0."""
+    if "labels" not in found.label:
+        return {found.label["name"]: found.strata.codes[rows].astype(np.int64)}
+    flags = found.values[rows].astype(np.int64)
+    return {each["name"]: flags[:, i] for i, each in enumerate(found.label["labels"])}
+
+
 def of_numbers(codes: Codes, classes: list[str], asked: Data) -> Targets:
     """The number of each row.
 
@@ -298,6 +353,9 @@ def describe(found: Targets, rows: npt.NDArray[np.int64], weights: str = "none")
         return {**found.label, "mean": float(part.mean()), "scale": float(part.std()) or 1.0}
     if weights == "none":
         return dict(found.label)
+    if "labels" in found.label:
+        had = found.values[rows].sum(axis=0)
+        return {**found.label, "weights": (len(rows) / (2 * np.stack([len(rows) - had, had], axis=1))).tolist()}
     counts = np.bincount(found.values[rows].astype(np.int64), minlength=len(found.label["classes"]))
     return {**found.label, "weights": (len(rows) / (len(counts) * counts)).tolist()}
 
@@ -511,6 +569,91 @@ class MultiClass(Target):
         )
 
 
+class MultiLabel(Target):
+    """Each of several labels, which a row has or has not; see `tasks.Objective` for what it has.
+
+    Targets are flags, ``(rows, labels)``. Scores are the probabilities of all labels, likewise.
+
+    Args:
+        label: ``label`` of the configuration.
+    """
+
+    kind = "multilabel"
+    metrics: Sequence[str] = TARGET_METRICS["multilabel"]
+    fairness: Sequence[str] = TARGET_FAIRNESS["multilabel"]
+    unit = "probability"
+    shares = True
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        self._predictions = predictions(label)
+        self._names = answered(label)
+        self._weights: Sequence[Sequence[float]] = label.get("weights", ())
+        known = {each["name"]: each["classes"][1] for each in label["labels"]}
+        self.learned: Mapping[str, Any] = {"target": self.kind, "labels": known, **_decided(label)}
+        self.about: Mapping[str, Any] = {"labels": known}
+        self.sentence = f"Each of {len(self._names)} labels is predicted from a probability of {THRESHOLD} on; metrics are means over them."
+        self.titles: Mapping[str, str] = {
+            ACCURACY: "Accuracy: share of the labels predicted right",
+            **{selection(name): f"Selection rate: share predicted {name}" for name in self._names[:SHOWN]},
+        }
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The means of the labels' binary cross-entropies, likewise."""
+        losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
+        if self._weights:
+            weights = torch.tensor(self._weights, dtype=losses.dtype, device=losses.device)
+            losses = losses * torch.where(targets, weights[:, 1], weights[:, 0])
+        return losses.mean(dim=1)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """The labels' probabilities."""
+        return self._predictions.scores(outputs)
+
+    def evaluate(self, targets: Flags, scores: Floats) -> dict[str, float]:
+        """The metrics of `contract.TARGET_METRICS`, by scikit-learn."""
+        from sklearn import metrics as sk  # noqa: PLC0415  as above
+
+        predicted, clipped = scores >= THRESHOLD, scores.clip(CLIP, 1 - CLIP)
+        each = list(zip(targets.T, predicted.T, strict=True))
+        found = {
+            "roc_auc": sk.roc_auc_score(targets, scores),
+            "average_precision": sk.average_precision_score(targets, scores),
+            "balanced_accuracy": np.mean([sk.balanced_accuracy_score(one, other) for one, other in each]),
+            "micro_f1": sk.f1_score(targets, predicted, average="micro", zero_division=0.0),
+            "macro_f1": sk.f1_score(targets, predicted, average="macro", zero_division=0.0),
+            "log_loss": -np.where(targets, np.log(clipped), np.log1p(-clipped)).mean(),
+            "hamming_loss": sk.hamming_loss(targets, predicted),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+    def off(self, answer: Mapping[str, Any], wanted: Any) -> float:
+        """How far the probability of a label is from its own, at most."""
+        return max(abs(float(answer[name] - score)) for name, score in zip(self._names, wanted, strict=True))
+
+    def compared(self, groups: Words, targets: Flags, scores: Floats, asked: Fairness) -> dict[str, Any]:
+        """Accuracy, and each label's selection rate."""
+        from mljobs.tasks import comparison  # noqa: PLC0415  as above
+
+        return comparison.of_labels(groups, self._means(targets, scores), asked)
+
+    def differing(self, groups: Words, targets: Flags, scores: Floats, smallest: int) -> dict[str, float]:
+        """Likewise."""
+        return self._means(targets, scores).differences(groups, smallest)
+
+    def constant(self, targets: Flags, scores: Floats) -> dict[str, Any]:
+        """Beside the same labels for all rows."""
+        return constant.of_labels(self._names, targets, scores >= THRESHOLD)
+
+    def _means(self, targets: Flags, scores: Floats) -> Means:
+        predicted = scores >= THRESHOLD
+        selected = [selection(name) for name in self._names]
+        return Means(
+            {ACCURACY: (predicted == targets).mean(axis=1), **dict(zip(selected, predicted.T, strict=True))},
+            {"demographic_parity_difference": selected, "accuracy_difference": [ACCURACY]},
+            greatest=1.0,
+        )
+
+
 class Regression(Target):
     """A measured number; see `tasks.Objective` for what it has.
 
@@ -594,6 +737,7 @@ class Regression(Target):
 OBJECTIVES: Final[Mapping[str, Callable[[Mapping[str, Any]], Objective]]] = {
     "binary": Binary,
     "multiclass": MultiClass,
+    "multilabel": MultiLabel,
     "regression": Regression,
 }
 

@@ -23,7 +23,7 @@ from mljobs.data import Parts, Rows, take
 from mljobs.failure import JobFailure
 from mljobs.features import Choice
 from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, hyperparameters, lora, pretrained, targets
-from mljobs.tasks.tabular_model import predictions
+from mljobs.tasks.tabular_model import answered, predictions
 from mljobs.tasks.targets import WEIGHTS, describe
 from mljobs.tasks.text_served import Served
 from mlplatform.api import Data, Training
@@ -130,7 +130,7 @@ class TextTask(Task):
 
     def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
         """Texts that are in the training and in another part, by `mljobs.repeats`."""
-        learned = rows.table.select([self._column(rows.table), targets.label["name"]])
+        learned = rows.table.select([self._column(rows.table), *answered(targets.label)])
         there = repeats.find(learned, parts, asked.split.max_repeated, rows.place)
         return Choice({}, {}, {"validation": there.validation, "test": there.test}, there.remark)
 
@@ -167,7 +167,7 @@ class TextTask(Task):
             "ignored": {
                 name: "hyperparameters.column names another one as the text"
                 for name in table.column_names
-                if name not in {column, targets.label["name"]}
+                if name not in {column, *answered(targets.label)}
             },
             **origin,
         }

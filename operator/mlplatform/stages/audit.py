@@ -52,7 +52,7 @@ def _untrained(summary: Summary, spec: api.ModelVersionSpec) -> Iterator[Miss]:
         )
     yield Miss(
         says,
-        f"Look at what it learned from (kubectl mlmodel data {spec.model}): add columns that tell {spec.data.label}, or rows; take out "
+        f"Look at what it learned from (kubectl mlmodel data {spec.model}): add columns that tell {', '.join(spec.data.predicted)}, or rows; take out "
         "spec.training.epochs, batchSize and optimizer where they train it too little. A gate of your own on "
         f"{metric} in spec.gates replaces this one.",
     )

@@ -955,7 +955,7 @@ def test_a_change_of_replica_bounds_reaches_kserve_and_restarts_nothing() -> Non
 REFUSED: list[tuple[str, str, Object, str, str]] = [
     ("an unknown field", "adult", {**SPEC, "modle": 1}, "SpecInvalid", "spec.modle: unknown field"),
     ("a wrong type", "adult", {**SPEC, "training": {"epochs": "5"}}, "SpecInvalid", "expected an integer"),
-    ("a missing field", "adult", {"data": {"uri": "s3://x"}}, "SpecInvalid", "spec.data.label: required"),
+    ("a missing field", "adult", {"data": {"label": "x"}}, "SpecInvalid", "spec.data.uri: required"),
     ("an empty URI", "adult", {"data": {"uri": "", "label": "y"}}, "SpecInvalid", "spec.data.uri: empty"),
     (
         "a gate on a metric that does not exist",
