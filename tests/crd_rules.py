@@ -72,6 +72,10 @@ def of_target(target: str) -> dict[str, object]:
     return {"data.label": ..., "data.labels": ["a", "b"]} if target == "multilabel" else {"data.target": target}
 
 
+TEXTS: dict[str, object] = {"training.task": "causal-lm", **NEITHER, "data.target": ..., "data.positiveLabel": ...}
+"""The example made one of texts that continue."""
+
+
 RULES = [
     Rule(
         "spec.data: set label (the column to predict) or labels (the columns of a multilabel target), not both",
@@ -267,6 +271,40 @@ RULES = [
         )
         for (target, names), other in zip(contract.TARGET_METRICS.items(), ("mae", "f1", "f1", "roc_auc"), strict=True)
     ),
+    Rule(
+        "spec.gates: the task causal-lm reports only bits_per_byte, perplexity, token_accuracy",
+        refused=(Case("one of classes", {**TEXTS, "gates": [{"metric": "roc_auc", "min": 0.5}]}),),
+        accepted=(
+            Case("its own", {**TEXTS, "gates": [{"metric": "perplexity", "max": 50}]}),
+            Case("none", TEXTS),
+        ),
+    ),
+    Rule(
+        "spec.training.earlyStopping.metric: the task causal-lm reports only val_bits_per_byte, val_perplexity, "
+        "val_token_accuracy; name one of them, or none for the first",
+        refused=(Case("one of classes", {**TEXTS, "training.earlyStopping.metric": "val_f1"}),),
+        accepted=(Case("its own", {**TEXTS, "training.earlyStopping.metric": "val_perplexity"}),),
+    ),
+    Rule(
+        "spec.data.target: the task causal-lm learns the text itself, which has no target; take it out",
+        refused=(Case("classes", {**TEXTS, "data.target": "multiclass"}),),
+        accepted=(Case("what the data decides", {**TEXTS, "data.target": "auto"}),),
+    ),
+    Rule(
+        "spec.data.labels: the task causal-lm learns one column of text; name it in spec.data.label",
+        refused=(Case("several columns", {**TEXTS, "data.label": ..., "data.labels": ["a", "b"]}),),
+        accepted=(Case("one", TEXTS),),
+    ),
+    Rule(
+        "spec.data.positiveLabel: the task causal-lm has no classes; take it out",
+        refused=(Case("one class", {**TEXTS, "data.positiveLabel": "yes"}),),
+        accepted=(Case("none", TEXTS),),
+    ),
+    Rule(
+        "spec.fairness.metrics: the task causal-lm defines no difference between groups; take them out",
+        refused=(Case("a bound", {**TEXTS, "fairness": {"metrics": {"demographic_parity_difference": 0.1}}}),),
+        accepted=(Case("none", TEXTS),),
+    ),
     *(
         Rule(
             f"spec.fairness.metrics: the target {target} defines only {', '.join(names)}",
@@ -365,6 +403,7 @@ RULES = [
             ),
             Case("several labels", {**LABELS, "training.threshold": {"value": 0.3}}),
             Case("a task of one's own", {"training.threshold": {"value": 0.3}, "training.task": "mine.ranking:Task"}),
+            Case("texts that continue", {"training.threshold": {"value": 0.3}, **TEXTS}),
         ),
         accepted=(Case("what may be binary", {"training.threshold": {"value": 0.3}, "data.target": "auto"}),),
     ),
@@ -376,6 +415,7 @@ RULES = [
                 {"training.calibration": "temperature", "data.target": "regression", **NEITHER, "training.earlyStopping": ...},
             ),
             Case("a task of one's own", {"training.calibration": "temperature", "training.task": "mine.ranking:Task"}),
+            Case("texts that continue", {"training.calibration": "temperature", **TEXTS}),
         ),
         accepted=(
             Case("several classes", {"training.calibration": "temperature", "data.target": "multiclass", **NEITHER, "training.earlyStopping": ...}),
@@ -384,11 +424,12 @@ RULES = [
         ),
     ),
     Rule(
-        "spec.training.task: neither a built-in task (tabular, text) nor package.module:Class",
+        "spec.training.task: neither a built-in task (tabular, text, causal-lm) nor package.module:Class",
         refused=(Case("a misspelt task", {"training.task": "tabluar", "gates": ...}),),
         accepted=(
             Case("a class of one's own", {"training.task": "mine.ranking:Task"}),
             Case("the built-in one for text", {"training.task": "text"}),
+            Case("the one whose name has a hyphen", TEXTS),
             Case("the built-in one by default", {"training": ...}),
         ),
     ),

@@ -44,7 +44,8 @@ def main(job: Job) -> Summary:
         )
     beside = found.objective.constant(found.targets, scores)
     if beside and not beside["better"]:
-        say(f"no better than to answer {beside['answer']!r} for every row")
+        same = beside.get("instead") or f"to answer {beside['answer']!r} for every row"
+        say(f"no better than {same}")
     left_out = [f"{name}={group}" for name, result in attributes.items() for group in result["notAssessed"]]
     details = {
         "fairness": by_metric(attributes),

@@ -227,7 +227,7 @@ def rows_to_try(
 
     Args:
         known: The test split.
-        labels: The columns that no record has.
+        labels: The columns that no record has, unless the task reads one.
         serialized: The candidate's TorchScript file.
         example: The task's.
 
@@ -236,10 +236,11 @@ def rows_to_try(
     """
     count = known.test.num_rows
     chosen = np.arange(0, count, max(1, count // SMOKE_ROWS))[:SMOKE_ROWS]
-    unsent = {*labels, *known.config.get("ignored", ())}
+    half = served.load(known.task, known.config)
+    unsent = {*labels, *known.config.get("ignored", ())}.difference(half.names)
     sent = [name for name in known.test.column_names if name not in unsent]
     records: list[Any] = json.loads(json.dumps(data.take(known.test.select(sent), chosen).to_pylist(), default=str))
-    last = served.load(known.task, known.config).read([example])
+    last = half.read([example])
     inputs = tuple(torch.cat([part[chosen], more]) for part, more in zip(known.inputs, last, strict=True))
     return [*records, example], trained.scores(known.objective, export.load_torchscript(serialized), inputs)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -91,7 +91,7 @@ def rehearse(task: Task, config: dict[str, Any], objective: Objective, spec: Mod
     outputs = run(model, inputs)
     try:
         wanted = objective.scores(outputs.double())
-        answers = served.answers(outputs.double())
+        answers = served.answers(answered(served, model, inputs, outputs).double())
         rows = [{name: values[i] for name, (_, values) in answers.items()} for i in range(ROWS)]
         json.dumps(rows, allow_nan=False)
         off = max(objective.off(row, score) for row, score in zip(rows, wanted.numpy(), strict=True))
@@ -150,6 +150,15 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
             "has outputs that cannot be served", f"{rows} record(s) gave {found}, and a tensor of a row each is needed"
         )
     return outputs
+
+
+def answered(served: Served, model: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+    """What the answers are made of: by the task's own way to run its model, if it has one, else the model's `outputs`."""
+    runs: Callable[[nn.Module, tuple[Tensor, ...]], Tensor] | None = getattr(served, "run", None)
+    if runs is None:
+        return outputs
+    with torch.inference_mode():
+        return runs(model, inputs)
 
 
 def refused(what: str, why: str, error: Exception | None = None) -> JobFailure:

@@ -55,7 +55,13 @@ def main(job: Job) -> Summary | None:
         )
         odd = unusual(columns)
         tell(
-            [*rows.remarks(), *filter(None, [choice.repeats]), *(f"the column {sentence}" for sentence in odd)], columns
+            [
+                *rows.remarks(),
+                *filter(None, [choice.repeats]),
+                *config.get("remarks", ()),
+                *(f"the column {sentence}" for sentence in odd),
+            ],
+            columns,
         )
         if weighed is not None:
             say(f"weights of {job.spec.data.weight}: as much as {weights.effective(weighed):.0f} rows of one weight")

@@ -846,6 +846,8 @@ def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:
             f"at most {contract.TRIGGER_LIMIT} are kept; any short value that is new will do"
         )
     found += _data_problems(spec.data)
+    if spec.training.task == contract.CAUSAL_LM:
+        found += _text_problems(spec.data)
     found += _gate_problems(spec)
     found += _fairness_problems(spec)
     if "fp32" not in spec.optimization.candidates:
@@ -952,9 +954,20 @@ def _label_problems(data: Data) -> list[str]:
 
 def _target(spec: MLModelSpec) -> str:
     """What a built-in task is to learn, as far as the specification tells."""
-    if spec.training.task not in contract.TASK_METRICS:
+    if spec.training.task not in contract.LABELLED:
         return "auto"
     return "multilabel" if spec.data.labels else spec.data.target
+
+
+def _text_problems(data: Data) -> list[str]:
+    found = []
+    if data.target != "auto":
+        found.append("spec.data.target: the task causal-lm learns the text itself, which has no target; take it out")
+    if data.labels:
+        found.append("spec.data.labels: the task causal-lm learns one column of text; name it in spec.data.label")
+    if data.positive_label:
+        found.append("spec.data.positiveLabel: the task causal-lm has no classes; take it out")
+    return found
 
 
 def _fairness_problems(spec: MLModelSpec) -> list[str]:
@@ -968,6 +981,8 @@ def _fairness_problems(spec: MLModelSpec) -> list[str]:
             f"spec.fairness.metrics: {', '.join(contract.DIFFERENCES_OF_SHARES)} are differences of shares; "
             "give each a bound between 0 and 1"
         )
+    if spec.training.task == contract.CAUSAL_LM and spec.fairness.metrics:
+        found.append("spec.fairness.metrics: the task causal-lm defines no difference between groups; take them out")
     target = _target(spec)
     known = contract.TARGET_FAIRNESS.get(target)
     if known and not set(spec.fairness.metrics) <= set(known):
@@ -1020,28 +1035,32 @@ def _gate_problems(spec: MLModelSpec) -> list[str]:
     if known is None and ":" not in spec.training.task:
         tasks = ", ".join(contract.TASK_METRICS)
         found.append(f"spec.training.task: neither a built-in task ({tasks}) nor package.module:Class")
+    labelled = spec.training.task in contract.LABELLED
     if known and not {gate.metric for gate in spec.gates} <= set(known):
-        found.append(
-            f"spec.gates: a built-in task reports no such metric; it reports {', '.join(known)}",
+        whose = (
+            "a built-in task reports no such metric; it reports"
+            if labelled
+            else f"the task {spec.training.task} reports only"
         )
+        found.append(f"spec.gates: {whose} {', '.join(known)}")
     target = _target(spec)
     of_target = contract.TARGET_METRICS.get(target)
     if of_target and not {gate.metric for gate in spec.gates} <= set(of_target):
         found.append(f"spec.gates: the target {target} reports only {', '.join(of_target)}")
-    built_in = known is not None
-    if spec.training.threshold and not (built_in and target in {"auto", "binary"}):
+    if spec.training.threshold and not (labelled and target in {"auto", "binary"}):
         found.append(
             "spec.training.threshold: only a binary target of the tasks tabular and text has a threshold; take it out"
         )
-    if spec.training.calibration != "none" and not (built_in and target != "regression"):
+    if spec.training.calibration != "none" and not (labelled and target != "regression"):
         found.append(
             "spec.training.calibration: only classes of the tasks tabular and text have probabilities to calibrate; take it out"
         )
     stopping = spec.training.early_stopping
-    watched = [f"{contract.VALIDATION}{name}" for name in of_target or ()]
+    named, reported = (f"target {target}", of_target) if labelled else (f"task {spec.training.task}", known)
+    watched = [f"{contract.VALIDATION}{name}" for name in reported or ()]
     if watched and stopping and stopping.metric and stopping.metric not in watched:
         found.append(
-            f"spec.training.earlyStopping.metric: the target {target} reports only {', '.join(watched)}; name one of them, "
+            f"spec.training.earlyStopping.metric: the {named} reports only {', '.join(watched)}; name one of them, "
             "or none for the first"
         )
     for i, gate in enumerate(spec.gates):

@@ -149,9 +149,19 @@ TARGET_METRICS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Test metrics of the built-in tasks, by `spec.data.target`."""
 
-TASK_METRICS: Final[dict[str, tuple[str, ...]]] = dict.fromkeys(
-    ("tabular", "text"), tuple(dict.fromkeys(name for names in TARGET_METRICS.values() for name in names))
-)
+LABELLED: Final = ("tabular", "text")
+"""Built-in tasks that learn what `spec.data.target` says of the label; of these alone it means something."""
+
+CAUSAL_LM: Final = "causal-lm"
+"""The built-in task that learns `spec.data.label` itself, a text."""
+
+LANGUAGE_METRICS: Final = ("bits_per_byte", "perplexity", "token_accuracy")
+"""Its test metrics."""
+
+TASK_METRICS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(LABELLED, tuple(dict.fromkeys(name for names in TARGET_METRICS.values() for name in names))),
+    CAUSAL_LM: LANGUAGE_METRICS,
+}
 """Test metrics that each built-in task may report; a gate may name these."""
 
 COLUMN: Final = "column "
@@ -166,10 +176,10 @@ JOINED: Final = "|"
 DETAIL_LOG: Final = "lastLog"
 """Key of `Summary.details` with the end of a traceback: the pod and its log are gone when somebody asks."""
 
-IN_LABEL_UNITS: Final = frozenset({"mae", "rmse", "median_absolute_error"})
-"""Metrics in the unit of the label, which have no scale of their own."""
+IN_LABEL_UNITS: Final = frozenset({"mae", "rmse", "median_absolute_error", "perplexity"})
+"""Metrics in the unit of the label, which have no scale of their own; a perplexity's depends on the tokens."""
 
-LOWER_IS_BETTER: Final = frozenset({"log_loss", "brier_score", "hamming_loss"}) | IN_LABEL_UNITS
+LOWER_IS_BETTER: Final = frozenset({"log_loss", "brier_score", "hamming_loss", "bits_per_byte"}) | IN_LABEL_UNITS
 
 TARGET_FAIRNESS: Final[dict[str, tuple[str, ...]]] = {
     "binary": ("demographic_parity_difference", "equalized_odds_difference"),
@@ -231,7 +241,8 @@ class Summary:
         audit: ``fairness`` ``{<metric>: {<attribute>: {value, low, high}}}`` (low/high: interval at
             ``fairness.confidence``), ``notAssessed`` ``[<attribute>=<group>, …]`` (smaller than ``minGroupSize``), ``constant`` ``{metric, answer,
             floor, right, always, better}``: what answering the same for every row is worth by that metric (and, of classes, how
-            often it is right), whether the model does just that, and whether it is better.
+            often it is right), whether the model does just that, and whether it is better; ``instead`` of ``answer`` where there
+            is none (what the model is no better than).
         optimize: ``selected`` (candidate's name), ``choice`` (why, in one sentence), ``candidates`` ``[{name,
             sizeBytes, latencyP50Ms, latencyP99Ms, metrics, passed, reason}]``.
         package: ``storageUri`` (what KServe mounts), ``archive`` (URI), ``sizeBytes``.

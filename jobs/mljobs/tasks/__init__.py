@@ -1,6 +1,6 @@
 """Tasks: what is to be learned, apart from how the training is run.
 
-Called by train, and by trained for the stages after it. `tabular` and `text` are built in; a user's own is named
+Called by train, and by trained for the stages after it. Those of `BUILT_IN` are the platform's; a user's own is named
 ``package.module:Class`` and lives in the training image.
 """
 
@@ -23,7 +23,11 @@ from mljobs.failure import JobFailure
 from mlplatform.api import Data, Fairness, Training
 from mlplatform.contract import IN_LABEL_UNITS, LOWER_IS_BETTER, FailureClass
 
-BUILT_IN: Final = {"tabular": "mljobs.tasks.tabular:TabularTask", "text": "mljobs.tasks.text:TextTask"}
+BUILT_IN: Final = {
+    "tabular": "mljobs.tasks.tabular:TabularTask",
+    "text": "mljobs.tasks.text:TextTask",
+    "causal-lm": "mljobs.tasks.causal_lm:CausalLmTask",
+}
 LOSSES: Final = "losses"
 """Of an `Objective`, where rows may have weights."""
 HANDLER: Final = "mlhandlers.records"
@@ -166,6 +170,9 @@ class Served(Protocol):
     Its module is one file that imports torch and the standard library only: training, the stages after it and the serving
     pods load that very file (`mljobs.served`).
 
+    One whose answers take more than one run of the model has a method ``run(model, inputs)``, which gives the outputs that
+    `answers` reads; `width` then counts what all runs cost.
+
     Attributes:
         names: The columns of a record, for requests in columns and for messages.
         width: Values that a record costs the model, e.g. its columns or tokens; bounds how many are answered at once.
@@ -233,7 +240,8 @@ class Task(Protocol):
             rows: Row numbers of the training part, which rise: nothing else may shape the result.
 
         Returns:
-            The configuration of preprocessing, model and objective: plain JSON, saved as ``preprocessor.json``.
+            The configuration of preprocessing, model and objective: plain JSON, saved as ``preprocessor.json``. Of it
+            ``ignored`` are columns that a record may have, with why, and ``remarks`` are sentences for the log.
         """
         ...
 

@@ -6,7 +6,6 @@ weights that they adapt before these are saved, so that no later stage knows of 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,10 +54,6 @@ def asked(hyper: Mapping[str, Any]) -> Lora | None:
         return None
     if not hyper.get("checkpoint"):
         raise ValueError("lora adapts the weights of a checkpoint; name one in checkpoint, or take lora out")
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError(
-            "lora needs the package peft; set spec.training.image to an image that has it, or take lora out"
-        )
     try:
         return Lora.read(hyper["lora"])
     except ValueError as error:

@@ -236,16 +236,30 @@ class TextTask(Task):
         return {config["column"]: EXAMPLE}
 
     def _column(self, table: pa.Table) -> str:
-        name = self._hyper.column
-        parting.require(table.column_names, name, "spec.training.hyperparameters.column")
-        kind = table.schema.field(name).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise JobFailure(
-                FailureClass.DATA_INVALID,
-                f"the column {name!r} holds {kind}, and the task text reads text",
-                "Name the text's column in spec.training.hyperparameters.column",
-            )
-        return name
+        return column_of_text(table, self._hyper.column, "spec.training.hyperparameters.column", "text")
+
+
+def column_of_text(table: pa.Table, name: str, field: str, task: str) -> str:
+    """The name of a column of text.
+
+    Args:
+        table: That should have it.
+        name: The column's.
+        field: Of the specification, which names it.
+        task: Which reads it.
+
+    Raises:
+        JobFailure: There is no such column, or it holds something else.
+    """
+    parting.require(table.column_names, name, field)
+    kind = table.schema.field(name).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the column {name!r} holds {kind}, and the task {task} reads text",
+            f"Name the text's column in {field}",
+        )
+    return name
 
 
 def texts(table: pa.Table, column: str) -> list[str]:

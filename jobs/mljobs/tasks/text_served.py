@@ -7,7 +7,7 @@ configuration, so that nothing is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,35 @@ def beside(name: str) -> Any:
     module = ModuleType(name)
     SourceFileLoader(name, str(Path(__file__).with_name(f"{name}.py"))).exec_module(module)
     return module
+
+
+def texts(records: Sequence[Any], first: int, column: str, known: Collection[str]) -> list[str]:
+    """The text of each record.
+
+    Args:
+        records: Texts, or objects with the text's column.
+        first: Number of the first of them, for messages.
+        column: The text's.
+        known: Columns that an object may have.
+
+    Raises:
+        ValueError: A record is neither.
+    """
+    return [_text(record, i, column, known) for i, record in enumerate(records, first)]
+
+
+def _text(record: Any, index: int, column: str, known: Collection[str]) -> str:
+    if isinstance(record, list) and len(record) == 1:
+        record = record[0]
+    if isinstance(record, Mapping):
+        if strange := next((str(name) for name in record if name not in known), ""):
+            raise ValueError(f"record {index}: unknown column {strange:.80}; the text's is {column}")
+        record = record.get(column)
+    if not isinstance(record, str):
+        raise ValueError(  # noqa: TRY004  the seam's word for a record that cannot be read
+            f"record {index}: {column} must be a text, got a JSON {type(record).__name__}"
+        )
+    return record
 
 
 class Served:
@@ -53,25 +82,12 @@ class Served:
         Raises:
             ValueError: A record is neither.
         """
-        return self.tokens([self._text(record, i) for i, record in enumerate(records, first)])
+        return self.tokens(texts(records, first, self._column, self._known))
 
-    def tokens(self, texts: Sequence[str]) -> tuple[Tensor]:
+    def tokens(self, written: Sequence[str]) -> tuple[Tensor]:
         """Likewise, of texts."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts))
+        encoded = self._tokenizer.encode_batch_fast(list(written))
         return (torch.tensor([found.ids for found in encoded], dtype=torch.int64).reshape(len(encoded), self.width),)
-
-    def _text(self, record: Any, index: int) -> str:
-        if isinstance(record, list) and len(record) == 1:
-            record = record[0]
-        if isinstance(record, Mapping):
-            if strange := next((str(name) for name in record if name not in self._known), ""):
-                raise ValueError(f"record {index}: unknown column {strange:.80}; the text's is {self._column}")
-            record = record.get(self._column)
-        if not isinstance(record, str):
-            raise ValueError(  # noqa: TRY004  the seam's word for a record that cannot be read
-                f"record {index}: {self._column} must be a text, got a JSON {type(record).__name__}"
-            )
-        return record
 
     def answers(self, outputs: Tensor) -> Mapping[str, tuple[str, list[Any]]]:
         """What the label's kind answers."""

@@ -41,18 +41,20 @@ def _untrained(summary: Summary, spec: api.ModelVersionSpec) -> Iterator[Miss]:
     found = summary.details.get("constant")
     if not found or found["better"] or found["metric"] in {gate.metric for gate in spec.gates}:
         return
-    metric, answer = found["metric"], _answer(found)
+    metric = found["metric"]
+    instead = found.get("instead")
     if found["always"]:
-        says = f"the model answers {answer} for every row of the test split"
+        says = f"the model answers {_answer(found)} for every row of the test split"
     else:
         right = f", and right in {number(found['right'])} of them" if "right" in found else ""
         says = (
-            f"{metric} of the test split is {number(summary.metrics[metric])}: no better than to answer {answer} for every "
-            f"row, which is {number(found['floor'])}{right}"
+            f"{metric} of the test split is {number(summary.metrics[metric])}: no better than "
+            f"{instead or f'to answer {_answer(found)} for every row'}, which is {number(found['floor'])}{right}"
         )
+    more = "rows" if instead else f"columns that tell {', '.join(spec.data.predicted)}, or rows"
     yield Miss(
         says,
-        f"Look at what it learned from (kubectl mlmodel data {spec.model}): add columns that tell {', '.join(spec.data.predicted)}, or rows; take out "
+        f"Look at what it learned from (kubectl mlmodel data {spec.model}): add {more}; take out "
         "spec.training.epochs, batchSize and optimizer where they train it too little. A gate of your own on "
         f"{metric} in spec.gates replaces this one.",
     )
