@@ -20,7 +20,7 @@ import re
 import shlex
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -44,6 +44,8 @@ ONE_LOAD: Final = threading.Lock()
 """Two images that share a large layer, loaded side by side, would both bring it."""
 MANAGED: Final = "io.cri-containerd.image=managed"
 """The label of an image that the kubelet knows of."""
+NUMBER: Final = "sha256:"
+"""Begins the name that the kubelet's side of containerd gives every image beside the one it came with; it holds the layers, too."""
 BLOBS: Final = "blobs/sha256"
 IMPORT: Final = ("bash", "-o", "pipefail", "-c", 'tar --create --directory "$1" . | "${@:2}"', "bash")
 """Feeds a folder to a command as an archive that is never written to the disk."""
@@ -236,6 +238,19 @@ def _blob(folder: Path, digest: str) -> Path:
     return folder / BLOBS / digest.removeprefix("sha256:")
 
 
+def unnamed(names: Mapping[str, str], kept: Collection[str]) -> list[str]:
+    """Images that may go: ours that are not kept, and those of which only the number is left that the kubelet knows them by.
+
+    Args:
+        names: Of all images, with the digest that each stands for.
+        kept: Names that stay.
+    """
+    ours = [name for name in names if name.startswith(f"{PREFIX}/") and name not in kept]
+    left = {digest for name, digest in names.items() if name not in ours and not name.startswith(NUMBER)}
+    numbers = [name for name, digest in names.items() if name.startswith(NUMBER) and digest not in left]
+    return ours + numbers
+
+
 class Builder:
     """Builds with buildah, in a storage of its own in the cache."""
 
@@ -345,11 +360,9 @@ class Store:
     def prune(self, shell: Shell, wanted: set[str]) -> int:
         """Removes images of ours that nothing names; returns how many."""
         used = shell.run([*self._ctr, "containers", "list"], capture=True)
-        stale = [
-            name
-            for name in self.names(shell)
-            if name.startswith(f"{PREFIX}/") and name not in wanted and name not in used
-        ]
+        rows = [line.split() for line in shell.run([*self._ctr, "images", "list"], capture=True).splitlines()[1:]]
+        names = {name: digest for name, _, digest, *_ in rows}
+        stale = unnamed(names, {name for name in names if name in wanted or name in used})
         if stale:
             shell.run([*self._ctr, "images", "remove", "--sync", *stale])
         return len(stale)

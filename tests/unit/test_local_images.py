@@ -284,6 +284,28 @@ esac
     return images.Store(Layout(state=folder, cache=folder / "cache"), folder)
 
 
+ONE, TWO = f"{images.PREFIX}/jobs:1", f"{images.PREFIX}/jobs:2"
+
+
+@pytest.mark.parametrize(
+    ("names", "kept", "gone", "reason"),
+    [
+        ({ONE: "a", "sha256:1": "a"}, {ONE}, [], "an image that is run, and its number"),
+        (
+            {ONE: "a", "sha256:1": "a", TWO: "b", "sha256:2": "b"},
+            {TWO},
+            [ONE, "sha256:1"],
+            "a changed one takes its number along",
+        ),
+        ({TWO: "b", "sha256:1": "a"}, {TWO}, ["sha256:1"], "a number without an image"),
+        ({ONE: "a", TWO: "a", "sha256:1": "a"}, {TWO}, [ONE], "two names of one content"),
+        ({"other/pause:1": "c", "sha256:3": "c"}, set(), [], "another's, and its number"),
+    ],
+)
+def test_what_nothing_names_goes(names: dict[str, str], kept: set[str], gone: list[str], reason: str) -> None:
+    assert images.unnamed(names, kept) == gone, reason
+
+
 @pytest.mark.parametrize(
     ("there", "brought", "reason"),
     [
