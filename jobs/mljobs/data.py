@@ -215,7 +215,7 @@ class _Gathered:
             self._stored += [(name, table) for table in part.tables]
             return
         self._held += [(name, table) for table in part.tables]
-        if sum(table.nbytes for _, table in self._held) > spool.HELD_BYTES:
+        if sum(spool.size(table) for _, table in self._held) > spool.HELD_BYTES:
             self._store()
 
     def _store(self) -> None:

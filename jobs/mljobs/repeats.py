@@ -95,7 +95,7 @@ def some_kinds(table: pa.Table) -> npt.NDArray[np.int64]:
     """
     if not spool.is_large(table):
         return np.arange(table.num_rows)
-    shares, start = max(1, table.nbytes // spool.HELD_BYTES), 0
+    shares, start = max(1, spool.size(table) // spool.HELD_BYTES), 0
     found = list[npt.NDArray[np.int64]]()
     for piece in spool.pieces(table):
         kinds = np.zeros(piece.num_rows, dtype=np.uint64)

@@ -32,7 +32,12 @@ BATCH_BYTES: Final = 16 << 20
 
 def is_large(table: pa.Table) -> bool:
     """Whether a table is not for memory."""
-    return bool(table.nbytes > HELD_BYTES)
+    return size(table) > HELD_BYTES
+
+
+def size(table: pa.Table) -> int:
+    """Bytes of a table's buffers. Its own `nbytes` looks into text, which for a mapped table reads the disk."""
+    return int(table.get_total_buffer_size())
 
 
 def pieces(table: pa.Table) -> Iterator[pa.Table]:
@@ -40,7 +45,7 @@ def pieces(table: pa.Table) -> Iterator[pa.Table]:
     if not table.num_rows:
         yield table
         return
-    rows = max(1, min(BATCH_ROWS, table.num_rows * BATCH_BYTES // max(1, table.nbytes)))
+    rows = max(1, min(BATCH_ROWS, table.num_rows * BATCH_BYTES // max(1, size(table))))
     for batch in table.to_batches(max_chunksize=rows):
         yield pa.Table.from_batches([batch])
 
@@ -129,7 +134,7 @@ def some(table: pa.Table) -> npt.NDArray[np.int64]:
     rows: int = table.num_rows
     if not is_large(table):
         return np.arange(rows)
-    return np.sort(np.random.default_rng(rows).choice(rows, max(1, rows * HELD_BYTES // table.nbytes), replace=False))
+    return np.sort(np.random.default_rng(rows).choice(rows, max(1, rows * HELD_BYTES // size(table)), replace=False))
 
 
 def as_arrow(rows: npt.NDArray[np.int64]) -> pa.Array:

@@ -75,7 +75,7 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Their size as Arrow has them."""
-        return sum(table.nbytes for table in self.tables)
+        return sum(map(spool.size, self.tables))
 
 
 def load(source: Source, data: Data) -> Part:
