@@ -75,7 +75,7 @@ def settle(table: pa.Table, asked: Data, place: Callable[[int], str]) -> Settled
                 )
             if not found.blank:
                 continue
-        chunks = (_read(chunk, read, kind.type) for chunk in column.chunks)
+        chunks = (_read(chunk, read, kind.type) for chunk in spool.chunks(column))
         table = table.set_column(i, kind, spool.column(kind, chunks, large=large))
     return Settled(table, remarks)
 
@@ -102,7 +102,7 @@ def _look(column: pa.ChunkedArray, limit: float) -> _Looked:
     """Looks at all values; of each distinct one once, as far as the limit goes."""
     known: dict[str, None] = {}
     whole, blank, signs, other = True, False, [".", ","], ""
-    for chunk in column.chunks:
+    for chunk in spool.chunks(column):
         new = [text for text in chunk.unique().to_pylist() if text is not None and text not in known]
         present = [text for text in new if text.strip().lower() not in MISSING_WORDS]
         blank = blank or len(present) < len(new)

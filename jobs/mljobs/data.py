@@ -278,7 +278,7 @@ def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
             chunks = (pa.nulls(piece.num_rows, typed.type) for piece in spool.pieces(table))
             columns.append(spool.column(typed, chunks, large=large))
         elif (found := table.column(typed.name)).type != typed.type:
-            columns.append(spool.column(typed, (chunk.cast(typed.type) for chunk in found.chunks), large=large))
+            columns.append(spool.column(typed, (chunk.cast(typed.type) for chunk in spool.chunks(found)), large=large))
         else:
             columns.append(found)
     return pa.table(columns, schema=schema)
@@ -324,7 +324,7 @@ def _example(column: pa.ChunkedArray) -> str:
         return ""
     words = (
         (row, text)
-        for row, text in enumerate(text for chunk in column.chunks for text in chunk.to_pylist())
+        for row, text in enumerate(text for chunk in spool.chunks(column) for text in chunk.to_pylist())
         if category(text) is not None and number(text) is None
     )
     found = next(words, None)
@@ -449,7 +449,7 @@ def coded(table: pa.Table, column: str, field: str, read: Callable[[Any], str | 
     parting.require(table.column_names, column, field)
     known: dict[str | None, int] = {}
     parts = [np.empty(0, dtype=np.int32)]
-    for chunk in table.column(column).chunks:
+    for chunk in spool.chunks(table.column(column)):
         found = chunk.dictionary_encode()
         words = [read(value) for value in [*found.dictionary.to_pylist(), None]]
         near = found.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)

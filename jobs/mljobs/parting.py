@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mljobs import spool
 from mljobs.failure import JobFailure, did_you_mean, row_words
 from mljobs.files import SHOWN
 from mljobs.tasks.tabular_model import category, number
@@ -47,10 +48,10 @@ def places(table: pa.Table, shares: Split) -> Places | None:
     for name in names:
         require(table.column_names, name, f"spec.data.split.by.{'group' if by.group else 'key'}")
     found = [np.empty(0, dtype=np.int8)]
-    for batch in table.select(names).to_batches():
-        mixed = np.zeros(batch.num_rows, dtype=np.uint64)
-        for column in batch.columns:
-            mixed = (mixed ^ _hashes(column, shares.seed)) * _MIX
+    for piece in spool.pieces(table.select(names)):
+        mixed = np.zeros(piece.num_rows, dtype=np.uint64)
+        for column in piece.columns:
+            mixed = (mixed ^ _hashes(column.combine_chunks(), shares.seed)) * _MIX
         share = mixed / 2.0**64
         found.append(
             np.where(
@@ -114,7 +115,7 @@ def _by_time(table: pa.Table, asked: TimeSplit) -> Places:
             "Write them like 2024-05-01 or 2024-05-01T12:00, the validation before the test",
         )
     found, start = [np.empty(0, dtype=np.int8)], 0
-    for chunk in table.column(asked.column).chunks:
+    for chunk in spool.chunks(table.column(asked.column)):
         known = chunk.dictionary_encode()
         values = [*known.dictionary.to_pylist(), None]
         codes = known.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)

@@ -59,7 +59,7 @@ def _distinct(column: pa.ChunkedArray, *, large: bool) -> dict[str, int]:
     if not large:
         return {"distinct": pc.count_distinct(column).as_py()}
     seen: set[Any] = set()
-    for chunk in column.chunks:
+    for chunk in spool.chunks(column):
         seen.update(chunk.drop_null().unique().to_pylist())
         if len(seen) > MANY:
             return {}

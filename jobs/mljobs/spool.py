@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,10 @@ HELD_BYTES: Final = 64 << 20
 BATCH_ROWS: Final = 1 << 16
 """Rows that are worked on at a time; of wide tables fewer."""
 BATCH_BYTES: Final = 16 << 20
+
+Item = TypeVar("Item")
+
+_LIBRARY: Final = ctypes.CDLL(None)
 
 
 def is_large(table: pa.Table) -> bool:
@@ -46,8 +51,33 @@ def pieces(table: pa.Table) -> Iterator[pa.Table]:
         yield table
         return
     rows = max(1, min(BATCH_ROWS, table.num_rows * BATCH_BYTES // max(1, size(table))))
-    for batch in table.to_batches(max_chunksize=rows):
+    for batch in _in_turn(table.to_batches(max_chunksize=rows), lambda batch: batch.columns):
         yield pa.Table.from_batches([batch])
+
+
+def chunks(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """A column's chunks, one after the other."""
+    return _in_turn(column.chunks, lambda chunk: [chunk])
+
+
+def _in_turn(items: Sequence[Item], arrays: Callable[[Item], Iterable[pa.Array]]) -> Iterator[Item]:
+    """The items; what the next one has on disk is read meanwhile."""
+    for item in items[:1]:
+        _fetch(arrays(item))
+    for i, item in enumerate(items):
+        for following in items[i + 1 : i + 2]:
+            _fetch(arrays(following))
+        yield item
+
+
+def _fetch(arrays: Iterable[pa.Array]) -> None:
+    """Has the system read what of these is on disk: that and nothing beside it, and all at once."""
+    for buffer in itertools.chain.from_iterable(array.buffers() for array in arrays):
+        if buffer is not None and buffer.size > mmap.PAGESIZE:
+            start = buffer.address // mmap.PAGESIZE * mmap.PAGESIZE
+            _LIBRARY.madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(buffer.address + buffer.size - start), mmap.MADV_WILLNEED
+            )
 
 
 def tables(batches: Iterable[pa.RecordBatch]) -> list[pa.Table]:
@@ -68,7 +98,10 @@ def _written(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
                     writer.write_batch(batch)
         except OSError as error:
             raise _full(error) from error
-        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Else every page that is touched brings megabytes of other columns along, and a pass over each column reads the whole file.
+        mapped.madvise(mmap.MADV_RANDOM)
+        return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
 
 
 def column(field: pa.Field, chunks: Iterable[pa.Array], *, large: bool) -> pa.ChunkedArray:
@@ -116,7 +149,7 @@ def numbers(array: pa.Array) -> npt.NDArray[np.float64]:
 def chosen(column: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> Iterator[pa.Array]:
     """A column's values in rows that rise, a stretch at a time."""
     start = 0
-    for chunk in column.chunks:
+    for chunk in chunks(column):
         low, high = np.searchsorted(rows, (start, start + len(chunk)))
         yield chunk.take(as_arrow(rows[low:high] - start))
         start += len(chunk)
@@ -125,8 +158,8 @@ def chosen(column: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> Iterator[pa.
 def release() -> None:
     """Gives back what Arrow and the C library keep of memory that is free."""
     pa.default_memory_pool().release_unused()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
-        libc.malloc_trim(0)
+    if hasattr(_LIBRARY, "malloc_trim"):  # glibc's
+        _LIBRARY.malloc_trim(0)
 
 
 def some(table: pa.Table) -> npt.NDArray[np.int64]:

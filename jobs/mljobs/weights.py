@@ -35,7 +35,7 @@ def read(table: pa.Table, column: str, rows: Indices) -> Floats:
     """
     parting.require(table.column_names, column, FIELD)
     found, start = [], 0
-    for chunk in table.column(column).chunks:
+    for chunk in spool.chunks(table.column(column)):
         values = _numbers(chunk)
         if (bad := np.flatnonzero(~(np.isfinite(values) & (values >= 0)))).size:
             row = int(bad[0])

@@ -90,13 +90,13 @@ def _measured(table: pa.Table, asked: Data) -> Floats | None:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return None
     seen: set[Any] = set()
-    for chunk in column.chunks:
+    for chunk in spool.chunks(column):
         seen.update(chunk.unique().to_pylist())
         if len(seen) > CLASSES_LIMIT:
             break
     else:
         return None
-    values = np.concatenate([spool.numbers(chunk) for chunk in column.chunks])
+    values = np.concatenate([spool.numbers(chunk) for chunk in spool.chunks(column)])
     return values if np.isfinite(values).all() else None  # what is missing or none is named below
 
 
@@ -128,7 +128,7 @@ def _words(table: pa.Table, asked: Data, field: str) -> tuple[data.Coded, set[st
     found = data.coded(table, asked.label, field)
     if None not in found.words:
         return found, set()
-    values = {value for chunk in table.column(asked.label).chunks for value in chunk.unique().to_pylist()}
+    values = {value for chunk in spool.chunks(table.column(asked.label)) for value in chunk.unique().to_pylist()}
     missing = {value.strip() for value in values if isinstance(value, str) and category(value) is None} - {""}
     if len(missing) == 1 and len(found.words) == CLASSES_LEAST.get(asked.target, 0):
         return data.coded(table, asked.label, field, _or_text), set()
