@@ -157,6 +157,11 @@ def csv_speed(folder: Path) -> tuple[float, float]:
     return size / min(times["alone"]), size / min(times["load"])
 
 
+def told(*words: object) -> None:
+    """What is known so far: the whole takes an hour."""
+    print(*words, file=sys.stderr, flush=True)
+
+
 def table(_before: str | None) -> str:
     """Measures; the tables."""
     gib, mib = (
@@ -168,6 +173,8 @@ def table(_before: str | None) -> str:
         rows = folder / "rows"
         rows.mkdir()
         size = write(rows, gib) / 2**30
+        told("MB of CSV a second, alone and as the jobs do", alone, load)
+        told("GiB written", size)
         lines = []
         spec = specification(rows, f"{mib:.0f}Mi")
         confined = os.access(CGROUP, os.W_OK)
@@ -175,8 +182,10 @@ def table(_before: str | None) -> str:
             for each in (Stage.TRAIN, Stage.AUDIT, Stage.OPTIMIZE, Stage.PACKAGE):
                 done = stage(each, spec, folder / "limited", confined=confined)
                 lines.append((each.value, f"{done['seconds']:.0f}", f"{used()['peak']:.0f}" if used else "not limited"))
+                told(*lines[-1])
                 if each is Stage.TRAIN:
                     windowed = done["report"]["history"][0]["rows_per_second"]
+                    told("rows a second", windowed)
         free = stage(Stage.TRAIN, specification(rows, "1Ti"), folder / "free", confined=False)
     in_memory = free["report"]["history"][0]["rows_per_second"]
     speeds = markdown(
