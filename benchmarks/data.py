@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks import defaults, files, handler, larger, texts
+from benchmarks import defaults, files, handler, larger, lm, texts
 from benchmarks.table import publish
 
 PARTS: Final[dict[str, Callable[[str | None], str]]] = {
@@ -18,6 +18,7 @@ PARTS: Final[dict[str, Callable[[str | None], str]]] = {
     "files": files.table,
     "handler": handler.table,
     "larger": larger.table,
+    "lm": lm.table,
     "texts": texts.table,
 }
 

@@ -116,7 +116,7 @@ def main(job: Job) -> Summary | None:
             "sample": rows.sample,
             "training": {**said, "model": config.get("model")},
             "batch": {"rows": trainer.plan.batch, "stepsPerEpoch": trainer.plan.steps_per_epoch},
-            "parameters": sum(weight.numel() for weight in state.values()),
+            "parameters": sum(weight.numel() for weight in prepared.module.parameters()),
             "history": progress.history,
             "libraries": {"python": platform.python_version(), "torch": torch.__version__},
         }

@@ -257,7 +257,7 @@ def specification(path: Path, **training: Any) -> dict[str, Any]:
 
 def test_processes_share_it_and_a_resumed_training_ends_alike(tmp_path: Path) -> None:
     states = []
-    spec = specification(written(tmp_path, TEXTS), strategy="fsdp", activationCheckpointing=True)
+    spec = specification(written(tmp_path, TEXTS), strategy="fsdp", precision="bf16", activationCheckpointing=True)
     for name in "whole", "killed":
         environment = job_environment(spec, tmp_path / name, Stage.TRAIN, tmp_path / f"{name}.message")
         if name == "killed":
@@ -351,6 +351,7 @@ def learn(hyper: dict[str, Any], table: pa.Table, label: str) -> None:
         ("a column of numbers", {}, "id", FailureClass.DATA_INVALID, "'id' holds int64, and the task causal-lm reads text"),
         ("rows without a text", {}, "gaps", FailureClass.DATA_INVALID, "2 of 40 rows have no text in the column 'gaps': first row 4 of the data"),
         ("no such model", {"model": {"model_type": "gpt_of_ours"}}, "text", FailureClass.SPEC_INVALID, "makes no language model"),
+        ("a model that reads both ways", {"model": {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2}}, "text", FailureClass.SPEC_INVALID, "sees the tokens that it is to predict"),
         ("heads that do not fit", {"model": {"hidden_size": 10, "num_attention_heads": 3}}, "text", FailureClass.SPEC_INVALID, "makes no language model"),
     ],
 )  # fmt: skip

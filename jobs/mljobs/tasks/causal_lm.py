@@ -369,7 +369,21 @@ class CausalLmTask(Task):
                 f"hyperparameters.maxLength is {self._hyper.maxLength}, and the model has room for {room} tokens",
                 f"Lower it to {room} or less",
             )
+        if not _is_causal(network.eval(), self._hyper.maxLength):
+            raise JobFailure(
+                FailureClass.SPEC_INVALID,
+                f"the model of type {config['model'].get('model_type')} sees the tokens that it is to predict",
+                "Name a decoder as model_type (gpt2, llama, …), or add is_decoder: true to hyperparameters.model",
+            )
         return network  # type: ignore[no-any-return]
+
+
+def _is_causal(network: Any, length: int) -> bool:
+    """Whether what a network says of the tokens before depends on the last one not at all: its gradient is nothing."""
+    read: Tensor = network.get_input_embeddings()(torch.arange(length)[None] % ALPHABET).detach().requires_grad_()
+    said: Tensor = network(inputs_embeds=read, use_cache=False).logits[:, :-1].square().sum()
+    (gradient,) = torch.autograd.grad(said, read)
+    return not gradient[:, -1].any()
 
 
 def _start(tokenizer: Tokenizer, model: Mapping[str, Any], uri: str) -> int:
