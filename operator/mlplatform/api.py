@@ -848,6 +848,8 @@ def problems(spec: MLModelSpec, name: str, trigger: str = "") -> list[str]:
     found += _data_problems(spec.data)
     if spec.training.task == contract.CAUSAL_LM:
         found += _text_problems(spec.data)
+    if spec.training.task == contract.RANKING and spec.data.target in {"multiclass", "regression"}:
+        found.append("spec.data.target: the labels of the task ranking have two values each; take it out")
     found += _gate_problems(spec)
     found += _fairness_problems(spec)
     if "fp32" not in spec.optimization.candidates:
@@ -987,6 +989,8 @@ def _fairness_problems(spec: MLModelSpec) -> list[str]:
     known = contract.TARGET_FAIRNESS.get(target)
     if known and not set(spec.fairness.metrics) <= set(known):
         found.append(f"spec.fairness.metrics: the target {target} defines only {', '.join(known)}")
+    if spec.fairness.metrics and spec.training.task == contract.RANKING:
+        found.append("spec.fairness.metrics: the task ranking compares no groups; take them out")
     return found
 
 

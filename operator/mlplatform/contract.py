@@ -158,9 +158,16 @@ CAUSAL_LM: Final = "causal-lm"
 LANGUAGE_METRICS: Final = ("bits_per_byte", "perplexity", "token_accuracy")
 """Its test metrics."""
 
+RANKING: Final = "ranking"
+"""The built-in task that puts a user's rows in order."""
+
+RANKING_METRICS: Final = ("ndcg_at_10", "roc_auc", "log_loss")
+"""Its test metrics."""
+
 TASK_METRICS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(LABELLED, tuple(dict.fromkeys(name for names in TARGET_METRICS.values() for name in names))),
     CAUSAL_LM: LANGUAGE_METRICS,
+    RANKING: RANKING_METRICS,
 }
 """Test metrics that each built-in task may report; a gate may name these."""
 

@@ -103,7 +103,7 @@ PROBLEMS = [
     Case("100 is implied", "rollout.steps", [50, 100], "100 follows by itself"),
     Case("a gate needs a bound", "gates", [{"metric": "roc_auc"}], "give min or max"),
     Case("a gate on a metric the task does not report", "gates", [{"metric": "roc_acu", "min": 0.5}], "it reports roc_auc, "),
-    Case("a task that is no import path", "training.task", "tabluar", "neither a built-in task (tabular, text, causal-lm) nor package.module:Class"),
+    Case("a task that is no import path", "training.task", "tabluar", "neither a built-in task (tabular, text, causal-lm, ranking) nor package.module:Class"),
 ]  # fmt: skip
 
 

@@ -44,6 +44,7 @@ def test_the_operator_accepts_it(case: Case) -> None:
     "words",
     [
         contract.TASK_METRICS["tabular"],
+        contract.TASK_METRICS["ranking"],
         contract.FAIRNESS_METRICS,
         *contract.TARGET_METRICS.values(),
         *contract.TARGET_FAIRNESS.values(),

@@ -27,6 +27,7 @@ BUILT_IN: Final = {
     "tabular": "mljobs.tasks.tabular:TabularTask",
     "text": "mljobs.tasks.text:TextTask",
     "causal-lm": "mljobs.tasks.causal_lm:CausalLmTask",
+    "ranking": "mljobs.tasks.ranking:RankingTask",
 }
 LOSSES: Final = "losses"
 """Of an `Objective`, where rows may have weights."""

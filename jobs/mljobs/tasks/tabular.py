@@ -101,13 +101,14 @@ class TabularTask(Task):
 
     Args:
         hyperparameters: `spec.training.hyperparameters`.
+        settings: What a task that builds on this one has read of them.
     """
 
     modules: Sequence[str] = (HANDLER, "mljobs.tasks.tabular_model")
 
-    def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+    def __init__(self, hyperparameters: Mapping[str, Any], settings: Hyperparameters | None = None) -> None:
         super().__init__(hyperparameters)
-        self._hyper = Hyperparameters.read(hyperparameters)
+        self._hyper = settings or Hyperparameters.read(hyperparameters)
 
     def targets(self, table: pa.Table, asked: Data) -> Targets:
         """What the label's column says, by `mljobs.tasks.targets`."""
@@ -166,7 +167,7 @@ class TabularTask(Task):
         few = rows[:: math.ceil(len(rows) / MEASURED)]
         found = {
             name: self._numeric(table.schema.field(name), spool.chosen(table.column(name), few))
-            if _is_number(table.schema.field(name).type)
+            if self.measured(table.schema.field(name))
             else self._categorical(name, spool.chosen(table.column(name), rows))
             for name in names
         }
@@ -193,6 +194,10 @@ class TabularTask(Task):
             },
             "model": model,
         }
+
+    def measured(self, column: pa.Field) -> bool:
+        """Whether a column's numbers measure something, and are not names."""
+        return _is_number(column.type)
 
     def _numeric(self, field: pa.Field, chunks: Iterator[pa.Array]) -> dict[str, Any] | None:
         """A column of numbers: its schema and its quantiles; None if it is the same in all rows."""

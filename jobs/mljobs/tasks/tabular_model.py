@@ -438,6 +438,23 @@ class MultiLabelPredictions:
         }
 
 
+class RankingPredictions(MultiLabelPredictions):
+    """What the outputs of a model that puts rows in order mean.
+
+    Args:
+        label: Of several labels, with ``worth``: what each counts, in their order.
+    """
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        super().__init__(label)
+        self._worth = torch.tensor(label["worth"], dtype=torch.float64)
+
+    def columns(self, scores: Tensor) -> dict[str, Column]:
+        """By what to sort, and the probability of every label."""
+        found = super().columns(scores)
+        return {**found, "prediction": ("FP32", (scores.reshape(-1, self.outputs).double() @ self._worth).tolist())}
+
+
 class NumberPredictions:
     """What the outputs of a model of a measured number mean.
 
@@ -475,6 +492,7 @@ PREDICTIONS: Final[Mapping[str, Callable[[Mapping[str, Any]], Predictions]]] = {
     "binary": BinaryPredictions,
     "multiclass": MultiClassPredictions,
     "multilabel": MultiLabelPredictions,
+    "ranking": RankingPredictions,
     "regression": NumberPredictions,
 }
 
