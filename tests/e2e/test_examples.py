@@ -64,6 +64,14 @@ EXAMPLES = [
         lambda found: found["prediction"] in {"negative", "neutral", "positive"} and 0 < found["confidence"] <= 1,
         every=10,
     ),
+    Example(
+        "verses",
+        {"epochs": 1, "batchSize": 16, "resources": {"cpu": "1", "memory": "2Gi"}},
+        [{"metric": "bits_per_byte", "max": 3.5}],
+        {"text": "And the LORD said unto"},
+        lambda found: found["prediction"] != "" and found["perplexity"] > 1,
+        every=10,
+    ),
 ]
 
 
