@@ -1,6 +1,6 @@
 """Rows that are both learned from and tested on.
 
-Called by the task `tabular`, with the columns that it learns from and the label. Rows may repeat by chance, where the
+Called by the built-in tasks, with the columns that they learn from and the label. Rows may repeat by chance, where the
 columns have few values: then what is tested will come again, and the test is honest. Copies are another thing: the test
 would measure what was memorised.
 """
@@ -8,7 +8,7 @@ would measure what was memorised.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mljobs import spool
-from mljobs.data import Parts
+from mljobs.data import Parts, Rows, take
 from mljobs.failure import JobFailure
-from mljobs.features import ENOUGH, Encoded, is_plain
+from mljobs.features import ENOUGH, Choice, Encoded, is_plain
 from mlplatform.contract import FailureClass
 
 Codes = npt.NDArray[np.int64]
@@ -47,6 +47,25 @@ class Repeats(NamedTuple):
     validation: int
     test: int
     remark: str
+
+
+def counted(rows: Rows, columns: Collection[str], parts: Parts, most: float | None, choice: Choice) -> Choice:
+    """A choice that tells of them; of data that is not for memory they are sought among all rows of some kinds.
+
+    Args:
+        rows: All.
+        columns: That are learned from, and the label.
+        parts: The split.
+        most: `spec.data.split.maxRepeated`.
+        choice: Of these columns.
+
+    Raises:
+        JobFailure: As `find`.
+    """
+    learned = rows.table.select([name for name in rows.table.column_names if name in columns])
+    kept = some_kinds(learned)
+    found = find(take(learned, kept), parts.within(kept), most, lambda row: rows.place(int(kept[row])))
+    return choice._replace(repeated={"validation": found.validation, "test": found.test}, repeats=found.remark)
 
 
 def find(table: pa.Table, parts: Parts, most: float | None, place: Callable[[int], str]) -> Repeats:

@@ -1,4 +1,4 @@
-"""The examples' own files: from `kubectl apply` to a served prediction, with fewer rows and a shorter training."""
+"""The examples' own files: from `kubectl apply` to a served prediction, with fewer rows, a shorter training and one form."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from e2e.scenario import PROMPT_SECONDS, Model, Object, Platform, ask_until
 
 from local.layout import REPO
 
+OPTIMIZED: Object = {"candidates": ["fp32"], "export": ["torchscript"]}
 SERVED: Object = {"replicas": {"min": 1, "max": 1}, "resources": {"cpu": "1", "memory": "1Gi"}}
 
 
@@ -109,7 +110,9 @@ def test_an_example_goes_from_its_files_to_an_answer(
         if example.image not in images:
             pytest.skip(f"this cluster has no image {example.image}")
         training["image"] = images[example.image]
-    model.is_applied({**spec, "training": training, "gates": example.gates, "serving": SERVED})
+    model.is_applied(
+        {**spec, "training": training, "gates": example.gates, "optimization": OPTIMIZED, "serving": SERVED}
+    )
     # Then it serves, and its record gets an answer
     model.becomes_ready()
     answer = ask_until(model.target(), lambda found: found.status == 200, PROMPT_SECONDS, example.record)

@@ -262,9 +262,7 @@ class CausalLmTask(Task):
 
     def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
         """Texts that are in the training and in another part, by `mljobs.repeats`."""
-        learned = rows.table.select([targets.label["name"]])
-        there = repeats.find(learned, parts, asked.split.max_repeated, rows.place)
-        return Choice({}, {}, {"validation": there.validation, "test": there.test}, there.remark)
+        return repeats.counted(rows, {targets.label["name"]}, parts, asked.split.max_repeated, Choice({}, {}))
 
     def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
         """The tokenizer, of the training rows or of the checkpoint, the model's configuration, and the tokens' counts.

@@ -121,22 +121,13 @@ class TabularTask(Task):
     def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
         """What the model does not learn from, by `mljobs.features` and `mljobs.repeats`."""
         table, excluded = rows.table, (*self._hyper.exclude, *filter(None, [asked.weight]))
-        # What is not for memory is judged by some rows: the columns by any, copies by all rows of some kinds.
+        # What is not for memory is judged by some rows.
         some = spool.some(table)
         found = features.choose(
             data.take(table, some), rows.numbered, by_label(targets, some), asked, excluded, len(some) / len(table)
         )
-        dropped = {*found.left_out, *excluded}
-        learned = table.select([name for name in table.column_names if name not in dropped])
-        kept = repeats.some_kinds(learned)
-        there = repeats.find(
-            data.take(learned, kept),
-            parts.within(kept),
-            asked.split.max_repeated,
-            lambda row: rows.place(int(kept[row])),
-        )
-        repeated = {"validation": there.validation, "test": there.test}
-        return found._replace(repeated=repeated, repeats=there.remark)
+        learned = set(table.column_names).difference(found.left_out, excluded)
+        return repeats.counted(rows, learned, parts, asked.split.max_repeated, found)
 
     def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
         """Schema in the order of the columns, with categories and quantiles of the training rows.

@@ -130,9 +130,8 @@ class TextTask(Task):
 
     def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
         """Texts that are in the training and in another part, by `mljobs.repeats`."""
-        learned = rows.table.select([self._column(rows.table), *answered(targets.label)])
-        there = repeats.find(learned, parts, asked.split.max_repeated, rows.place)
-        return Choice({}, {}, {"validation": there.validation, "test": there.test}, there.remark)
+        learned = {self._column(rows.table), *answered(targets.label)}
+        return repeats.counted(rows, learned, parts, asked.split.max_repeated, Choice({}, {}))
 
     def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
         """The tokenizer, of the training rows or of the checkpoint, and the encoder's configuration.
