@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 
 import mlplatform
 from benchmarks.table import markdown
-from mljobs import data, train
+from mljobs import data, lesson
 from mljobs.tasks.text import TextTask, texts
 from mlplatform import api
 from mlplatform.contract import ENV_ROWS, Artifacts, Stage
@@ -102,7 +102,7 @@ def pretrained(model: dict[str, Any], folder: Path) -> Path:
 def baseline(spec: api.MLModelSpec) -> list[object]:
     """Words and pairs of words, weighted by TF-IDF, and a logistic regression, on the training rows that the task has."""
     task, rows = TextTask(spec.training.hyperparameters), data.load(spec.data)
-    targets, parts = train.divided(task, rows, spec.data)
+    targets, parts = lesson.divided(task, rows, spec.data)
     written = texts(rows.table, spec.training.hyperparameters["column"])
     started = time.monotonic()
     vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)

@@ -1,6 +1,6 @@
 """What the specification leaves to the training, settled by the data and the machine.
 
-Called by train. docs/adr/0032 has the measurements behind the numbers.
+Called by lesson. docs/adr/0032 has the measurements behind the numbers.
 """
 
 from __future__ import annotations

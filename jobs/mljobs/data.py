@@ -1,6 +1,6 @@
 """Rows from any store: loading, checking, groups and the split.
 
-Called by train, and by trained for the stages after it, each of which loads the same rows and
+Called by lesson, and by trained for the stages after it, each of which loads the same rows and
 derives the same split from them, so no stage has to store indices. `Rows.digest` lets a later
 stage notice that the data changed in between. Where `contract.ENV_ROWS` asks for a sample, it is
 drawn here, and nothing after this module sees other rows.

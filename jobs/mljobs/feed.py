@@ -1,6 +1,6 @@
 """The rows of a training, in the order in which they are learned from.
 
-Called by train, which encodes them, by the trainer, which asks for those of each step, and by trained. What is not for memory
+Called by lesson, which encodes them, by the trainer, which asks for those of each step, and by trained. What is not for memory
 lies on disk as tensors, and an epoch then goes through it window by window: its chunks in random order, the rows of so many
 chunks as fit into memory in random order among themselves. Which rows a step has is a function of the seed and the step.
 """

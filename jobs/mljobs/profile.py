@@ -1,6 +1,6 @@
 """What became of every column, in words and figures.
 
-Called by `mljobs.train`: for the report, the log that `kubectl mlmodel data` reads, and the summary.
+Called by `mljobs.lesson`: for the report, the log that `kubectl mlmodel data` reads, and the summary.
 """
 
 from __future__ import annotations

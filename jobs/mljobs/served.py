@@ -1,6 +1,6 @@
 """What of a task travels in the archive: loaded as the serving pods load it, and tried before anything is learned.
 
-Called by train before its first step, and by package.
+Called by lesson before the first step, and by package.
 """
 
 from __future__ import annotations

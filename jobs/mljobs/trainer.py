@@ -372,7 +372,7 @@ def watched_metric(stopping: EarlyStopping | None, metrics: Sequence[str]) -> st
     """The validation metric by which epochs are compared, with its prefix.
 
     Args:
-        stopping: As the specification says; `train.defined` has looked whether what it names is reported.
+        stopping: As the specification says; `lesson.defined` has looked whether what it names is reported.
         metrics: Of the objective, the one to watch by default first.
     """
     return (stopping and stopping.metric) or f"{VALIDATION}{metrics[0]}"

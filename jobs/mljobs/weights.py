@@ -1,6 +1,6 @@
 """How much each row of the training counts.
 
-Called by train, before the first step. Metrics count every row alike: they tell what happens to the rows that come.
+Called by lesson, before the first step. Metrics count every row alike: they tell what happens to the rows that come.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from sklearn.metrics import mean_absolute_error
 from standalone_kit import people_model
 
 import mlplatform
-from mljobs import audit, data, package, train
+from mljobs import audit, data, lesson, package
 from mljobs.failure import JobFailure
 from mljobs.optimize import Latency, Measured, objections
 from mljobs.tasks import targets
@@ -424,7 +424,7 @@ def test_a_metric_in_the_labels_unit_may_be_worse_by_a_share() -> None:
 def test_what_is_not_defined_is_refused_before_the_training(spec: dict[str, Any], words: str, reason: str) -> None:
     asked = ModelVersionSpec(model="m", sequence=1, data=Data(uri="x", label="y"), **spec)
     with pytest.raises(JobFailure) as caught:
-        train.defined(asked, MultiClass(COLOURS))
+        lesson.defined(asked, MultiClass(COLOURS))
     assert caught.value.failure.reason is FailureClass.SPEC_INVALID, reason
     assert words in caught.value.failure.message, reason
     assert "Use one of" in caught.value.failure.next_action, reason
