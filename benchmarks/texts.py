@@ -80,7 +80,7 @@ def pretrained(model: dict[str, Any], folder: Path) -> Path:
     """
     spec = api.decode(api.MLModelSpec, model["spec"])
     task, rows = TextTask(spec.training.hyperparameters), data.load(spec.data)
-    _, parts = train.divided(task, rows, spec.data)
+    _, parts = lesson.divided(task, rows, spec.data)
     half = data.take(rows.table, parts.train[: len(parts.train) // 2])
     folder.mkdir()
     csv.write_csv(half, folder / "half.csv")

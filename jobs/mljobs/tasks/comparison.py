@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pandas as pd
 from fairlearn.metrics import (
     MetricFrame,
-    count,
     false_positive_rate,
     mean_prediction,
     selection_rate,
@@ -29,7 +28,6 @@ from mljobs import fairness
 from mlplatform.api import Fairness
 
 FRAME_METRICS: Final = {
-    "count": count,
     "accuracy": accuracy_score,
     "selection_rate": selection_rate,
     "true_positive_rate": true_positive_rate,
@@ -43,24 +41,34 @@ def of_two_classes(
     """Rates by group and their differences for one sensitive attribute (`tasks.Objective.compare`).
 
     Point estimates are fairlearn's (`MetricFrame`), taken over the groups that are large enough; the intervals
-    are the bootstrap's.
+    are the bootstrap's. Rows of one group that are alike in both go as one, with their number as its weight: a data frame of
+    millions would not fit.
     """
-    frame = MetricFrame(metrics=FRAME_METRICS, y_true=positive, y_pred=predicted, sensitive_features=groups)
-    table = frame.by_group
+    names, counts = fairness.cells(groups, positive, predicted)
+    group, *outcome = np.nonzero(counts)
+    weight = {"sample_weight": counts[counts > 0]}
+    table = MetricFrame(
+        metrics=FRAME_METRICS,
+        y_true=outcome[0],
+        y_pred=outcome[1],
+        sensitive_features=np.array(names)[group],
+        sample_params=dict.fromkeys(FRAME_METRICS, weight),
+    ).by_group
+    sizes = dict(zip(names, counts.sum(axis=(1, 2)).tolist(), strict=True))
     result = fairness.assess(groups, positive, predicted, asked.min_group_size, asked.confidence)
     rows: dict[str, Any] = {}
     for i, name in enumerate(result.names):
         rows[name] = {
-            "count": int(table.loc[name, "count"]),
+            "count": sizes[name],
             "accuracy": float(table.loc[name, "accuracy"]),
             "denominators": {rate: int(result.denominators[rate][i]) for rate in fairness.RATES},
             **{rate: finite(asdict(result.rates[rate][i])) for rate in fairness.RATES},
         }
     differences = {}
     for metric, interval in result.differences.items():
-        names = np.array(result.names)
+        known = np.array(result.names)
         spans = [
-            float(np.ptp(table.loc[names[result.assessed[rate]], rate].to_numpy(dtype=float)))
+            float(np.ptp(table.loc[known[result.assessed[rate]], rate].to_numpy(dtype=float)))
             for rate in fairness.RATES_OF[metric]
         ]
         differences[metric] = {**asdict(interval), "value": max(spans)}
