@@ -66,6 +66,14 @@ EXAMPLES = [
         every=10,
     ),
     Example(
+        "feed",
+        {"epochs": 3, "batchSize": 256, "resources": {"cpu": "1", "memory": "1Gi"}},
+        [{"metric": "roc_auc", "min": 0.6}, {"metric": "ndcg_at_10", "min": 0.0}],
+        {"user": 19, "film": 1245, "genres": "Crime|Drama", "year": 1990},
+        lambda found: 0 < found["watched"] < 1 and 0 < found["liked"] < 1 and found["prediction"] > 0,
+        every=5,
+    ),
+    Example(
         "verses",
         {"epochs": 1, "batchSize": 16, "resources": {"cpu": "1", "memory": "2Gi"}},
         [{"metric": "bits_per_byte", "max": 3.5}],
