@@ -25,7 +25,7 @@ from sklearn.preprocessing import TargetEncoder
 
 import mlplatform
 from benchmarks.table import markdown
-from mljobs import data, train
+from mljobs import data, lesson
 from mljobs.tasks.ranking import RankingTask
 from mlplatform import api
 from mlplatform.contract import Stage
@@ -77,11 +77,11 @@ def table(_before: str | None) -> str:
 def baselines(spec: api.MLModelSpec) -> list[list[object]]:
     """A line for each."""
     task, rows = RankingTask(spec.training.hyperparameters), data.load(spec.data)
-    targets, parts = train.divided(task, rows, spec.data)
+    targets, parts = lesson.divided(task, rows, spec.data)
     values = targets.values  # noqa: PD011  no frame's
     known = Known(rows.table.to_pandas(), values[:, 1:] > 0, parts)
     objective = task.objective({"label": targets.label})
-    found = []
+    found: list[list[object]] = []
 
     def measured(part: npt.NDArray[np.int64], scores: Floats) -> dict[str, float]:
         return objective.evaluate(values[part], scores)

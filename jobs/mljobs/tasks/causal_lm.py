@@ -21,7 +21,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
@@ -336,31 +335,16 @@ class CausalLmTask(Task):
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         """The network's layers."""
         network: Any = model.network
-        layers = set(network._no_split_modules or ())  # noqa: SLF001  the library's own name for what FSDP shards
-        return [module for module in network.modules() if type(module).__name__ in layers]
+        return pretrained.layers(network)
 
     def example(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A beginning of nobody's."""
         return {config["column"]: EXAMPLE}
 
     def _network(self, config: Mapping[str, Any]) -> nn.Module:
-        try:
+        with pretrained.made("language model"):
             network: Any = LanguageModel(config).network
             room = int(getattr(network.config, "max_position_embeddings", self._hyper.maxLength))
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            RuntimeError,
-            StrictDataclassError,
-        ) as error:
-            raise JobFailure(
-                FailureClass.SPEC_INVALID,
-                f"transformers makes no language model of hyperparameters.model: {type(error).__name__}: {' '.join(str(error).split())}",
-                "Correct spec.training.hyperparameters.model: model_type, and what that type's configuration has",
-            ) from error
         if room < self._hyper.maxLength:
             raise JobFailure(
                 FailureClass.SPEC_INVALID,

@@ -1,4 +1,4 @@
-"""Checkpoints of `transformers` in the store: a tokenizer, a configuration and weights, nothing of which is unpickled.
+"""Models of `transformers`: made of a configuration, or of a checkpoint in the store, nothing of which is unpickled.
 
 Called by the tasks `text` and `causal-lm`.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -31,6 +33,37 @@ OTHERS: Final = frozenset(
     }
 )
 """What a configuration says of another use of the model."""
+
+
+@contextmanager
+def made(what: str) -> Iterator[None]:
+    """Around what makes a model of `spec.training.hyperparameters.model`.
+
+    Raises:
+        JobFailure: The library makes none of it; it has no exception of its own for that.
+    """
+    try:
+        yield
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        StrictDataclassError,
+    ) as error:
+        raise JobFailure(
+            FailureClass.SPEC_INVALID,
+            f"transformers makes no {what} of hyperparameters.model: {type(error).__name__}: {' '.join(str(error).split())}",
+            "Correct spec.training.hyperparameters.model: model_type, and what that type's configuration has",
+        ) from error
+
+
+def layers(network: Any) -> list[nn.Module]:
+    """A model's parts that FSDP shards one by one."""
+    named = set(network._no_split_modules or ())  # noqa: SLF001  the library's own name for them
+    return [module for module in network.modules() if type(module).__name__ in named]
 
 
 class Checkpoint(NamedTuple):

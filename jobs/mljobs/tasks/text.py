@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
@@ -170,22 +169,8 @@ class TextTask(Task):
             },
             **origin,
         }
-        try:
+        with pretrained.made("encoder"):
             encoder = Encoder(config).encoder
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            RuntimeError,
-            StrictDataclassError,
-        ) as error:
-            raise JobFailure(
-                FailureClass.SPEC_INVALID,
-                f"transformers makes no encoder of hyperparameters.model: {type(error).__name__}: {' '.join(str(error).split())}",
-                "Correct spec.training.hyperparameters.model: model_type, and what that type's configuration has",
-            ) from error
         if self._lora:
             lora.adapt(encoder, self._lora)  # what it would refuse is refused now
         return config
@@ -227,8 +212,7 @@ class TextTask(Task):
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
         """The encoder's embeddings and layers."""
         encoder: Any = model.encoder
-        layers = set(encoder._no_split_modules or ())  # noqa: SLF001  the library's own name for what FSDP shards
-        return [module for module in encoder.modules() if type(module).__name__ in layers]
+        return pretrained.layers(encoder)
 
     def example(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A sentence of nobody's."""
