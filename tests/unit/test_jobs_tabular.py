@@ -254,7 +254,7 @@ def test_a_bad_hyperparameter_is_named(raw: dict[str, Any], words: str, reason: 
         ("json:NoSuchClass", "has no attribute 'NoSuchClass'", "a class that is not there"),
         (
             "json.decoder:JSONDecoder",
-            "it lacks modules, targets, fit, objective, inputs, build, start, adjust, reference, blocks, example",
+            "it lacks modules, targets, fit, objective, inputs, build, start, finish, adjust, reference, blocks, example",
             "a class that is no task",
         ),
         ("broken_task:Task", "SyntaxError", "a module that does not parse"),
