@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -325,7 +326,8 @@ class Model:
 
     @contextmanager
     def under_load(self, per_second: float = 20.0) -> Iterator[Load]:
-        """Requests go on for the whole block."""
+        """Requests go on for the whole block, which begins once one is answered."""
+        ask_until(self.target(), lambda found: found.status == HTTPStatus.OK, PROMPT_SECONDS)
         with Load(self.target(), PEOPLE, per_second=per_second, threads=2) as load:
             assert load.wait_for(5, 30), f"{self.name} answers nobody: {load.outcome.failures}"
             yield load
