@@ -178,7 +178,8 @@ class Feed:
         found = awaited.result() if awaited else self._read(epoch, number)
         last = (number + 1) * self.window_steps >= self._plan.steps_per_epoch
         following = (epoch + 1, 0) if last else (epoch, number + 1)
-        self._next = following, self._reader.submit(self._read, *following)
+        is_end = following[0] * self._plan.steps_per_epoch >= self._plan.steps
+        self._next = None if is_end else (following, self._reader.submit(self._read, *following))
         return found
 
     def _read(self, epoch: int, number: int) -> Window:

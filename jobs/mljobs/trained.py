@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mljobs import data, feed, spool
 from mljobs.failure import JobFailure
 from mljobs.report import Job
-from mljobs.tasks import Objective, Task, evaluation_rows, load_task
+from mljobs.tasks import Objective, Task, evaluation_rows, in_stretches, load_task
 from mlplatform.contract import ENV_ROWS, Artifacts, FailureClass, Stage
 
 
@@ -102,7 +102,6 @@ def scores(objective: Objective, model: Callable[..., Tensor], inputs: Sequence[
         inputs: At least one row; they are scored in stretches, so that memory does not grow with the test split.
     """
     rows = evaluation_rows(inputs)
-    starts = range(0, len(inputs[0]), rows)
-    outputs = torch.cat([model(*(part[i : i + rows] for part in inputs)) for i in starts])
+    outputs = in_stretches(lambda some: model(*(part[some] for part in inputs)), len(inputs[0]), rows)
     found: npt.NDArray[np.float64] = objective.scores(outputs.double()).numpy()
     return found

@@ -33,7 +33,7 @@ from mljobs.failure import JobFailure
 from mljobs.feed import Examples, Feed
 from mljobs.parallel import Parallel
 from mljobs.report import say
-from mljobs.tasks import LOSSES, Objective, evaluation_rows
+from mljobs.tasks import LOSSES, Objective, evaluation_rows, in_stretches
 from mlplatform.api import EarlyStopping
 from mlplatform.contract import VALIDATION, FailureClass
 
@@ -329,11 +329,12 @@ class Trainer:
         self._model.module.eval()
         each = math.ceil(len(examples) / self._topology.world_size)
         mine = torch.arange(self._topology.rank * each, (self._topology.rank + 1) * each).clamp(max=len(examples) - 1)
-        parts = [
-            self._model.forward(examples.take(rows).to(self._topology.device).inputs)
-            for rows in torch.split(mine, evaluation_rows(examples.inputs))
-        ]
-        return processes.gather(torch.cat(parts))[: len(examples)].double().cpu()
+        found = in_stretches(
+            lambda rows: self._model.forward(examples.take(mine[rows]).to(self._topology.device).inputs),
+            len(mine),
+            evaluation_rows(examples.inputs),
+        )
+        return processes.gather(found)[: len(examples)].double().cpu()
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Every tensor that a checkpoint holds, and the optimiser's whole state to merge loaded tensors into."""

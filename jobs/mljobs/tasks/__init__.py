@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
 
 from mljobs.failure import JobFailure
@@ -339,6 +340,20 @@ def evaluation_rows(inputs: Sequence[Tensor]) -> int:
     """Rows of a forward pass without gradients over such inputs, of which there are some."""
     values = sum(part[:1].numel() for part in inputs)
     return max(1, min(EVALUATION_ROWS, EVALUATION_VALUES // max(1, values)))
+
+
+def in_stretches(run: Callable[[slice], Tensor], count: int, rows: int) -> Tensor:
+    """The outputs of `count` rows, of so many at a time, as one tensor.
+
+    Each is copied there at once: kept, a small one lies amid the large ones that a run leaves behind, whose memory stays with it.
+    """
+    found = torch.empty(0)
+    for start in range(0, count, rows):
+        part = run(slice(start, start + rows))
+        if not start:
+            found = part.new_empty((count, *part.shape[1:]))
+        found[start : start + rows] = part
+    return found
 
 
 def load_task(name: str, hyperparameters: Mapping[str, Any]) -> Task:
