@@ -114,10 +114,9 @@ def test_an_example_goes_from_its_files_to_an_answer(
     # When its specification is applied
     training = {**spec["training"], **example.training}
     if example.image:
-        images = platform.cluster.images()
-        if example.image not in images:
-            pytest.skip(f"this cluster has no image {example.image}")
-        training["image"] = images[example.image]
+        if platform.cluster.kind != "local":
+            pytest.skip("only the local cluster builds this example's image")
+        training["image"] = platform.cluster.images()[example.image]
     model.is_applied(
         {**spec, "training": training, "gates": example.gates, "optimization": OPTIMIZED, "serving": SERVED}
     )

@@ -233,8 +233,7 @@ class CausalLmTask(Task):
         super().__init__(hyperparameters)
         self._hyper = Hyperparameters.read(hyperparameters)
         self._lora = lora.asked(hyperparameters)
-        if self._hyper.checkpoint and {"model", "vocabulary"} & hyperparameters.keys():
-            raise ValueError("checkpoint brings its own model and vocabulary; take these out")
+        pretrained.alone(hyperparameters)
 
     def targets(self, table: pa.Table, data: Data) -> Targets:
         """None beside the texts, of which each row has one.
@@ -357,7 +356,8 @@ class CausalLmTask(Task):
                 f"the model of type {config['model'].get('model_type')} sees the tokens that it is to predict",
                 "Name a decoder as model_type (gpt2, llama, …), or add is_decoder: true to hyperparameters.model",
             )
-        return network  # type: ignore[no-any-return]
+        found: nn.Module = network
+        return found
 
 
 def _is_causal(network: Any, length: int) -> bool:

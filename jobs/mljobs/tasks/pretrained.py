@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +33,16 @@ OTHERS: Final = frozenset(
     }
 )
 """What a configuration says of another use of the model."""
+
+
+def alone(hyper: Mapping[str, Any]) -> None:
+    """Makes sure that a checkpoint is asked for without what it brings.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if hyper.get("checkpoint") and {"model", "vocabulary"} & hyper.keys():
+        raise ValueError("checkpoint brings its own model and vocabulary; take these out")
 
 
 @contextmanager

@@ -116,8 +116,7 @@ class TextTask(Task):
         super().__init__(hyperparameters)
         self._hyper = Hyperparameters.read(hyperparameters)
         self._lora = lora.asked(hyperparameters)
-        if self._hyper.checkpoint and {"model", "vocabulary"} & hyperparameters.keys():
-            raise ValueError("checkpoint brings its own model and vocabulary; take these out")
+        pretrained.alone(hyperparameters)
 
     def targets(self, table: pa.Table, data: Data) -> Targets:
         """What the label's column says, by `mljobs.tasks.targets`."""
