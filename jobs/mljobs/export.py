@@ -39,7 +39,7 @@ TRACED_ROWS: Final = 2
 """Rows of the example input: with one row a tracer may take the batch for a constant."""
 SMALLEST_RANGE: Final = 1e-30
 """A row whose values lie closer together counts as one of equal values."""
-LEVELS: Final = 127
+LEVELS: Final = 64
 """Of an 8-bit weight, either side of 0."""
 
 

@@ -50,6 +50,9 @@ RUNS: Final = 100
 ATTEMPTS: Final = 3
 """At a run that is not interrupted; the last one counts in any case."""
 WARM_UP: Final = 50
+MEASURED_SECONDS: Final = 60.0
+"""That all the runs of all candidates may take. A slow model, or a busy node, has fewer runs, and proves less."""
+LEAST_RUNS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,9 @@ def objections(candidate: Measured, reference: Measured, spec: ModelVersionSpec,
     return found
 
 
-def measure_latency(runners: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS) -> dict[str, Floats]:
+def measure_latency(
+    runners: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS, seconds: float = MEASURED_SECONDS
+) -> dict[str, Floats]:
     """Times the runners call by call in turns, so that a busy moment of the node hits all alike.
 
     Every second time the turns go backwards, so that each follows each other equally often. A run that the system
@@ -134,20 +139,27 @@ def measure_latency(runners: Mapping[str, Callable[[int], object]], rounds: int 
     Args:
         runners: Each scores one record, chosen by a number.
         rounds: How many after the warm-up.
+        seconds: When no further round begins; the runs of a round are as many as let all rounds begin by then.
 
     Returns:
-        Milliseconds of each, ``(rounds, RUNS)``.
+        Milliseconds of each, ``(rounds, runs)``.
     """
-    times = {name: np.empty((rounds, RUNS)) for name in runners}
     forwards = list(runners.items())
     backwards = forwards[::-1]
-    for turn in range(-1, rounds):
-        for i in range(WARM_UP if turn < 0 else RUNS):
-            for name, runner in backwards if i % 2 else forwards:
-                took = timed(runner, i)
-                if turn >= 0:
-                    times[name][turn, i] = took
-    return times
+    until = time.monotonic() + seconds
+
+    def turn(i: int) -> list[float]:
+        took = {name: timed(runner, i) for name, runner in (backwards if i % 2 else forwards)}
+        return [took[name] for name in runners]
+
+    warm: list[float] = []
+    while not warm or (len(warm) < WARM_UP and time.monotonic() < until - seconds * (1 - 1 / rounds)):
+        warm.append(sum(turn(len(warm))))
+    runs = int(np.clip(1000 * seconds / rounds / np.median(warm), LEAST_RUNS, RUNS))
+    times: list[list[list[float]]] = []
+    while len(times) < rounds and (not times or time.monotonic() < until):
+        times.append([turn(i) for i in range(runs)])
+    return dict(zip(runners, np.array(times).transpose(2, 0, 1), strict=True))
 
 
 def timed(runner: Callable[[int], object], i: int) -> float:

@@ -6,12 +6,13 @@ Called by `mljobs.files` where `spec.data.dvc` names a repository. DVC is an ext
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from mljobs.failure import JobFailure
 from mljobs.store import Store, redact, translated
@@ -69,7 +70,7 @@ class Repository(Store):
             ) from error
 
     @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
+    def open(self, name: str) -> Iterator[io.BufferedIOBase]:
         """As of any store.
 
         Raises:

@@ -7,6 +7,7 @@ the environment (the pod's Secret) and never appear in a message.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import ssl
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import fsspec
 
@@ -103,7 +104,7 @@ class Store:
             return bytes(self._fs.cat_file(self._at(name)))
 
     @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
+    def open(self, name: str) -> Iterator[io.BufferedIOBase]:
         """A file to be read as it comes.
 
         Raises:

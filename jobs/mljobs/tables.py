@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -84,14 +84,22 @@ def load(source: Source, data: Data) -> Part:
     Raises:
         JobFailure: It is empty, damaged, or not of the format (DataInvalid).
     """
-    with source.open() as packed, stream.unpacked(packed, source.uri) as file:
-        start = file.read(stream.BLOCK_BYTES + 1)
-        if len(start) > stream.BLOCK_BYTES and data.format == "parquet":
-            return _long_parquet(start, file, source)
-    if len(start) <= stream.BLOCK_BYTES:
-        return read(start, data, source.uri)
-    encoding = text.begun(start, data.encoding)
-    return _long_lines(source, data, encoding) if data.format == "jsonl" else _LongCsv(source, data, encoding).read()
+    long: _LongCsv | _LongLines | None = None
+    while True:
+        with opened(source) as file:
+            start = file.read(stream.BLOCK_BYTES + 1)
+            if len(start) <= stream.BLOCK_BYTES:
+                part = read(start, data, source.uri)
+            elif data.format == "parquet":
+                part = _long_parquet(start, file, source)
+            else:
+                long = long or (_LongLines if data.format == "jsonl" else _LongCsv)(source, data, start)
+                try:
+                    part = long.read(itertools.chain([start], stream.pieces(file)))
+                except _Again:
+                    continue
+            source.finish()
+        return part
 
 
 def read(content: bytes, data: Data, uri: str) -> Part:
@@ -163,25 +171,51 @@ def _lines(content: bytes, data: Data, uri: str) -> Part:
     return Part(list(lines.tables([found.content], uri)) or [pa.table({})], {}, found.encoding)
 
 
-def _long_lines(source: Source, data: Data, encoding: str) -> Part:
-    """Block by block. Where it turns out not to be UTF-8, it is read once more."""
-    decoder = text.Decoder(encoding, source.uri, said=bool(data.encoding))
-    try:
-        with opened(source) as file:
-            found = lines.tables(stream.blocks(file, decoder, stream.line_end), source.uri)
+class _Again(Exception):  # noqa: N818  no error
+    """A file is otherwise than it was taken to be; whoever raises this knows now how it is to be read."""
+
+
+class _LongLines:
+    """A JSONL file that is not for memory, block by block.
+
+    Args:
+        source: The file.
+        data: What the specification says of it.
+        start: How it begins.
+    """
+
+    def __init__(self, source: Source, data: Data, start: bytes) -> None:
+        self._source, self._said = source, bool(data.encoding)
+        self._encoding = text.begun(start, data.encoding)
+
+    def read(self, parts: Iterator[bytes]) -> Part:
+        """All rows.
+
+        Raises:
+            _Again: It is not UTF-8.
+            JobFailure: It is no JSONL file, or a damaged one.
+        """
+        uri = self._source.uri
+        decoder = text.Decoder(self._encoding, uri, said=self._said)
+        try:
+            found = lines.tables(stream.blocks(parts, decoder, stream.line_end), uri)
             batches = (batch for table in found for batch in table.combine_chunks().to_batches())
-            return Part(spool.tables(batches), {}, encoding or "utf-8")
-    except text.NotUtf8Error:
-        with opened(source) as file:
-            told = text.told(stream.pieces(file), source.uri)
-        return _long_lines(source, data, told)
-    except RowEndsError as error:
-        size = stream.LONGEST * stream.BLOCK_BYTES >> 20
-        raise _no_file("jsonl", source.uri, f"a line is longer than {size} MiB") from error
+            return Part(spool.tables(batches), {}, self._encoding or "utf-8")
+        except text.NotUtf8Error as error:
+            self._encoding = _told(self._source)
+            raise _Again from error
+        except RowEndsError as error:
+            size = stream.LONGEST * stream.BLOCK_BYTES >> 20
+            raise _no_file("jsonl", uri, f"a line is longer than {size} MiB") from error
+
+
+def _told(source: Source) -> str:
+    with opened(source) as file:
+        return text.told(stream.pieces(file), source.uri)
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[BinaryIO]:
+def opened(source: Source) -> Iterator[io.BufferedReader]:
     """A file's content, unpacked."""
     with source.open() as packed, stream.unpacked(packed, source.uri) as file:
         yield file
@@ -248,7 +282,7 @@ class Before(NamedTuple):
     quotes: int = 0
 
 
-class _Mixed(Exception):  # noqa: N818  no error: the file is read again
+class _Mixed(Exception):  # noqa: N818  likewise
     """Columns of words began with what is none.
 
     Args:
@@ -263,73 +297,81 @@ class _Mixed(Exception):  # noqa: N818  no error: the file is read again
 class _LongCsv:
     """A CSV file that is not for memory, block by block.
 
-    A block may show that the file is otherwise than it was taken to be; then it is read once more.
-
     Args:
         source: The file.
         data: What the specification says of it.
-        encoding: That its beginning shows.
+        start: How it begins.
     """
 
-    def __init__(self, source: Source, data: Data, encoding: str) -> None:
-        self._source, self._data, self._encoding = source, data, encoding
+    def __init__(self, source: Source, data: Data, start: bytes) -> None:
+        self._source, self._data = source, data
+        self._encoding = text.begun(start, data.encoding)
         self._words: set[str] = set()
         self._by_arrow = False
         self._head = Head("", [], {}, 0)
 
-    def read(self) -> Part:
+    def read(self, parts: Iterator[bytes]) -> Part:
         """All rows.
 
         Raises:
+            _Again: A block has shown that the file is otherwise than it was taken to be.
             JobFailure: It is no CSV file, or a damaged one.
         """
-        while True:
-            try:
-                return self._once()
-            except text.NotUtf8Error:
-                with opened(self._source) as file:
-                    self._encoding = text.told(stream.pieces(file), self._source.uri)
-            except _Mixed as mixed:
-                self._words |= mixed.columns
-            except (RowEndsError, _Unparsed) as error:
-                if self._by_arrow:
-                    raise _unreadable(self._head, b"", self._source.uri, str(error)) from error
-                self._by_arrow = True
+        try:
+            return self._once(parts)
+        except text.NotUtf8Error as error:
+            self._encoding = _told(self._source)
+            raise _Again from error
+        except _Mixed as mixed:
+            self._words |= mixed.columns
+            raise _Again from mixed
+        except (RowEndsError, _Unparsed) as error:
+            if self._by_arrow:
+                raise _unreadable(self._head, b"", self._source.uri, str(error)) from error
+            self._by_arrow = True
+            raise _Again from error
 
-    def _once(self) -> Part:
+    def _once(self, parts: Iterator[bytes]) -> Part:
         uri = self._source.uri
         decoder = text.Decoder(self._encoding, uri, said=bool(self._data.encoding))
-        with opened(self._source) as file:
-            blocks = stream.decoded(file, decoder) if self._by_arrow else stream.blocks(file, decoder, stream.row_end)
-            first = next(blocks)
-            self._head = head = Head.of(first, self._data, uri)
-            blocks = itertools.chain([first[head.start :]], blocks)
-            rows = self._rows(self._requoted(blocks, head) if self._by_arrow else blocks, head)
-            kept = [name for name in head.columns if name not in head.nameless]
-            found = spool.tables(batch.select(kept) for batch in rows)
+        blocks = stream.decoded(parts, decoder) if self._by_arrow else stream.blocks(parts, decoder, stream.row_end)
+        first = next(blocks)
+        self._head = head = Head.of(first, self._data, uri)
+        blocks = itertools.chain([first[head.start :]], blocks)
+        rows = self._rows(self._requoted(blocks, head) if self._by_arrow else blocks, head)
+        kept = [name for name in head.columns if name not in head.nameless]
+        found = spool.tables(batch.select(kept) for batch in rows)
         empty = pa.table({name: pa.array([], pa.null()) for name in kept})
         return Part(found or [empty], head.nameless, self._encoding or "utf-8", head.delimiter)
 
     def _rows(self, blocks: Iterator[bytes], head: Head) -> Iterator[pa.RecordBatch]:
-        """Each block by all cores. A column that has words is not read as anything else from there on."""
+        """Each block by a core. A column that has words is not read as anything else from there on."""
         words, mixed, rows = set(self._words), set[str](), 0
-        for block in blocks:
-            if not _SOMETHING.search(block):
-                continue
+        last: tuple[bytes, pa.Table] | None = None
+
+        def parsed(block: bytes, *, threads: bool = False) -> tuple[bytes, pa.Table]:
             try:
-                table = _typed(pa.py_buffer(block), b'"' in block, head, words)
+                table = _typed(pa.py_buffer(block), b'"' in block, head, words, threads=threads)
             except pa.ArrowException as error:
                 raise _Unparsed(str(error)) from error
-            _refuse_open_quote(block, table, self._source.uri, Before(rows))
+            return block, table.combine_chunks()
+
+        blocks = (block for block in blocks if _SOMETHING.search(block))
+        # What is words in the first one is in all others: these wait for it.
+        first = (parsed(block, threads=True) for block in itertools.islice(blocks, 1))
+        for last in itertools.chain(first, stream.side_by_side(parsed, blocks)):
+            table = last[1]
             new = {typed.name for typed in table.schema if pa.types.is_string(typed.type)} - words
-            words |= new
+            words = words | new  # not in place: a thread may be reading it
             if rows:
                 mixed |= new
             rows += table.num_rows
             if not mixed:
-                yield from table.combine_chunks().to_batches()
+                yield from table.to_batches()
         if mixed:
             raise _Mixed(mixed)
+        if last:  # the others end where a row ends
+            _refuse_open_quote(*last, self._source.uri, Before(rows - len(last[1])))
 
     def _requoted(self, blocks: Iterator[bytes], head: Head) -> Iterator[bytes]:
         """The same with every value in quotes, by a single core.
@@ -395,12 +437,19 @@ def _unreadable(head: Head, content: bytes, uri: str, problem: str) -> JobFailur
     return _no_file("csv", uri, f"{problem} ({len(head.columns)} columns in the header, parted by {head.delimiter!r})")
 
 
-def _typed(body: pa.Buffer, quotes: bool, head: Head, words: Collection[str]) -> pa.Table:  # noqa: FBT001  of the body
+def _typed(
+    body: pa.Buffer,
+    quotes: bool,  # noqa: FBT001  of the body
+    head: Head,
+    words: Collection[str],
+    *,
+    threads: bool = True,
+) -> pa.Table:
     """Rows with the types that they show; a time stays as it is written, which is how a request has it."""
     parse = pyarrow.csv.ParseOptions(delimiter=head.delimiter, newlines_in_values=quotes)
-    table = _parsed(body, parse, head.columns, words)
+    table = _parsed(body, parse, head.columns, words, threads=threads)
     if times := {typed.name for typed in table.schema if pa.types.is_temporal(typed.type)}:
-        table = _parsed(body, parse, head.columns, times.union(words))
+        table = _parsed(body, parse, head.columns, times.union(words), threads=threads)
     return table
 
 
@@ -459,10 +508,15 @@ def _with(table: pa.Table, column: str, value: str | None) -> pa.Table:
 
 
 def _parsed(
-    body: pa.Buffer, parse: pyarrow.csv.ParseOptions, columns: Sequence[str], words: Collection[str]
+    body: pa.Buffer,
+    parse: pyarrow.csv.ParseOptions,
+    columns: Sequence[str],
+    words: Collection[str],
+    *,
+    threads: bool,
 ) -> pa.Table:
-    """By blocks in parallel; if that fails as one block, which may hold a row of any length, and tells a bad row's number."""
-    blocks = pyarrow.csv.ReadOptions(column_names=list(columns), block_size=BLOCK_BYTES)
+    """By blocks; if that fails as one block, which may hold a row of any length, and tells a bad row's number."""
+    blocks = pyarrow.csv.ReadOptions(column_names=list(columns), block_size=BLOCK_BYTES, use_threads=threads)
     try:
         return pyarrow.csv.read_csv(pa.BufferReader(body), blocks, parse, _convert(words))
     except pa.ArrowException:
@@ -495,7 +549,7 @@ def _refuse_twins(names: Sequence[str], uri: str) -> None:
 
 def _refuse_open_quote(content: bytes, table: pa.Table, uri: str, before: Before = Before()) -> None:  # noqa: B008  frozen
     """Arrow ends a quoted value where the file ends; `content` is its last part, with the rows of `table`."""
-    if not table.num_rows or (before.quotes + content.count(b'"')) % 2 == 0:
+    if not table.num_rows or (before.quotes + stream.quotes(content)) % 2 == 0:
         return
     last = itertools.chain.from_iterable(column[-1:].to_pylist() for column in table.columns)
     if content.rstrip(b"\r\n").endswith(b'"') or any(isinstance(value, str) and "\n" in value for value in last):

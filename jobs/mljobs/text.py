@@ -151,7 +151,7 @@ class Decoder:
         """
         waiting = self._decoder.getstate()[0]
         if self._is_utf8 and self._begun and not waiting and piece.isascii():
-            self._line += piece.count(b"\n")
+            self._line += 0 if self._guessed else piece.count(b"\n")
             return piece
         try:
             text = self._decoder.decode(piece, final=last)
@@ -159,7 +159,7 @@ class Decoder:
             if self._guessed:
                 raise NotUtf8Error from error
             raise _undecodable(error, self._line, self._name, self._uri, said=self._said) from error
-        self._line += text.count("\n")
+        self._line += 0 if self._guessed else text.count("\n")  # only the error of a known encoding tells it
         if not self._begun:
             text, self._begun = text.removeprefix("\ufeff"), True
         return text.encode()
@@ -238,15 +238,24 @@ def _told(content: bytes, position: int, uri: str) -> str:
     lines = b"\n".join(line for line in content.splitlines() if not line.isascii())[:GUESS_BYTES]
     if script := _script(lines):
         return script
-    western = content.decode(WESTERN, errors="replace")
-    if strange := "\ufffd" if "\ufffd" in western else (found := _STRANGE.search(western)) and found[0]:
-        line = _line(western.encode(), len(western[: western.index(strange)].encode()))
+    if strange := _strange(content):
+        what, at = strange
         raise JobFailure(
             FailureClass.DATA_INVALID,
-            f"the encoding of {uri} cannot be told: it is no UTF-8, and as {WESTERN} line {line} would hold {strange!r}",
+            f"the encoding of {uri} cannot be told: it is no UTF-8, and as {WESTERN} line {_line(content, at)} would hold {what}",
             "Let spec.data.encoding name it (windows-1250, iso8859-2, mac-roman, shift_jis, …), or write the file as UTF-8",
         )
     return WESTERN
+
+
+def _strange(content: bytes) -> tuple[str, int] | None:
+    """What no Western text has, and where; each byte is a character there."""
+    try:
+        western = content.decode(WESTERN)
+    except UnicodeDecodeError as error:
+        return f"byte {content[error.start]:#04x}, which is no character there", error.start
+    found = _STRANGE.search(western)
+    return (repr(found[0]), found.start()) if found else None
 
 
 def _script(lines: bytes) -> str:

@@ -56,6 +56,7 @@ REFUSED_ENCODINGS = [
     ("町,grade\n名古屋,a\n札幌,b\n".encode("shift_jis"), "", "cannot be told", "a little Japanese"),
     ("ville,grade\nOrléans,a\n".encode("mac-roman"), "", "cannot be told", "an old Macintosh"),
     ("ville,grade\nOrléans,a\n".encode("cp437"), "", "cannot be told", "DOS"),
+    (b"ville,grade\nN\x81mes,a\n", "", "line 2 would hold byte 0x81, which is no character there", "a byte that Western lacks"),
     ("ville,grade\nSète,a\nOrléans,b\n".encode() + b"N\xeemes,a\n", "", "byte 0xee in line 4", "one row of another encoding"),
     ("ville,grade\nSète,a\n".encode("latin-1"), "utf-8", "spec.data.encoding says utf-8", "said wrongly"),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ a table, without a cluster and without a terminal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -398,8 +398,8 @@ _HELD: Final = {"Queued", "Suspended", "Superseded"}
 _STATES: Final[dict[str, State]] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
 
 
-_LEADING: Final = ("roc_auc", "accuracy", "r2", "mae")
-"""Of classes, and of a measured number; no model has both."""
+_LEADING: Final = ("ndcg_at_10", "roc_auc", "accuracy", "r2", "mae")
+"""Of a ranking, of classes, and of a measured number."""
 
 
 def _stage(name: str, ran: api.StageStatus | None, word: str, now: datetime) -> StageView:
@@ -414,7 +414,7 @@ def _stage(name: str, ran: api.StageStatus | None, word: str, now: datetime) -> 
     )
 
 
-def leading(metrics: Mapping[str, float]) -> list[str]:
+def leading(metrics: Collection[str]) -> list[str]:
     """The one or two metrics to show first: the best known ones, or those that come first where a task has none of them."""
     known = [name for name in _LEADING if name in metrics]
     return known or list(metrics)[:2]
@@ -425,8 +425,8 @@ def _headline(name: str, ran: api.StageStatus) -> str:
     details = ran.details
     parts: list[str] = []
     if name == contract.Stage.TRAIN:
-        first = sorted(ran.metrics.items(), key=lambda item: (not item[0].endswith("roc_auc"), item[0]))
-        parts += [f"{metric} {number(value)}" for metric, value in first[:1]]
+        plain = {metric.removeprefix(contract.VALIDATION): metric for metric in sorted(ran.metrics)}
+        parts += [f"{plain[metric]} {number(ran.metrics[plain[metric]])}" for metric in leading(plain)[:1]]
         parts += [f"{details['epochs']} epochs"] if details.get("epochs") else []
         parts += [f"{details['rows']['train']:,} rows"] if details.get("rows", {}).get("train") else []
         parts += [f"{details['worldSize']} processes"] if details.get("worldSize") else []

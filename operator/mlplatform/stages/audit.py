@@ -30,7 +30,10 @@ def judge(summary: Summary, spec: api.ModelVersionSpec) -> Verdict:
     if unfair:
         warning = "; ".join(miss.message for miss in unfair)
         return Verdict(passed=True, reason="PassedWithWarning", message=f"{warning} (fairness.onFailure is warn)")
-    parts = [headline(summary.metrics, [gate.metric for gate in spec.gates]), _fairest(summary, spec)]
+    parts = [
+        headline(summary.metrics, spec.training.task, [gate.metric for gate in spec.gates]),
+        _fairest(summary, spec),
+    ]
     return Verdict(
         passed=True, reason="Succeeded", message="; ".join(part for part in parts if part) or "no gates to pass"
     )

@@ -35,5 +35,6 @@ def judge(summary: Summary, spec: api.ModelVersionSpec) -> Verdict:
     epochs = summary.details.get("epochs")
     trained = f"trained {epochs} epochs" if epochs is not None else "trained"
     watched = spec.training.early_stopping
-    numbers = headline(summary.metrics, [watched.metric] if watched and watched.metric else [], limit=1)
+    first = [watched.metric] if watched and watched.metric else []
+    numbers = headline(summary.metrics, spec.training.task, first, limit=1)
     return Verdict(passed=True, reason="Succeeded", message=f"{trained}: {numbers}" if numbers else trained)

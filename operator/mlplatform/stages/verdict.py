@@ -53,9 +53,9 @@ def _fixed(value: float, digits: int) -> str:
     return f"{value:.{digits}f}".rstrip("0").rstrip(".")
 
 
-def headline(metrics: Mapping[str, float], first: Sequence[str] = (), limit: int = 3) -> str:
-    """A few metrics for a condition's message: those in `first`, then the task's own order, then by name."""
-    order = [*first, *(name for task in TASK_METRICS.values() for name in task)]
+def headline(metrics: Mapping[str, float], task: str, first: Sequence[str] = (), limit: int = 3) -> str:
+    """A few metrics for a condition's message: those in `first`, then in the order of the task, or of tasks like it."""
+    order = [*first, *TASK_METRICS.get(task, ()), *(name for names in TASK_METRICS.values() for name in names)]
 
     def place(name: str) -> tuple[int, str]:
         plain = name.removeprefix(VALIDATION)

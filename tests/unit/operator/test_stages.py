@@ -317,5 +317,7 @@ def test_number(value: float, text: str) -> None:
 
 def test_headline_follows_the_task_and_not_the_alphabet() -> None:
     metrics = {"accuracy": 0.8, "roc_auc": 0.9, "zeta": 1.0, "f1": 0.7}
-    assert headline(metrics) == "roc_auc 0.9, accuracy 0.8, f1 0.7"
-    assert headline(metrics, ["zeta"], limit=2) == "zeta 1, roc_auc 0.9"
+    assert headline(metrics, "tabular") == "roc_auc 0.9, accuracy 0.8, f1 0.7"
+    assert headline(metrics, "tabular", ["zeta"], limit=2) == "zeta 1, roc_auc 0.9"
+    assert headline({"roc_auc": 0.9, "ndcg_at_10": 0.8}, "ranking", limit=1) == "ndcg_at_10 0.8"
+    assert headline(metrics, "mine.tasks:Own", limit=1) == "roc_auc 0.9", "a task of the user's own, as tasks like it"
