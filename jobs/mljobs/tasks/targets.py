@@ -40,6 +40,8 @@ CLASSES_LIMIT: Final = 100
 """Of more distinct values a label is no class."""
 FEW: Final = 5
 """Cells of a row that a message shows; rows of a class that is meant."""
+STRETCH: Final = 1 << 18
+"""Rows of which scikit-learn takes a mean at a time: it makes a hundred bytes of each."""
 CLIP: Final = 1e-7
 """Probabilities are kept this far from 0 and 1 in the logarithmic loss: float32 sigmoids reach both."""
 
@@ -372,6 +374,13 @@ def _decided(label: Mapping[str, Any]) -> dict[str, Any]:
     return {name: label[name] for name in ("threshold", "temperature", "weights") if name in label}
 
 
+def mean_of(metric: Callable[[Any, Any], float], targets: npt.NDArray[Any], scores: Floats) -> float:
+    """A metric that is a mean over the rows, a stretch at a time."""
+    starts = range(0, len(targets), STRETCH)
+    found = [metric(targets[i : i + STRETCH], scores[i : i + STRETCH]) for i in starts]
+    return float(np.average(found, weights=[len(targets[i : i + STRETCH]) for i in starts]))
+
+
 def selection(name: str) -> str:
     """The rate that is the share of rows of which a class is predicted."""
     return f"selection_rate of {name}"
@@ -456,15 +465,15 @@ class Binary(Target):
         """The metrics of `contract.TARGET_METRICS`, by scikit-learn."""
         from sklearn import metrics as sk  # noqa: PLC0415  takes a second, and packaging scores nothing
 
-        predicted = scores >= self._threshold
+        predicted, targets = scores >= self._threshold, targets.astype(np.int8)  # which has a copy made of it often
         found = {
             "roc_auc": sk.roc_auc_score(targets, scores),
             "average_precision": sk.average_precision_score(targets, scores),
             "accuracy": sk.accuracy_score(targets, predicted),
             "balanced_accuracy": sk.balanced_accuracy_score(targets, predicted),
             "f1": sk.f1_score(targets, predicted, zero_division=0.0),
-            "log_loss": sk.log_loss(targets, scores.clip(CLIP, 1 - CLIP)),
-            "brier_score": sk.brier_score_loss(targets, scores),
+            "log_loss": mean_of(lambda y, p: sk.log_loss(y, p.clip(CLIP, 1 - CLIP), labels=[0, 1]), targets, scores),
+            "brier_score": mean_of(lambda y, p: sk.brier_score_loss(y, p, labels=[0, 1]), targets, scores),
         }
         return {name: float(value) for name, value in found.items()}
 
@@ -530,13 +539,16 @@ class MultiClass(Target):
         from sklearn import metrics as sk  # noqa: PLC0415  as above
 
         predicted, every = scores.argmax(axis=1), np.arange(len(self._classes))
-        clipped = scores.clip(CLIP, 1)
         found = {
             "roc_auc": sk.roc_auc_score(targets, scores, multi_class="ovr", labels=every),
             "accuracy": sk.accuracy_score(targets, predicted),
             "balanced_accuracy": sk.balanced_accuracy_score(targets, predicted),
             "macro_f1": sk.f1_score(targets, predicted, labels=every, average="macro", zero_division=0.0),
-            "log_loss": sk.log_loss(targets, clipped / clipped.sum(axis=1, keepdims=True), labels=every),
+            "log_loss": mean_of(
+                lambda y, p: sk.log_loss(y, p / p.sum(axis=1, keepdims=True), labels=every),
+                targets,
+                scores.clip(CLIP, 1),
+            ),
         }
         return {name: float(value) for name, value in found.items()}
 
