@@ -156,6 +156,10 @@ chaos: fit $(DEV_READY) ## The operator killed 200 times, each add-on and the AP
 
 # --- measurements ----------------------------------------------------------------------------------------------------
 
+.PHONY: calibrate
+calibrate: $(DEV_READY) ## How often evidence, thresholds and peeked tests decide a rollout wrongly, simulated (minutes)
+	@$(PY) -m benchmarks.calibrate
+
 .PHONY: bench-run bench-overhead bench-optimize bench-demo bench-serving bench-operator bench-operator-scale bench-memory bench-build bench-data
 bench-run: system ## From a clone to a served answer without a cluster, and what a second run takes
 	@python3 -m benchmarks.run
