@@ -265,18 +265,20 @@ def test_overload_neither_restarts_a_pod_nor_takes_it_out(running: Running) -> N
             ended.wait(0.1)
 
     # The clients as threads would wait for each other, and not for the server.
-    threads = [threading.Thread(target=asyncio.run, args=(clients(),), daemon=True), threading.Thread(target=slowed)]
+    threads = [threading.Thread(target=asyncio.run, args=(clients(),)), threading.Thread(target=slowed)]
     for thread in threads:
         thread.start()
-    wait_for(lambda: statuses[503] > 1000, 60, "the queue is full")
-    probes, refused = Counter[tuple[str, bool]](), statuses[503]
-    until = time.monotonic() + 15
-    while time.monotonic() < until:
-        probes.update((name, running.probe(name)) for name in ("liveness", "readiness"))
-    refused = statuses[503] - refused
-    ended.set()
-    for thread in threads:
-        thread.join()
+    try:
+        wait_for(lambda: statuses[503] > 1000, 60, "the queue is full")
+        probes, refused = Counter[tuple[str, bool]](), statuses[503]
+        until = time.monotonic() + 15
+        while time.monotonic() < until:
+            probes.update((name, running.probe(name)) for name in ("liveness", "readiness"))
+        refused = statuses[503] - refused
+    finally:  # or the worker would stay stopped, and the threads go on
+        ended.set()
+        for thread in threads:
+            thread.join()
     assert refused > 0, "a probe that is a mere prediction would have been among these"
     assert {name for name, passed in probes if not passed} == set(), probes
 

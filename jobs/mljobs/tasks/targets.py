@@ -539,16 +539,17 @@ class MultiClass(Target):
         from sklearn import metrics as sk  # noqa: PLC0415  as above
 
         predicted, every = scores.argmax(axis=1), np.arange(len(self._classes))
+
+        def lost(targets: Codes, scores: Floats) -> float:
+            clipped = scores.clip(CLIP, 1)
+            return float(sk.log_loss(targets, clipped / clipped.sum(axis=1, keepdims=True), labels=every))
+
         found = {
             "roc_auc": sk.roc_auc_score(targets, scores, multi_class="ovr", labels=every),
             "accuracy": sk.accuracy_score(targets, predicted),
             "balanced_accuracy": sk.balanced_accuracy_score(targets, predicted),
             "macro_f1": sk.f1_score(targets, predicted, labels=every, average="macro", zero_division=0.0),
-            "log_loss": mean_of(
-                lambda y, p: sk.log_loss(y, p / p.sum(axis=1, keepdims=True), labels=every),
-                targets,
-                scores.clip(CLIP, 1),
-            ),
+            "log_loss": mean_of(lost, targets, scores),
         }
         return {name: float(value) for name, value in found.items()}
 
