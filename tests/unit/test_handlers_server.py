@@ -256,11 +256,11 @@ def test_overload_neither_restarts_a_pod_nor_takes_it_out(running: Running) -> N
             await asyncio.gather(*(client(session) for _ in range(queue + 400)))
 
     def slowed() -> None:
-        """The model takes ten times as long: else the clients may be slower than it, and no queue is full."""
+        """The model takes three times as long: else the clients may be slower than it, and no queue is full."""
         worker = running.worker()
         while not ended.is_set():
             os.kill(worker, signal.SIGSTOP)
-            ended.wait(0.9)
+            ended.wait(0.2)
             os.kill(worker, signal.SIGCONT)
             ended.wait(0.1)
 
