@@ -163,7 +163,7 @@ HEALTHY: Final = {f"{kind}, {rps:g}/s": Setting(rps=rps, **more) for kind, more 
 """As good as the stable version, but for the bad pod."""
 HARMFUL: Final = {
     f"{ratio:g} x, {rps:g}/s": Setting(rps=rps, rate=0.01, ratio=ratio, swing=0.8)
-    for ratio in (2.0, 5.0)
+    for ratio in (1.0 + TOLERANCE, 2.0, 5.0)
     for rps in TRAFFIC
 }
 

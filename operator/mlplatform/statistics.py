@@ -26,6 +26,8 @@ SMALLEST_SHARE: Final = 1e-3
 """The least rate that a bet for a good candidate is placed on, as a share of the bound."""
 NEAREST: Final = 1.05
 """How far from a bound the first bet lies: one on the bound itself never wins."""
+ROUNDING: Final = 1e-9
+"""Evidence of nothing is 0 but for this."""
 SHOWN_RATIOS: Final = np.geomspace(1 / 50, 50, 1001)
 """Among which a confidence sequence of a ratio is looked for."""
 
@@ -102,7 +104,10 @@ def _log_weighted(arms: Arms, ratio: float) -> Floats:
 
 
 def log_bound_evidence(requests: Counts, bad: Counts, bound: float, against: Floats) -> Floats:
-    """Log e-process against "the rate is `bound` or more" (or "or less", where all bets lie above it).
+    """Log e-process against "the mean rate of the requests so far is `bound` or more" (or "or less", bets lying above it).
+
+    The rate may move: where bets lie on one side, the product over intervals is at most what it would be had each had the
+    mean (log(1 - p + p·e^λ) is concave in p).
 
     Args:
         requests: ``(…, intervals)``.
@@ -143,15 +148,16 @@ def log_worse(arms: Arms, margin: float) -> Floats:
 
 
 def log_good_enough(arms: Arms, tolerance: float, bound: float) -> Floats:
-    """Log e-process against "unacceptable": the candidate is worse by `tolerance` or more, and always at `bound` or above.
+    """Log e-process against "unacceptable": always worse by `tolerance` or more, and in the mean at `bound` or above.
 
-    Either half is one against that; so is their mean. Without the second a rollout in which nothing goes wrong would
-    never end: a ratio learns from bad outcomes alone. It does not cancel swings: what is worse by the tolerance and below
-    the bound in quiet hours may pass in these.
+    Either half is one against that; so is their mean, and what is smaller. Without the second a rollout in which nothing
+    goes wrong would never end: a ratio learns from bad outcomes alone. The second counts only while the first does not
+    speak for "worse": in quiet hours it finds every candidate below the bound, and does not say for how long.
     """
     relative = log_ratio_evidence(arms, 1 + tolerance, ratios_below(1 + tolerance))
     absolute = log_bound_evidence(arms.candidate, arms.candidate_bad, bound, rates_below(bound))
-    return log_mean(np.stack([relative, absolute]))
+    counts = relative > -ROUNDING
+    return log_mean(np.stack([relative, np.where(counts, absolute, -np.inf)]))
 
 
 def log_misrouted(candidate: Counts, stable: Counts, weight: Floats) -> Floats:

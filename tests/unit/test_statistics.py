@@ -95,6 +95,21 @@ def test_a_rollout_without_any_error_ends_in_promotion() -> None:
     assert statistics.log_worse(Arms(minutes, 0 * minutes, 9 * minutes, 0 * minutes), 0.1).max() <= 1e-9
 
 
+def test_few_errors_do_not_excuse_many_times_those_of_the_stable_version() -> None:
+    quiet = arms(*[(1000, 2, 9000, 1)] * 5)
+    assert statistics.log_bound_evidence(quiet.candidate, quiet.candidate_bad, 0.01, statistics.rates_below(0.01))[-1] > np.log(20)  # fmt: skip
+    assert statistics.log_good_enough(quiet, 0.5, 0.01).max() < np.log(20)
+
+
+def test_a_bound_on_the_mean_rate_holds_while_the_rate_falls() -> None:
+    rng = np.random.default_rng(6)
+    rate = np.repeat([0.05, 0.001], [20, 80])  # the mean so far is never below .01
+    requests = np.full((2000, 100), 50)
+    bad = rng.binomial(requests, rate)
+    found = statistics.log_bound_evidence(requests, bad, 0.01, statistics.rates_below(0.01))
+    assert (found.max(axis=1) >= np.log(20)).mean() <= 0.05
+
+
 @pytest.mark.parametrize(("n", "m", "bad", "odds"), [(12, 30, 9, 1.0), (5, 4, 6, 1.3), (40, 10, 3, 0.8)])
 def test_the_exact_law_is_fishers(n: int, m: int, bad: int, odds: float) -> None:
     against = np.array([0.5, 2.5])
@@ -262,17 +277,22 @@ def test_no_more_false_rollbacks_than_alpha(name: str) -> None:
 
 
 UNACCEPTABLE = [
-    (0.01, 1.5, 0.0, "worse by the tolerance, and above the bound"),
-    (0.01, 3.0, 0.0, "much worse"),
-    (0.06, 1.5, 0.8, "in quiet hours, too, it is above the bound"),
-    (0.06, 3.0, 0.8, "likewise, much worse"),
+    (10.0, 0.01, 1.5, 0.0, "worse by the tolerance, and above the bound"),
+    (10.0, 0.01, 3.0, 0.0, "much worse"),
+    (10.0, 0.06, 1.5, 0.8, "in quiet hours, too, it is above the bound"),
+    (10.0, 0.06, 3.0, 0.8, "likewise, much worse"),
+    (10.0, 0.01, 2.0, 0.8, "in quiet hours it is below the bound"),
+    (100.0, 0.01, 2.0, 0.8, "in these there are enough requests to prove it"),
+    (1000.0, 0.01, 2.0, 0.8, "in a minute of these"),
 ]
 
 
-@pytest.mark.parametrize(("rate", "ratio", "swing", "reason"), UNACCEPTABLE, ids=[case[-1] for case in UNACCEPTABLE])
-def test_no_more_false_promotions_than_alpha(rate: float, ratio: float, swing: float, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("rps", "rate", "ratio", "swing", "reason"), UNACCEPTABLE, ids=[case[-1] for case in UNACCEPTABLE]
+)
+def test_no_more_false_promotions_than_alpha(rps: float, rate: float, ratio: float, swing: float, reason: str) -> None:
     rollouts = 400
-    setting = calibrate.Setting(rps=10.0, rate=rate, ratio=ratio, swing=swing)
+    setting = calibrate.Setting(rps=rps, rate=rate, ratio=ratio, swing=swing)
     found = calibrate.by_evidence(calibrate.simulated(setting, rollouts, np.random.default_rng(12)))
     error = 3 * np.sqrt(calibrate.ALPHA * (1 - calibrate.ALPHA) / rollouts)
     assert (found.promoted < calibrate.NEVER).mean() <= calibrate.ALPHA + error, reason
