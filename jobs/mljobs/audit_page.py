@@ -44,11 +44,7 @@ def render(version: str, metrics: Mapping[str, float], report: Mapping[str, Any]
         "<h2>Metrics</h2>",
         _metrics_table(metrics, report["gates"]),
         "<h2>Differences between groups</h2>",
-        (
-            f"<p>Intervals at {report['confidence']:.0%} (bootstrap). A rate is compared among groups in which at least "
-            f"{report['minGroupSize']} rows count for it.</p>"
-        ),
-        _differences_table(report, objective.fairness),
+        _differences(report, objective.fairness),
     ]
     for attribute, result in report["attributes"].items():
         parts.append(f"<h2>By {escape(attribute)}</h2>")
@@ -93,7 +89,12 @@ def _metrics_table(metrics: Mapping[str, float], gates: Sequence[Mapping[str, An
     return _table(["Metric", "Value", "Gate", ""], rows)
 
 
-def _differences_table(report: Mapping[str, Any], metrics: Sequence[str]) -> str:
+def _differences(report: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    if not report["attributes"]:
+        return (
+            "<p class=notice>No groups were compared: the specification names none. Name the columns that divide people in "
+            "<code>spec.data.sensitiveAttributes</code>, and this page shows how differently they are treated.</p>"
+        )
     rows = []
     for attribute, result in report["attributes"].items():
         for metric in metrics:
@@ -112,7 +113,11 @@ def _differences_table(report: Mapping[str, Any], metrics: Sequence[str]) -> str
                 f"<td class=muted>{interval['low']:.4f} to {interval['high']:.4f}</td>"
                 f"<td>{wanted}</td>{verdict}</tr>"
             )
-    return _table(["Attribute", "Difference", "Value", "Interval", "Bound", ""], rows)
+    told = (
+        f"<p>Intervals at {report['confidence']:.0%} (bootstrap). A rate is compared among groups in which at least "
+        f"{report['minGroupSize']} rows count for it.</p>"
+    )
+    return told + _table(["Attribute", "Difference", "Value", "Interval", "Bound", ""], rows)
 
 
 def _listed(result: Mapping[str, Any], rate: str, title: str, _colour: str) -> str:

@@ -163,6 +163,16 @@ def test_the_page_says_near_its_top_that_it_is_of_a_sample(
     assert ("2,000 of the data's 48,842 rows" in top) is wanted, reason
 
 
+def test_the_page_says_that_no_groups_were_compared() -> None:
+    report = {
+        "sample": {"rows": 900, "of": 900}, "testRows": 400, "gates": [], "confidence": 0.95, "minGroupSize": 50,
+        "bounds": {}, "attributes": {},
+    }  # fmt: skip
+    page = audit_page.render("m-1", {}, report, Binary({"name": "rich", "classes": ["no", "yes"]}))
+    assert "spec.data.sensitiveAttributes" in page
+    assert "Difference</th>" not in page, "a table of nothing"
+
+
 def test_a_group_without_positive_rows_has_no_true_positive_rate() -> None:
     found = of_two_classes(*rows_of(("a", 1, 1, 60), ("a", 0, 0, 60), ("b", 0, 1, 60)), Fairness())
     assert found["groups"]["b"]["true_positive_rate"] is None
