@@ -234,7 +234,7 @@ class Trainer:
         """Forward, backward and update; returns this rank's mean loss."""
         plan, training = self.plan, self._training
         self._model.module.train()
-        torch.manual_seed(_mix(training.seed, step, self._topology.rank))
+        _seed(_mix(training.seed, step, self._topology.rank), self._topology.device)
         self._optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self._topology.device)
         for i, part in enumerate(self._feed.micro_batches(step)):
@@ -399,3 +399,13 @@ def make_optimizer(training: Settled, model: Parallel) -> torch.optim.Optimizer:
 def _mix(*numbers: int) -> int:
     """A seed from several numbers, different for each combination of them."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed`, of the generators that are drawn from.
+
+    That one keeps a stack trace for each GPU it might find later, which takes as long as a step of a small net.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
