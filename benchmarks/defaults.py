@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final
@@ -151,13 +152,22 @@ def baselines(rows: Any, found: Any, asked: api.Data) -> list[float]:
     ]
 
 
+def bound(cpus: Queue[int]) -> None:
+    """A process to each CPU: threads of two on the same ones wait for each other."""
+    os.sched_setaffinity(0, {cpus.get()})
+
+
 def table(_before: str | None) -> str:
     """The table."""
     with tempfile.TemporaryDirectory(prefix="bench-defaults-") as name:
         folder = Path(name)
         for title, made in TABLES.items():
             write(made, folder / f"{title}.csv")
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        spawned, cpus = get_context("spawn"), sorted(os.sched_getaffinity(0))
+        queue = spawned.Queue()
+        for cpu in cpus:
+            queue.put(cpu)
+        with ProcessPoolExecutor(len(cpus), mp_context=spawned, initializer=bound, initargs=(queue,)) as pool:
             asked = [(title, seed, folder) for title, seed in product(TABLES, SPLITS)]
             found = dict(zip(((title, seed) for title, seed, _ in asked), pool.map(measured, asked), strict=True))
     rows = []

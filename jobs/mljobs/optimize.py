@@ -303,7 +303,13 @@ def main(job: Job) -> Summary:
             job.write(listed[name]["onnx"], content)
     for name, content in files.items():
         job.write(listed[name]["torchscript"], content)
-    more = {"sample": found.sample, "files": listed, "onnx": onnx_report, "threads": threads}
+    more = {
+        "latencyRuns": times[REFERENCE].size,
+        "sample": found.sample,
+        "files": listed,
+        "onnx": onnx_report,
+        "threads": threads,
+    }
     return finish(job, candidates, reasons, chosen, more)
 
 
@@ -348,7 +354,6 @@ def finish(
         "tie": TIE,
         "maxMetricDrop": job.spec.optimization.max_metric_drop,
         "candidates": full,
-        "latencyRuns": ROUNDS * RUNS,
         **more,
     }
     metrics = {
