@@ -24,6 +24,8 @@ ones, their bytes, their negative log-likelihood by the counts of the training r
 likeliest next token. After `NEXT` come the tokens that `Served.run` continued it by."""
 TOKEN: Final = 32
 """Values of a table that cost a small model about as much as a token that goes through one of these."""
+STRETCH: Final = 512
+"""Texts that are made into tokens at a time, as in `text_served.py`."""
 LARGEST: Final = 700.0
 """Exponent of which a float64 has the power."""
 
@@ -83,8 +85,11 @@ class Served:
 
     def numbers(self, texts: Sequence[str]) -> list[list[int]]:
         """Of all tokens of each."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [found.ids for found in encoded]
+        found: list[list[int]] = []
+        for first in range(0, len(texts), STRETCH):
+            encoded = self._tokenizer.encode_batch_fast(list(texts[first : first + STRETCH]), add_special_tokens=False)
+            found += [each.ids for each in encoded]
+        return found
 
     def run(self, model: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """The model's outputs, and the tokens by which it continues each text: the likeliest one, again and again.

@@ -11,11 +11,14 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+
+STRETCH: Final = 512
+"""Texts that are made into tokens at a time: what the tokenizer says of a token takes a hundred times its number."""
 
 
 def beside(name: str) -> Any:
@@ -86,8 +89,11 @@ class Served:
 
     def tokens(self, written: Sequence[str]) -> tuple[Tensor]:
         """Likewise, of texts."""
-        encoded = self._tokenizer.encode_batch_fast(list(written))
-        return (torch.tensor([found.ids for found in encoded], dtype=torch.int64).reshape(len(encoded), self.width),)
+        tokens = torch.empty((len(written), self.width), dtype=torch.int64)
+        for first in range(0, len(written), STRETCH):
+            encoded = self._tokenizer.encode_batch_fast(list(written[first : first + STRETCH]))
+            tokens[first : first + len(encoded)] = torch.tensor([found.ids for found in encoded], dtype=torch.int64)
+        return (tokens,)
 
     def answers(self, outputs: Tensor) -> Mapping[str, tuple[str, list[Any]]]:
         """What the label's kind answers."""
