@@ -57,6 +57,14 @@ def fresh(task: CausalLmTask, config: dict[str, Any]) -> Any:
     return model
 
 
+def test_many_texts_have_the_tokens_that_each_has_alone() -> None:
+    half = served.load(*fitted())
+    many = [TEXTS[i % len(TEXTS)] for i in range(1100)]  # two stretches and a part of one
+    (found,) = half.read(many)
+    alone = {text: half.read([text])[0][0] for text in set(many)}
+    assert torch.equal(found, torch.stack([alone[text] for text in many]))
+
+
 def test_its_example_goes_the_whole_way_and_rows_are_read_as_records_are() -> None:
     task, config = fitted()
     spec = ModelVersionSpec(

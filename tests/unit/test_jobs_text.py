@@ -41,6 +41,14 @@ def fitted(**hyper: Any) -> tuple[TextTask, dict[str, Any]]:
     return task, json.loads(json.dumps(task.fit(TABLE, targets, np.arange(30))))
 
 
+def test_many_texts_have_the_tokens_that_each_has_alone() -> None:
+    half = served.load(*fitted())
+    many = [TEXTS[i % 8] for i in range(1100)]  # two stretches and a part of one
+    (found,) = half.read(many)
+    alone = {text: half.read([text])[0][0] for text in set(many)}
+    assert torch.equal(found, torch.stack([alone[text] for text in many]))
+
+
 def test_its_example_goes_the_whole_way_and_rows_are_read_as_records_are() -> None:
     task, config = fitted()
     spec = ModelVersionSpec(
