@@ -1,37 +1,67 @@
-"""The ONNX form of a model, and running it.
+"""The ONNX form of a model.
 
-Called by optimize if `spec.optimization.export` asks for it: the exporter and ONNX Runtime are slow to load. Whether a
+Called by optimize, in a process of its own, if `spec.optimization.export` asks for it: the exporter is slow to load. Whether a
 file still computes what the model did is for the caller to check on real rows.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import onnx
-import onnxruntime
+import onnx_ir
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
-from mljobs.export import TRACED_ROWS, quiet, refused, row_scaled
-
-INPUT: Final = "input_{}"
-OUTPUT: Final = "logits"
+from mljobs.export import INT8, REFERENCE, TRACED_ROWS, quiet, refused, row_scaled
+from mljobs.onnx_session import INPUT, OUTPUT
 
 
-def to_onnx(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
-    """The ONNX graph: inputs ``input_0``, ``input_1``, … with any number of rows, output ``logits``.
+class Together(nn.Module):
+    """Several modules that have the same inputs; each one's output is one of a tuple.
+
+    Args:
+        modules: In evaluation mode.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(modules)
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, in their order."""
+        return tuple(module(*inputs) for module in self.each)
+
+
+def files(model: nn.Module, inputs: Sequence[Tensor], candidates: Sequence[str]) -> dict[str, bytes]:
+    """The candidates' ONNX files: inputs ``input_0``, ``input_1``, … with any number of rows, output ``logits``.
+
+    The exporter runs once for all: it takes longer to begin than to go through a model. A file has what its own output
+    needs.
 
     Args:
         model: In evaluation mode.
         inputs: Example rows, two or more.
+        candidates: Of `MAKE`.
 
     Raises:
-        JobFailure: The model cannot be exported.
+        JobFailure: The model cannot be exported, or int8 is asked for and it has no linear layer.
     """
+    program = _export(Together([MAKE[name][0](model) for name in candidates]), inputs, candidates)
+    found = {}
+    for name in candidates:
+        graph = onnx_ir.convenience.extract(program.model.graph, program.model.graph.inputs, [name])
+        graph.outputs[0].name = OUTPUT
+        alone = onnx_ir.Model(graph, ir_version=program.model.ir_version, functions=[*program.model.functions.values()])
+        found[name] = MAKE[name][1](onnx_ir.to_proto(alone))
+    return found
+
+
+def _export(model: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
     rows = torch.export.Dim("rows")
     try:
         with quiet():
@@ -40,32 +70,23 @@ def to_onnx(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
                 tuple(part[:TRACED_ROWS] for part in inputs),
                 dynamo=True,
                 input_names=[INPUT.format(i) for i in range(len(inputs))],
-                output_names=[OUTPUT],
-                dynamic_shapes=tuple({0: rows} for _ in inputs),
+                output_names=outputs,
+                dynamic_shapes=(tuple({0: rows} for _ in inputs),),  # of the one parameter *inputs
                 verbose=False,
             )
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         raise refused("ONNX", error) from error
     if program is None:
         raise refused("ONNX", RuntimeError("the exporter returned nothing"))
-    content: bytes = program.model_proto.SerializeToString()
-    return content
+    return program
 
 
-def int8(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
-    """The ONNX graph with 8-bit weights in its matrix products, which quantise their inputs a row at a time.
+def quantized(graph: onnx.ModelProto) -> bytes:
+    """The file of a graph with 8-bit weights in its matrix products, which quantise their inputs as they come.
 
     The weights use 7 of their bits: without them the products of two values overflow the 16 bits in which a CPU that has
     AVX2 and no VNNI adds them (ONNX Runtime, "Quantize ONNX Models", section on saturation).
-
-    Args:
-        model: In evaluation mode.
-        inputs: As of `to_onnx`.
-
-    Raises:
-        JobFailure: The model cannot be exported, or has no linear layer.
     """
-    graph = onnx.load_model_from_string(to_onnx(row_scaled(model), inputs))
     del graph.graph.value_info[:]  # intermediate shapes: the weights' are those before they were transposed
     buffer = io.BytesIO()
     with quiet():
@@ -73,23 +94,8 @@ def int8(model: nn.Module, inputs: Sequence[Tensor]) -> bytes:
     return buffer.getvalue()
 
 
-class Session:
-    """A file loaded by ONNX Runtime, on the CPU.
-
-    Args:
-        content: The file's bytes.
-        threads: No more than the container has CPUs.
-    """
-
-    def __init__(self, content: bytes, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The logits, ``(rows,)``. Inputs that the graph does not use are not fed."""
-        feed = {INPUT.format(i): part.numpy() for i, part in enumerate(inputs)}
-        used = {item.name for item in self._session.get_inputs()}
-        (logits,) = self._session.run([OUTPUT], {name: value for name, value in feed.items() if name in used})
-        return torch.from_numpy(logits)
+MAKE: Final[Mapping[str, tuple[Callable[[nn.Module], nn.Module], Callable[[onnx.ModelProto], bytes]]]] = {
+    REFERENCE: (lambda model: model, onnx.ModelProto.SerializeToString),
+    INT8: (row_scaled, quantized),
+}
+"""What a candidate's graph is made of, and its file of the graph."""

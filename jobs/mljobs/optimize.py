@@ -17,7 +17,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -28,16 +30,15 @@ from torch import Tensor, nn
 from mljobs import data, export, trained
 from mljobs.choice import CONFIDENCE, QUANTILES, TIE, Choice, choose
 from mljobs.cpu import cpu_limit
-from mljobs.export import PARITY_TOLERANCE
+from mljobs.export import INT8, PARITY_TOLERANCE, REFERENCE
 from mljobs.failure import JobFailure
+from mljobs.forked import beside
 from mljobs.report import REASON_LIMIT, Job, run, say, shorten
 from mljobs.tasks import Objective
 from mljobs.trained import Trained
 from mlplatform.api import ModelVersionSpec
 from mlplatform.contract import Artifacts, FailureClass, Stage, Summary
 
-REFERENCE: Final = "fp32"
-INT8: Final = "int8-dynamic"
 MAKE: Final[dict[str, Callable[[nn.Module], nn.Module]]] = {REFERENCE: lambda model: model, INT8: export.int8}
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +46,8 @@ Score = Callable[[Sequence[Tensor]], Tensor]
 """A model's outputs for some rows' tensors."""
 
 ROUNDS: Final = 30
+ROUNDS_TO_TELL: Final = 10
+"""Of times that are reported and decide nothing."""
 RUNS: Final = 100
 """Timed single-record runs of each candidate in a round."""
 ATTEMPTS: Final = 3
@@ -218,28 +221,37 @@ def group_differences(found: Trained, scores: Floats, spec: ModelVersionSpec) ->
     return differences
 
 
-def export_onnx(
-    found: Trained, reference: Measured, spec: ModelVersionSpec, threads: int
-) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
-    """The ONNX files that may ship, by candidate, and what the report says of each that was made.
+def write_onnx(found: Trained, candidates: Sequence[str]) -> dict[str, bytes]:
+    """The candidates' ONNX files."""
+    from mljobs import onnx_files  # noqa: PLC0415  loaded for those who ask for it, by the process that writes
+
+    return onnx_files.files(found.model, found.inputs, candidates)
+
+
+def judge_onnx(
+    found: Trained, files: Mapping[str, bytes], reference: Measured, spec: ModelVersionSpec, threads: int
+) -> dict[str, dict[str, Any]]:
+    """What the report says of each ONNX file; those that passed may ship.
 
     Args:
         found: The trained model.
+        files: By candidate; may be empty.
         reference: The fp32 candidate.
-        spec: Candidates, and what `objections` needs.
+        spec: What `objections` needs.
         threads: Of ONNX Runtime.
 
     Raises:
         JobFailure: The reference's graph computes something else than the model.
     """
-    from mljobs import onnx_files  # noqa: PLC0415  ONNX is loaded for those who ask for it
+    if not files:
+        return {}
+    from mljobs.onnx_session import Session  # noqa: PLC0415  ONNX Runtime is loaded for those who ask for it
 
     objective = found.objective
     wanted = trained.scores(objective, found.model, found.inputs)
-    make = {REFERENCE: onnx_files.to_onnx, INT8: onnx_files.int8}
-    files = {name: make[name](found.model, found.inputs) for name in spec.optimization.candidates}
-    sessions = {name: onnx_files.Session(content, threads) for name, content in files.items()}
-    times = measure_latency({name: runner(session, found.inputs) for name, session in sessions.items()})
+    sessions = {name: Session(content, threads) for name, content in files.items()}
+    runners = {name: runner(session, found.inputs) for name, session in sessions.items()}
+    times = measure_latency(runners, ROUNDS_TO_TELL)
     checks: dict[str, dict[str, Any]] = {}
     for name, session in sessions.items():
         scores = trained.scores(objective, by_rows(session), found.inputs)
@@ -256,7 +268,7 @@ def export_onnx(
         reasons = objections(measured, reference, spec, objective)
         say(f"{name} as ONNX: {'; '.join(reasons) or 'passed'}")
         checks[name] = {**entry(measured, reasons), "maxAbsDifference": difference}
-    return {name: content for name, content in files.items() if checks[name]["passed"]}, checks
+    return checks
 
 
 def main(job: Job) -> Summary:
@@ -264,18 +276,23 @@ def main(job: Job) -> Summary:
     threads = cpu_limit()
     torch.set_num_threads(threads)
     found, asked = trained.load(job), job.spec.optimization
-    modules: dict[str, nn.Module] = {name: MAKE[name](found.model) for name in asked.candidates}
-    files = {name: export.torchscript(module, found.inputs) for name, module in modules.items()}
-    loaded = {name: export.load_torchscript(content) for name, content in files.items()}
-    times = measure_latency({name: runner(by_module(module), found.inputs) for name, module in loaded.items()})
     objective = found.objective
-    candidates = []
-    for name, module in loaded.items():
-        scores = trained.scores(objective, module, found.inputs)
-        difference = objective.difference(scores, trained.scores(objective, modules[name], found.inputs))
-        metrics = objective.evaluate(found.targets, scores)
-        differences = group_differences(found, scores, job.spec)
-        candidates.append(Measured(name, len(files[name]), latency(times[name]), metrics, differences, difference))
+    wants_onnx = "onnx" in asked.export
+    with (
+        beside(partial(write_onnx, found, asked.candidates)) if wants_onnx else nullcontext(dict[str, bytes]) as written
+    ):
+        modules: dict[str, nn.Module] = {name: MAKE[name](found.model) for name in asked.candidates}
+        files = {name: export.torchscript(module, found.inputs) for name, module in modules.items()}
+        loaded = {name: export.load_torchscript(content) for name, content in files.items()}
+        judged = {}
+        for name, module in loaded.items():
+            scores = trained.scores(objective, module, found.inputs)
+            difference = objective.difference(scores, trained.scores(objective, modules[name], found.inputs))
+            metrics = objective.evaluate(found.targets, scores)
+            judged[name] = metrics, group_differences(found, scores, job.spec), difference
+        onnx = written()  # before anything is timed: the times are of an idle neighbour
+    times = measure_latency({name: runner(by_module(module), found.inputs) for name, module in loaded.items()})
+    candidates = [Measured(name, len(files[name]), latency(times[name]), *judged[name]) for name in loaded]
 
     reference = next(candidate for candidate in candidates if candidate.name == REFERENCE)
     reasons = {c.name: objections(c, reference, job.spec, objective) for c in candidates}
@@ -295,19 +312,18 @@ def main(job: Job) -> Summary:
     say(f"by {asked.objective} {chosen.sentence}")
 
     listed = {name: {"torchscript": f"{Artifacts.CANDIDATES}/{name}.pt"} for name in files}
-    onnx_report: dict[str, dict[str, Any]] = {}
-    if "onnx" in asked.export:
-        onnx_files, onnx_report = export_onnx(found, reference, job.spec, threads)
-        for name, content in onnx_files.items():
+    checks = judge_onnx(found, onnx, reference, job.spec, threads)
+    for name, check in checks.items():
+        if check["passed"]:
             listed[name]["onnx"] = f"{Artifacts.CANDIDATES}/{name}.onnx"
-            job.write(listed[name]["onnx"], content)
+            job.write(listed[name]["onnx"], onnx[name])
     for name, content in files.items():
         job.write(listed[name]["torchscript"], content)
     more = {
         "latencyRuns": times[REFERENCE].size,
         "sample": found.sample,
         "files": listed,
-        "onnx": onnx_report,
+        "onnx": checks,
         "threads": threads,
     }
     return finish(job, candidates, reasons, chosen, more)

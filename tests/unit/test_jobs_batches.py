@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mljobs import export, onnx_files, package
+from mljobs.onnx_session import Session
 from mljobs.tasks.tabular import TabularTask
 from mljobs.tasks.tabular_model import Preprocessor, TabularModel
 
@@ -40,11 +41,15 @@ def torchscript(model: nn.Module, inputs: Sequence[Tensor]) -> Score:
     return lambda batch: torch.Tensor(loaded(*batch))
 
 
+def onnx(model: nn.Module, inputs: Sequence[Tensor], name: str) -> Score:
+    return Session(onnx_files.files(model, inputs, [name])[name], 1)
+
+
 FORMS: dict[str, Callable[[nn.Module, Sequence[Tensor]], Score]] = {
     "fp32 TorchScript": torchscript,
     "int8-dynamic TorchScript": lambda model, inputs: torchscript(export.int8(model), inputs),
-    "fp32 ONNX": lambda model, inputs: onnx_files.Session(onnx_files.to_onnx(model, inputs), 1),
-    "int8-dynamic ONNX": lambda model, inputs: onnx_files.Session(onnx_files.int8(model, inputs), 1),
+    "fp32 ONNX": lambda model, inputs: onnx(model, inputs, export.REFERENCE),
+    "int8-dynamic ONNX": lambda model, inputs: onnx(model, inputs, export.INT8),
 }
 
 

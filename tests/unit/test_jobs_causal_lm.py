@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import mlplatform
 from mljobs import export, onnx_files, package, served
 from mljobs.failure import JobFailure
+from mljobs.onnx_session import Session
 from mljobs.tasks import load_task
 from mljobs.tasks.causal_lm import START, CausalLmTask, LanguageModel
 from mljobs.tasks.causal_lm_served import BYTES, COUNTED, LOSS, NEXT, TOKENS
@@ -161,9 +162,9 @@ def test_it_has_every_form_that_the_specification_may_ask_for() -> None:
     with torch.inference_mode():
         wanted = model(*inputs)
         assert objective.difference(export.int8(model)(*inputs).numpy(), wanted.numpy()) < 0.05
-    for form, most in ((onnx_files.to_onnx, 1e-4), (onnx_files.int8, 0.05)):
-        found = onnx_files.Session(form(model, inputs), 1)(inputs)
-        assert objective.difference(found.numpy(), wanted.numpy()) < most, form
+    most = {export.REFERENCE: 1e-4, export.INT8: 0.05}
+    for name, content in onnx_files.files(model, inputs, list(most)).items():
+        assert objective.difference(Session(content, 1)(inputs).numpy(), wanted.numpy()) < most[name], name
 
 
 def test_metrics_are_of_all_tokens_and_held_beside_the_counts_of_the_training() -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mljobs import export, onnx_files, optimize
+from mljobs import export, onnx_files, onnx_session, optimize
 from mljobs.choice import Choice
+from mljobs.export import INT8, REFERENCE
 from mljobs.failure import JobFailure
 from mljobs.optimize import (
     LEAST_RUNS,
@@ -30,9 +32,9 @@ from mljobs.optimize import (
     Measured,
     Score,
     choose_by,
-    export_onnx,
     finish,
     interruptions,
+    judge_onnx,
     latency,
     measure_latency,
     objections,
@@ -208,10 +210,8 @@ class ByScores(Binary):
 ROWS = 3 * EVALUATION_ROWS + 1
 
 
-def exported(
-    monkeypatch: pytest.MonkeyPatch, logits: dict[bytes, Tensor]
-) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
-    """What `export_onnx` makes of files that give these logits; all rows are positive, the model's logit is 2."""
+def judged(monkeypatch: pytest.MonkeyPatch, logits: dict[bytes, Tensor]) -> dict[str, dict[str, Any]]:
+    """What `judge_onnx` says of files that give these logits; all rows are positive, the model's logit is 2."""
 
     def session(content: bytes, _threads: int) -> Score:
         def score(inputs: Sequence[Tensor]) -> Tensor:
@@ -220,10 +220,8 @@ def exported(
 
         return score
 
-    monkeypatch.setattr(onnx_files, "to_onnx", lambda *_: b"float")
-    monkeypatch.setattr(onnx_files, "int8", lambda *_: b"quantised")
-    monkeypatch.setattr(onnx_files, "Session", session)
-    monkeypatch.setattr(optimize, "measure_latency", lambda runners: dict.fromkeys(runners, np.ones((1, 1))))
+    monkeypatch.setattr(onnx_session, "Session", session)
+    monkeypatch.setattr(optimize, "measure_latency", lambda runners, _rounds: dict.fromkeys(runners, np.ones((1, 1))))
     inputs = (torch.arange(ROWS, dtype=torch.float32)[:, None],)
     found = Trained(
         TabularTask({}),
@@ -236,7 +234,7 @@ def exported(
         {"rows": ROWS, "of": ROWS},
     )
     reference = Measured("fp32", 1, Latency(1.0, 2.0), {"roc_auc": 1.0}, {}, 0.0)
-    return export_onnx(found, reference, spec(), threads=1)
+    return judge_onnx(found, {REFERENCE: b"float", INT8: b"quantised"}, reference, spec(), threads=1)
 
 
 class Fixed(nn.Module):
@@ -249,8 +247,8 @@ class Fixed(nn.Module):
 def test_a_quantised_onnx_file_is_judged_by_its_metrics_not_by_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     quantised = torch.full((ROWS,), 2.0)
     quantised[-1] = -2.0
-    usable, report = exported(monkeypatch, {b"float": torch.full((ROWS,), 2.0), b"quantised": quantised})
-    assert usable == {"fp32": b"float", "int8-dynamic": b"quantised"}
+    report = judged(monkeypatch, {b"float": torch.full((ROWS,), 2.0), b"quantised": quantised})
+    assert report["fp32"]["passed"] is True
     assert report["int8-dynamic"]["passed"] is True
     assert report["int8-dynamic"]["maxAbsDifference"] > 0.7
 
@@ -258,8 +256,7 @@ def test_a_quantised_onnx_file_is_judged_by_its_metrics_not_by_one_row(monkeypat
 def test_a_quantised_onnx_file_that_is_worse_is_recorded_and_not_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     quantised = torch.full((ROWS,), 2.0)
     quantised[::10] = -2.0
-    usable, report = exported(monkeypatch, {b"float": torch.full((ROWS,), 2.0), b"quantised": quantised})
-    assert usable == {"fp32": b"float"}
+    report = judged(monkeypatch, {b"float": torch.full((ROWS,), 2.0), b"quantised": quantised})
     assert report["fp32"]["passed"] is True
     assert report["int8-dynamic"]["passed"] is False
     assert "roc_auc is 0.1000 worse than fp32's" in report["int8-dynamic"]["reason"]
@@ -268,7 +265,7 @@ def test_a_quantised_onnx_file_that_is_worse_is_recorded_and_not_usable(monkeypa
 def test_a_float_onnx_file_that_differs_fails_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     differs = torch.full((ROWS,), 2.01)
     with pytest.raises(JobFailure, match="the ONNX file of fp32 differs from the model by") as caught:
-        exported(monkeypatch, {b"float": differs, b"quantised": differs})
+        judged(monkeypatch, {b"float": differs, b"quantised": differs})
     assert caught.value.failure.reason is FailureClass.GATE_FAILED
 
 
@@ -328,13 +325,27 @@ def test_torchscript_computes_what_the_module_does(kinds: tuple[str, ...], form:
 @pytest.mark.parametrize("kinds", KINDS, ids=" and ".join)
 def test_onnx_computes_what_the_module_does(kinds: tuple[str, ...]) -> None:
     model, inputs = model_and_inputs(kinds)
-    content = onnx_files.to_onnx(model, inputs)
-    plain, small = (onnx_files.Session(form, 1) for form in (content, onnx_files.int8(model, inputs)))
+    files = onnx_files.files(model, inputs, [REFERENCE, INT8])
+    plain, small = (onnx_session.Session(files[name], 1) for name in (REFERENCE, INT8))
     for rows in (1, 3, 50):
         part = tuple(x[:rows] for x in inputs)
         wanted = probabilities(model(*part))
         assert np.allclose(probabilities(plain(part)), wanted, atol=1e-5)
         assert np.allclose(probabilities(small(part)), wanted, atol=0.01), "on a CPU without VNNI, too"
+
+
+def test_an_onnx_file_holds_nothing_of_what_was_exported_with_it() -> None:
+    model, inputs = model_and_inputs()
+    both = onnx_files.files(model, inputs, [REFERENCE, INT8])
+    (alone,) = onnx_files.files(model, inputs, [REFERENCE]).values()
+    for content in (both[REFERENCE], alone):
+        weights = [item.name for item in onnx.load_model_from_string(content).graph.initializer]
+        assert len(weights) == len(set(weights))
+    shapes = [
+        sorted(tuple(item.dims) for item in onnx.load_model_from_string(content).graph.initializer)
+        for content in (both[REFERENCE], alone)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_int8_is_much_smaller_and_leaves_the_model_as_it_was() -> None:
@@ -363,6 +374,6 @@ def test_a_model_without_linear_layers_cannot_be_quantised() -> None:
 def test_a_model_that_cannot_be_exported_is_named() -> None:
     _, inputs = model_and_inputs()
     with pytest.raises(JobFailure, match="cannot be exported to ONNX") as caught:
-        onnx_files.to_onnx(Branching().eval(), inputs)
+        onnx_files.files(Branching().eval(), inputs, [REFERENCE])
     assert caught.value.failure.reason is FailureClass.SPEC_INVALID
     assert "spec.optimization.export" in caught.value.failure.next_action

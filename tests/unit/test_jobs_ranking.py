@@ -16,6 +16,7 @@ from standalone_kit import people_model
 import mlplatform
 from mljobs import data, export, onnx_files, served
 from mljobs.failure import JobFailure
+from mljobs.onnx_session import Session
 from mljobs.tasks import load_task
 from mljobs.tasks.ranking import Ranking, RankingModel, RankingTask, ndcg
 from mlplatform import api
@@ -124,7 +125,8 @@ def test_it_has_every_form_that_the_specification_may_ask_for() -> None:
         )
         assert torch.allclose(export.int8(model)(*inputs), wanted, atol=0.05)
         assert torch.allclose(export.load_torchscript(export.torchscript(model, inputs))(*inputs), wanted, atol=1e-5)
-    assert torch.allclose(onnx_files.Session(onnx_files.to_onnx(model, inputs), 1)(inputs), wanted, atol=1e-4)
+    (content,) = onnx_files.files(model, inputs, [export.REFERENCE]).values()
+    assert torch.allclose(Session(content, 1)(inputs), wanted, atol=1e-4)
 
 
 def test_who_is_new_has_a_vector_of_nothing() -> None:

@@ -14,6 +14,7 @@ import torch
 import mlplatform
 from mljobs import export, onnx_files, package, served
 from mljobs.failure import JobFailure
+from mljobs.onnx_session import Session
 from mljobs.tasks import EVALUATION_ROWS, evaluation_rows, load_task
 from mljobs.tasks.text import Encoder, TextTask
 from mlplatform.api import Data, ModelVersionSpec, Optimization
@@ -94,9 +95,8 @@ def test_it_has_every_form_that_the_specification_may_ask_for() -> None:
     with torch.inference_mode():
         wanted = model(*inputs)
         assert torch.allclose(export.int8(model)(*inputs), wanted, atol=0.01)
-    for form in (onnx_files.to_onnx, onnx_files.int8):
-        found = onnx_files.Session(form(model, inputs), 1)(inputs)
-        assert torch.allclose(found, wanted, atol=0.01), form
+    for name, content in onnx_files.files(model, inputs, [export.REFERENCE, export.INT8]).items():
+        assert torch.allclose(Session(content, 1)(inputs), wanted, atol=0.01), name
 
 
 def test_many_tokens_are_evaluated_in_fewer_rows() -> None:
