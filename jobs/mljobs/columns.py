@@ -7,6 +7,7 @@ Called by `mljobs.data` with the rows of all files, for a part of them may not s
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -30,6 +31,12 @@ LIMIT: Final = 1 << 18
 """Distinct values of a large table's column that are kept in memory while it is looked at."""
 FEW: Final = 20
 """Distinct numbers below which they may well be names."""
+TIMES: Final = "each time is a category, and one that the training rows lack is unknown: make columns of its parts"
+_TIME: Final = re.compile(
+    r"\d{4}-\d\d?-\d\d?([T ].*)?|\d{4}/\d\d?/\d\d?|\d\d?([./-])\d\d?\2(\d{4}|\d\d)( .*)?|\d\d?:\d\d(:\d\d.*)?"
+)
+_AMOUNT: Final = re.compile(r"[-+]?\d[\d.,]*\s*(?P<unit>[^\W\d_]{1,12}|[°%‰]\w?)\.?")
+"""A number with its unit."""
 
 
 class Settled(NamedTuple):
@@ -67,7 +74,9 @@ def settle(table: pa.Table, asked: Data, place: Callable[[int], str]) -> Settled
             remarks[field.name] = found.told
         else:
             read, kind = str, field.with_type(pa.string())
-            if odd := _odd(found.texts) if found.whole else []:
+            if told := _named(found.texts):
+                remarks[field.name] = told
+            elif odd := _odd(found.texts) if found.whole else []:
                 rows = [pc.index(column, pa.scalar(text, field.type)).as_py() for text in odd[:NAMED]]
                 remarks[field.name] = (
                     f"it is text: {len(odd)} of {len(found.texts)} distinct values are no numbers, first "
@@ -138,6 +147,19 @@ def _measured(texts: list[str], asked: Data) -> bool:
     """Whether a label whose texts are all numbers is read as these: two of them, or one that is positive, are classes."""
     several = len(texts) > 2 and not asked.positive_label  # noqa: PLR2004  binary
     return asked.target == "regression" or (asked.target == "auto" and several)
+
+
+def _named(texts: list[str]) -> str:
+    """What there is to say of words that are dates, times or amounts."""
+    if len(texts) < FEW:
+        return ""
+    some = [text.strip() for text in texts[:LOOK]]
+    if all(map(_TIME.fullmatch, some)):
+        return f"it is text like {texts[0]!r}: {TIMES}"
+    amounts = [found["unit"] for text in some if (found := _AMOUNT.fullmatch(text))]
+    if len(amounts) == len(some) and len(set(amounts)) == 1:
+        return f"it is text: {texts[0]!r} is a number with its unit, and each is a category: write the numbers without {amounts[0]!r}"
+    return ""
 
 
 def _odd(texts: list[str]) -> list[str]:

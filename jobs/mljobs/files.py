@@ -18,6 +18,24 @@ SHOWN: Final = 20
 """Names listed in a message."""
 ENDINGS: Final = {"csv": (".csv",), "parquet": (".parquet",), "jsonl": (".jsonl", ".ndjson")}
 """Of each format's files."""
+HIDDEN: Final = "it or its folder"
+INSTEAD: Final = {"csv": (".tsv", ".tab"), "jsonl": (".json",)}
+"""Endings of those that are read where there is no file of the first."""
+ADVICE: Final = (
+    ((".parquet", ".pq"), "Set spec.data.format to parquet"),
+    ((".csv", ".tsv"), "Set spec.data.format to csv"),
+    ((".jsonl", ".ndjson"), "Set spec.data.format to jsonl"),
+    ((".xlsx", ".xls", ".ods"), "Save the sheet as CSV"),
+    (
+        (".zip", ".xz", ".7z", ".tar", ".tgz", ".tar.gz", ".rar", ".lz4"),
+        "Unpack it: of packed files gzip, zstd and bzip2 are read",
+    ),
+    (
+        (".feather", ".arrow", ".orc", ".avro", ".h5", ".hdf5", ".sqlite", ".db", ".pkl", ".pickle", ".npy", ".npz"),
+        "Write the rows as Parquet",
+    ),
+)
+"""What to do about files of which there is nothing to read, by their endings."""
 PACKED: Final = (".gz", ".zst", ".zstd", ".bz2")
 """Endings after that of the format."""
 
@@ -43,18 +61,9 @@ def listing(store: Store, data: Data) -> Listing:
     if store.is_file():
         return Listing([""], {})
     present = store.names()
-    wanted, ignored = [], {}
-    for name in present:
-        lower = name.lower()
-        plain = lower.removesuffix(next((end for end in PACKED if lower.endswith(end)), ""))
-        if any(part.startswith((".", "_")) for part in name.split("/")):
-            ignored[name] = "it or its folder begins with . or _"
-        elif not plain.endswith(ENDINGS[data.format]):
-            ignored[name] = f"it is no .{data.format} file"
-        elif plain != lower and name[: len(plain)] in present:
-            ignored[name] = f"{name[: len(plain)]} is there unpacked"
-        else:
-            wanted.append(name)
+    wanted, ignored = _divided(present, data.format, ENDINGS[data.format])
+    if not wanted and (instead := INSTEAD.get(data.format)):
+        wanted, ignored = _divided(present, data.format, instead)
     if not present:
         raise JobFailure(
             FailureClass.DATA_MISSING,
@@ -65,9 +74,37 @@ def listing(store: Store, data: Data) -> Listing:
         raise JobFailure(
             FailureClass.DATA_MISSING,
             f"{data.uri} holds no .{data.format} file, only {', '.join(present[:SHOWN])}",
-            "Correct spec.data.format or spec.data.uri; files that begin with . or _, or lie in such a folder, are not read",
+            _advice(present, ignored),
         )
     return Listing(wanted, ignored)
+
+
+def _divided(present: list[str], file_format: str, endings: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """The files with one of these endings, and the others, with why."""
+    wanted, ignored = [], dict[str, str]()
+    for name in present:
+        lower = name.lower()
+        plain = lower.removesuffix(next((end for end in PACKED if lower.endswith(end)), ""))
+        if any(part.startswith((".", "_")) for part in name.split("/")):
+            ignored[name] = f"{HIDDEN} begins with . or _"
+        elif not plain.endswith(endings):
+            ignored[name] = f"it is no .{file_format} file"
+        elif plain != lower and name[: len(plain)] in present:
+            ignored[name] = f"{name[: len(plain)]} is there unpacked"
+        else:
+            wanted.append(name)
+    return wanted, ignored
+
+
+def _advice(present: list[str], ignored: dict[str, str]) -> str:
+    """What to do where nothing can be read."""
+    visible = [name.lower() for name in present if not ignored.get(name, "").startswith(HIDDEN)]
+    said = next((said for endings, said in ADVICE if any(name.endswith(endings) for name in visible)), "")
+    if said:
+        return f"{said}, or correct spec.data.uri"
+    return (
+        "Correct spec.data.format or spec.data.uri; files that begin with . or _, or lie in such a folder, are not read"
+    )
 
 
 def source(data: Data) -> Store:

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mljobs import spool
+from mljobs.columns import TIMES
 from mljobs.data import Rows
+from mljobs.tasks.tabular_model import LARGEST
 
 MANY: Final = 10_000
 """Different values of a column of large data that are counted."""
@@ -40,10 +42,18 @@ def described(
     }
     for name, column in zip(rows.table.column_names, rows.table.columns, strict=True):
         why = ignored.get(name, "")
-        note = "; ".join(filter(None, [rows.columns.get(name, ""), remarks.get(name, "")]))
+        absent, beyond = _no_numbers(column)
+        own = [
+            rows.columns.get(name, ""),
+            f"{beyond} of {len(column)} numbers are infinite or beyond {LARGEST:g}, and count as missing"
+            if beyond
+            else "",
+            TIMES if pa.types.is_temporal(column.type) and name not in labels and not why else "",
+        ]
+        note = "; ".join(filter(None, [*own, remarks.get(name, "")]))
         found[name] = {
             "kind": _kind(column.type),
-            "missing": round(column.null_count / len(column), 6),
+            "missing": round((column.null_count + absent + beyond) / len(column), 6),
             **_distinct(column, large=large),
             "use": "label" if name in labels else "left out" if why else "feature",
             **({"why": why} if why else {}),
@@ -52,10 +62,23 @@ def described(
     return found
 
 
+def _no_numbers(column: pa.ChunkedArray) -> tuple[int, int]:
+    """How many numbers of a column are NaN, and how many are too large to be read."""
+    if not pa.types.is_floating(column.type):
+        return 0, 0
+    absent = beyond = 0
+    for chunk in spool.chunks(column):
+        absent += pc.sum(pc.is_nan(chunk)).as_py() or 0
+        beyond += pc.sum(pc.greater(pc.abs(chunk), LARGEST)).as_py() or 0
+    return absent, beyond
+
+
 def _distinct(column: pa.ChunkedArray, *, large: bool) -> dict[str, int]:
     """How many values there are; of large data only if they are few."""
     if pa.types.is_nested(column.type):
         return {}
+    if pa.types.is_null(column.type):
+        return {"distinct": 0}
     if not large:
         return {"distinct": pc.count_distinct(column).as_py()}
     seen: set[Any] = set()
@@ -73,6 +96,8 @@ def _kind(kind: pa.DataType) -> str:
         return "number"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "text"
+    if pa.types.is_null(kind):
+        return "empty"
     return "time" if pa.types.is_temporal(kind) else str(kind)
 
 

@@ -35,6 +35,8 @@ DELIMITERS: Final = (",", ";", "\t", "|")
 LINE_ENDS: Final = ("\r", "\n")
 NUMBERING: Final = "pandas' numbering of the rows"
 HEADER_BYTES: Final = 1 << 20
+ABOVE: Final = 50
+"""Lines among which a header is sought that is not the first."""
 BLOCK_BYTES: Final = 1 << 20
 """Arrow's own; a row that is longer is read with a block as long as the file."""
 NO_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
@@ -43,6 +45,7 @@ SHOWN_CHARACTERS: Final = 100
 _RAGGED: Final = re.compile(
     r"Row #(?P<row>\d+): Expected (?P<wanted>\d+) columns, got (?P<got>\d+): (?P<text>.*)", re.DOTALL
 )
+_SAID: Final = re.compile(rb'"?sep=(?P<sign>[^"\r\n])"?\r?\n?')
 _SOMETHING: Final = re.compile(rb"[^\r\n]")
 
 
@@ -88,6 +91,8 @@ def load(source: Source, data: Data) -> Part:
     while True:
         with opened(source) as file:
             start = file.read(stream.BLOCK_BYTES + 1)
+            if data.format != "parquet":
+                text.refuse_foreign(start, source.uri)
             if len(start) <= stream.BLOCK_BYTES:
                 part = read(start, data, source.uri)
             elif data.format == "parquet":
@@ -257,12 +262,18 @@ class Head:
                 "spec.data.delimiter is the end of a line",
                 "Name the character between values",
             )
-        delimiter = data.delimiter or _delimiter(content, data.predicted)
-        names, start = _header(content, delimiter)
+        # Excel's own way to say the delimiter, which only Excel takes for none of the data.
+        said = _SAID.match(content)
+        begin = said.end() if said else 0
+        delimiter = data.delimiter or (said["sign"].decode() if said else _delimiter(content, data.predicted))
+        names, start = _header(content[begin:], delimiter)
+        start += begin
         if not names:
             raise JobFailure(
                 FailureClass.DATA_INVALID, f"{uri} has no header line", "Write the columns' names into its first line"
             )
+        if not set(data.predicted) <= set(names):
+            _refuse_lines_above(content, data, uri)
         _refuse_twins([name for name in names if name], uri)
         # What pandas and R write without a name numbers the rows; a delimiter at the end of each line makes an empty one.
         columns = [name or f"(column {i})" for i, name in enumerate(names, 1)]
@@ -417,6 +428,24 @@ def _header(content: bytes, delimiter: str) -> tuple[list[str], int]:
         return [], len(content)
     start = sum(len(line) for line in content[:HEADER_BYTES].splitlines(keepends=True)[: reader.line_num])
     return [name.strip() for name in names], start
+
+
+def _refuse_lines_above(content: bytes, data: Data, uri: str) -> None:
+    """Refuses a file of which a later line names the columns: a title or remarks stand above."""
+    for delimiter in [data.delimiter] if data.delimiter else DELIMITERS:
+        start = io.StringIO(content[:HEADER_BYTES].decode(errors="ignore"), newline="")
+        reader = csv.reader(itertools.islice(start, ABOVE), delimiter=delimiter)
+        try:
+            rows = [(reader.line_num, {name.strip() for name in names}) for names in reader]
+        except csv.Error:
+            continue
+        for line, names in rows[1:]:
+            if set(data.predicted) <= names and len(names) > 1:
+                raise JobFailure(
+                    FailureClass.DATA_INVALID,
+                    f"{uri} names its columns in line {line}, below a title or remarks",
+                    f"Remove what stands above line {line}",
+                )
 
 
 def _rows(content: bytes, head: Head, uri: str) -> pa.Table:

@@ -18,6 +18,31 @@ from mlplatform.contract import FailureClass
 
 COMPRESSIONS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 """First bytes of a packed file."""
+FOREIGN: Final = (
+    (b"PK\x03\x04", "a ZIP archive, as an Excel workbook is one", "Unpack it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "Save the sheet as CSV"),
+    (b"PAR1", "a Parquet file", "Set spec.data.format to parquet"),
+    (b"ARROW1", "an Arrow file", "Write the rows as Parquet"),
+    (b"Obj\x01", "an Avro file", "Write the rows as Parquet"),
+    (b"\x89HDF", "an HDF5 file", "Write the rows as Parquet"),
+    (b"SQLite format 3", "an SQLite database", "Write the rows as Parquet"),
+    (b"\xfd7zXZ", "packed with xz", "Unpack it: of packed files gzip, zstd and bzip2 are read"),
+    (b"7z\xbc\xaf", "packed with 7-Zip", "Unpack it: of packed files gzip, zstd and bzip2 are read"),
+    (b"%PDF", "a PDF document", "Write the rows as CSV"),
+    (
+        b"version https://git-lfs.",
+        "a pointer of Git LFS and not the file",
+        "Fetch the file itself (git lfs pull) and write it there",
+    ),
+    (
+        b"<!doctype html",
+        "a web page",
+        "Look what it says: the download may have been refused; then write the file again",
+    ),
+    (b"<html", "a web page", "Look what it says: the download may have been refused; then write the file again"),
+    (b"<?xml", "an XML document", "Look what it says: a store's refusal is one, too; then write the file again"),
+)
+"""First bytes of what is no text of rows, in small letters where it has letters; with what it is, and what to do."""
 
 MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -37,6 +62,8 @@ WESTERN: Final = "cp1252"
 GUESS_BYTES: Final = 1 << 16
 EVIDENCE_BYTES: Final = 8 << 20
 LOOK_BYTES: Final = 4096
+ONE_SIDED: Final = 4
+"""How many times as many zeros are on one side of UTF-16: some other letters have theirs on the other one."""
 CHAOS_LIMIT: Final = 0.1
 COHERENCE_LIMIT: Final = 0.2
 COHERENCE_LEAD: Final = 1.5
@@ -85,6 +112,18 @@ def unpacked(content: bytes, uri: str) -> bytes:
         ) from error
 
 
+def refuse_foreign(start: bytes, uri: str) -> None:
+    """Refuses by name what was meant to be something else, however it is called.
+
+    Raises:
+        JobFailure: It is.
+    """
+    begin = start[:LOOK_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()
+    for mark, what, advice in FOREIGN:
+        if begin.startswith(mark) or begin[: len(mark)].lower() == mark:
+            raise JobFailure(FailureClass.DATA_INVALID, f"{uri} is {what}", advice)
+
+
 def read(content: bytes, encoding: str, uri: str) -> Text:
     """`content` as UTF-8.
 
@@ -116,9 +155,10 @@ def begun(start: bytes, encoding: str) -> str:
     for mark, name in MARKS:
         if start.startswith(mark):
             return name
-    if zeros := start[:LOOK_BYTES].count(0):
-        # ASCII in UTF-16 has a zero beside each letter; UTF-8 would take it.
-        return "utf-16-le" if start[1:LOOK_BYTES:2].count(0) * 2 > zeros else "utf-16-be"
+    # ASCII in UTF-16 has a zero beside each letter, always on the same side; UTF-8 would take it.
+    before, behind = start[:LOOK_BYTES:2].count(0), start[1:LOOK_BYTES:2].count(0)
+    if max(before, behind) > ONE_SIDED * min(before, behind):
+        return "utf-16-le" if behind > before else "utf-16-be"
     return ""
 
 

@@ -184,6 +184,27 @@ def test_what_was_converted_or_looks_odd_is_told_with_file_and_row(tmp_path: Pat
     assert rows.remarks() == [], "these are of the files"
 
 
+TOLD = [
+    ([f"2024-{i % 12 + 1:02}-{i % 28 + 1:02}" for i in range(84)], "each time is a category", "dates"),
+    ([f"2024-{i % 12 + 1:02}-{i % 28 + 1:02}T10:00Z" for i in range(84)], "each time is a category", "times of a day"),
+    ([f"{i % 28 + 1}.{i % 12 + 1}.2024" for i in range(84)], "each time is a category", "as Germans write them"),
+    ([f"{i}:30" for i in range(24)], "each time is a category", "hours"),
+    ([f"{i}.5 kg" for i in range(40)], "write the numbers without 'kg'", "amounts"),
+    ([f"{i}km" for i in range(40)], "write the numbers without 'km'", "likewise"),
+    ([f"{i}{'kg' if i % 2 else 'lb'}" for i in range(40)], "", "two units: without them the numbers are none"),
+    ([f"{i}a" for i in range(10)], "", "few, which may be sizes"),
+    ([f"1.{i}.3" for i in range(40)], "", "releases are no dates"),
+    ([f"Q{i}" for i in range(40)], "", "words that end in numbers"),
+]
+
+
+@pytest.mark.parametrize(("cells", "words", "reason"), TOLD, ids=[case[-1] for case in TOLD])
+def test_what_may_not_be_meant_as_words_is_told(tmp_path: Path, cells: list[str], words: str, reason: str) -> None:
+    write(tmp_path, {"cell": cells})
+    said = data.load(Data(uri=str(tmp_path), label="grade")).columns.get("cell", "")
+    assert words in said if words else not said, reason
+
+
 def test_a_part_with_one_word_for_missing_more_goes_with_the_others(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("pay,grade\n1500,a\n2500.5,b\n")
     (tmp_path / "b.csv").write_text('pay,grade\n" n/A ",a\n"9,000",b\n')

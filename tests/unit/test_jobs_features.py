@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from mljobs import data, profile
@@ -247,6 +248,40 @@ def test_a_few_copies_are_only_told() -> None:
     assert chosen(table).repeated["test"] <= 4
 
 
+def test_numbers_that_are_none_are_missing_and_told() -> None:
+    table = pa.table({
+        "rate": [1.0, float("nan"), float("inf"), -2e38, None, 3.0],
+        "none": pa.nulls(6),
+        "at": pa.array([0, 1, 2, 0, 1, 2], pa.timestamp("s")),
+        "y": list("ababab"),
+    })  # fmt: skip
+    found = profile.described(data.Rows(table, ["a"], "", 6), {}, {}, "y")
+    assert found["rate"]["missing"] == pytest.approx(4 / 6, abs=1e-6)
+    assert found["rate"]["note"] == "2 of 6 numbers are infinite or beyond 1e+38, and count as missing"
+    assert (found["none"]["kind"], found["none"]["missing"], found["none"]["distinct"]) == ("empty", 1.0, 0)
+    assert "each time is a category" in found["at"]["note"]
+
+
+def test_a_column_of_nothing_is_left_out(tmp_path: Path) -> None:
+    table = pa.table({"age": [float(i * i % 37) for i in range(60)], "none": pa.nulls(60), "y": ["a", "b", "b"] * 20})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    asked = Data(uri=str(tmp_path), label="y", format="parquet")
+    rows, task = data.load(asked), TabularTask({})
+    choice, config = learned(task, rows, asked)
+    assert [feature["name"] for feature in config["features"]] == ["age"]
+    found = profile.described(rows, choice.remarks, {**choice.left_out, **config["ignored"]}, "y")
+    assert (found["none"]["kind"], found["none"]["use"]) == ("empty", "left out")
+
+
+def learned(task: TabularTask, rows: data.Rows, asked: Data) -> tuple[Choice, dict[str, Any]]:
+    """What a training finds out about rows before it learns."""
+    targets = task.targets(rows.table, asked)
+    parts = data.split(targets.strata, asked.split)
+    choice = task.choose(rows, targets, parts, asked)
+    config = task.fit(rows.table.drop_columns(list(choice.left_out)), targets, parts.train)
+    return choice, config
+
+
 def test_every_column_is_described(tmp_path: Path) -> None:
     lines = [
         "row,age,pay,same,seen,y,",
@@ -255,10 +290,7 @@ def test_every_column_is_described(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(lines))
     asked = Data(uri=str(tmp_path), label="y")
     rows, task = data.load(asked), TabularTask({})
-    targets = task.targets(rows.table, asked)
-    parts = data.split(targets.strata, asked.split)
-    choice = task.choose(rows, targets, parts, asked)
-    config = task.fit(rows.table.drop_columns(list(choice.left_out)), targets, parts.train)
+    choice, config = learned(task, rows, asked)
     found = profile.described(rows, choice.remarks, {**choice.left_out, **config["ignored"]}, "y")
     assert found["(column 7)"] == {"kind": "", "use": "left out", "why": "it has no name"}
     assert found["row"] == {

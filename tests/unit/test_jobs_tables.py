@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -128,6 +129,8 @@ DELIMITED = [
     (b"age;a,b;grade\n20;1;a\n", {}, ["age", "a,b", "grade"], "a comma in a name"),
     (b"age:grade\n20:a\n", {"delimiter": ":"}, ["age", "grade"], "one that is said"),
     (b'"age";"gr;ade"\n20;a\n', {"label": "gr;ade"}, ["age", "gr;ade"], "a quoted one is none"),
+    (b"sep=;\r\nage;grade\r\n20;a\r\n", {}, ["age", "grade"], "Excel's own line above the header"),
+    (b'"sep=:"\nage:grade\n20:a\n', {}, ["age", "grade"], "the same in quotes, with a sign that is not tried"),
     (b"age;city\n20;Lyon\n", {}, ["age", "city"], "the label is missing: the columns are shown all the same"),
 ]
 
@@ -195,6 +198,9 @@ REFUSED = [
     ),
     (b'age,note,grade\n1,x,a\n2,y,"b\n3,z,a\n', "ends within a quoted value, in row 2", "an upload that broke off"),
     (b"\n\n", "has no header line", "empty lines alone"),
+    (b"# made on Monday\n# by us\nage,grade\n1,a\n", "names its columns in line 3, below a title", "remarks above it"),
+    (b"Report;;\n;;\nage;pay;grade\n1;2;a\n", "names its columns in line 3, below a title", "a spreadsheet's title"),
+    (b"age,grade\n1,a\n" + b"\0" * 9, "ends with row 2, which has 1 value", "what was kept free and never written"),
 ]
 
 
@@ -205,6 +211,60 @@ def test_a_file_that_would_be_misread_is_refused(content: bytes, words: str, rea
     assert words in caught.value.failure.message, reason
     assert "s3://b/x.csv" in caught.value.failure.message, reason
     assert caught.value.failure.next_action, reason
+
+
+FOREIGN = [
+    (b"PK\x03\x04\x14\0\6\0\x08\0", "a ZIP archive", "save the sheet as CSV", "an Excel workbook"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Excel workbook", "Save the sheet as CSV", "one of before 2007"),
+    (b"PAR1\x15\x04\x15", "a Parquet file", "Set spec.data.format to parquet", "the other format"),
+    (b"\xfd7zXZ\0\0\4", "packed with xz", "gzip, zstd and bzip2 are read", "packed in another way"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "a pointer of Git LFS", "git lfs pull",
+     "a clone without the large files"),
+    (b"\n <!DOCTYPE html>\n<html><body>403", "a web page", "may have been refused", "a login page in place of the file"),
+    (b'\xef\xbb\xbf<?xml version="1.0"?><Error><Code>AccessDenied', "an XML document", "a store's refusal",
+     "what S3 says to whom it refuses"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "what", "advice", "reason"), FOREIGN, ids=[case[-1] for case in FOREIGN])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+def test_what_is_no_file_of_rows_is_named(
+    tmp_path: Path, content: bytes, what: str, advice: str, reason: str, pack: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / "a.csv").write_bytes(pack(content))
+    with pytest.raises(JobFailure, match=f"a.csv is {what}") as caught:
+        data.load(Data(uri=str(tmp_path), label="grade"))
+    assert advice in caught.value.failure.next_action, reason
+
+
+ENDINGS = [
+    ("csv", ["a.tsv", "b.TAB.gz", "notes.txt"], ["a.tsv", "b.TAB.gz"], "", "values parted by tabs"),
+    ("csv", ["a.csv", "a.tsv"], ["a.csv"], "", "only where there is no CSV"),
+    ("jsonl", ["a.json", "b.json.zst"], ["a.json", "b.json.zst"], "", "as Spark and BigQuery call them"),
+    ("jsonl", ["a.jsonl", "schema.json"], ["a.jsonl"], "", "what describes the rows is none of them"),
+    ("csv", ["a.parquet"], [], "Set spec.data.format to parquet", "another format that is read"),
+    ("parquet", ["a.csv"], [], "Set spec.data.format to csv", "likewise"),
+    ("csv", ["a.xlsx"], [], "Save the sheet as CSV", "a workbook"),
+    ("csv", ["a.csv.xz"], [], "Unpack it: of packed files gzip", "packed in another way"),
+    ("csv", ["a.pkl"], [], "Write the rows as Parquet", "what only Python reads"),
+    ("csv", ["_tmp/a.parquet"], [], "Correct spec.data.format or spec.data.uri", "a hidden file is no hint"),
+]
+
+
+@pytest.mark.parametrize(("kind", "names", "wanted", "advice", "reason"), ENDINGS, ids=[case[-1] for case in ENDINGS])
+def test_endings_say_what_is_read_and_what_to_do(
+    tmp_path: Path, kind: str, names: list[str], wanted: list[str], advice: str, reason: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    asked = Data(uri=str(tmp_path), label="grade", format=kind)
+    if wanted:
+        assert listing(Store(asked.uri), asked).names == wanted, reason
+        return
+    with pytest.raises(JobFailure) as caught:
+        listing(Store(asked.uri), asked)
+    assert caught.value.failure.next_action.startswith(advice), reason
 
 
 def test_a_quote_within_a_value_is_text() -> None:

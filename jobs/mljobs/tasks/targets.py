@@ -36,6 +36,8 @@ Words = npt.NDArray[np.str_]
 
 ACCURACY: Final = "accuracy"
 CLASSES_LEAST: Final = {"auto": 2, "binary": 2, "multiclass": 3}
+TRUTH: Final = {"1": "true", "0": "false"}
+"""What else stands for a boolean."""
 CLASSES_LIMIT: Final = 100
 """Of more distinct values a label is no class."""
 FEW: Final = 5
@@ -80,8 +82,25 @@ def _classes(table: pa.Table, asked: Data, field: str) -> tuple[Codes, list[str]
         )
     words = [word for word in found.words if word is not None]
     classes = sorted(words, key=_order)
+    _refuse_spellings(classes, asked)
     places = {name: place for place, name in enumerate(classes)}
     return np.array([places.get(word or "", -1) for word in found.words], dtype=np.int32)[found.codes], classes
+
+
+def _refuse_spellings(classes: Sequence[str], asked: Data) -> None:
+    """Refuses classes that are the same word in two spellings, unless the specification says how many classes there are."""
+    if asked.target == "multiclass" or (asked.target == "binary" and len(classes) == 2):  # noqa: PLR2004  binary
+        return
+    spelled: dict[str, list[str]] = {}
+    for name in classes:
+        spelled.setdefault(TRUTH.get(name.casefold(), name.casefold()), []).append(name)
+    same = [" and ".join(map(repr, names)) for names in spelled.values() if len(names) > 1]
+    if same:
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"the label column {asked.label!r} spells a class in two ways: {', '.join(same[:FEW])}",
+            "Write each class in one way; spec.data.target: multiclass takes each spelling for a class of its own",
+        )
 
 
 def _measured(table: pa.Table, asked: Data) -> Floats | None:
