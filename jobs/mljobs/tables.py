@@ -498,7 +498,9 @@ def _ragged(found: re.Match[str], content: bytes, delimiter: str, uri: str) -> J
     return JobFailure(
         FailureClass.DATA_INVALID,
         f"{uri} has a row of another length: row {row} has {told}",
-        f"Correct the row (a value that holds {delimiter!r} stands in double quotes), or spec.data.delimiter, if that is another",
+        "Double each quote within a value: a backslash before it is a character like any other"
+        if '\\"' in shown
+        else f"Correct the row (a value that holds {delimiter!r} stands in double quotes), or spec.data.delimiter, if that is another",
     )
 
 

@@ -213,6 +213,12 @@ def test_a_file_that_would_be_misread_is_refused(content: bytes, words: str, rea
     assert caught.value.failure.next_action, reason
 
 
+def test_quotes_behind_backslashes_are_explained() -> None:
+    with pytest.raises(JobFailure, match="row 1 has 3 values where the header has 2 columns") as caught:
+        read(b'note,grade\n"she said \\"hi\\", twice",a\n')
+    assert caught.value.failure.next_action.startswith("Double each quote within a value")
+
+
 FOREIGN = [
     (b"PK\x03\x04\x14\0\6\0\x08\0", "a ZIP archive", "save the sheet as CSV", "an Excel workbook"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Excel workbook", "Save the sheet as CSV", "one of before 2007"),
