@@ -21,11 +21,11 @@ COMPRESSIONS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh":
 FOREIGN: Final = (
     (b"PK\x03\x04", "a ZIP archive, as an Excel workbook is one", "Unpack it, or save the sheet as CSV"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "Save the sheet as CSV"),
-    (b"PAR1", "a Parquet file", "Set spec.data.format to parquet"),
-    (b"ARROW1", "an Arrow file", "Write the rows as Parquet"),
+    (b"PAR1\x15", "a Parquet file", "Set spec.data.format to parquet"),
+    (b"ARROW1\0\0", "an Arrow file", "Write the rows as Parquet"),
     (b"Obj\x01", "an Avro file", "Write the rows as Parquet"),
     (b"\x89HDF", "an HDF5 file", "Write the rows as Parquet"),
-    (b"SQLite format 3", "an SQLite database", "Write the rows as Parquet"),
+    (b"SQLite format 3\0", "an SQLite database", "Write the rows as Parquet"),
     (b"\xfd7zXZ", "packed with xz", "Unpack it: of packed files gzip, zstd and bzip2 are read"),
     (b"7z\xbc\xaf", "packed with 7-Zip", "Unpack it: of packed files gzip, zstd and bzip2 are read"),
     (b"%PDF", "a PDF document", "Write the rows as CSV"),
@@ -62,6 +62,8 @@ WESTERN: Final = "cp1252"
 GUESS_BYTES: Final = 1 << 16
 EVIDENCE_BYTES: Final = 8 << 20
 LOOK_BYTES: Final = 4096
+RARE: Final = 64
+"""Of so many bytes one is a zero at least, also of a text without Latin letters: it has line ends and delimiters."""
 ONE_SIDED: Final = 4
 """How many times as many zeros are on one side of UTF-16: some other letters have theirs on the other one."""
 CHAOS_LIMIT: Final = 0.1
@@ -156,8 +158,9 @@ def begun(start: bytes, encoding: str) -> str:
         if start.startswith(mark):
             return name
     # ASCII in UTF-16 has a zero beside each letter, always on the same side; UTF-8 would take it.
-    before, behind = start[:LOOK_BYTES:2].count(0), start[1:LOOK_BYTES:2].count(0)
-    if max(before, behind) > ONE_SIDED * min(before, behind):
+    look = start[:LOOK_BYTES]
+    before, behind = look[::2].count(0), look[1::2].count(0)
+    if max(before, behind) > max(len(look) // RARE, ONE_SIDED * min(before, behind)):
         return "utf-16-le" if behind > before else "utf-16-be"
     return ""
 

@@ -37,6 +37,7 @@ ENCODINGS = [
     (RUSSIAN, "koi8-r", "koi8_r", "Cyrillic of Unix"),
     ("ville,grade\nSète,a\n", "utf-16", "utf-16-le", "UTF-16 with its mark"),
     ("ville,grade\nSète,a\n", "utf-16-be", "utf-16-be", "UTF-16 without its mark"),
+    ("町,印\n" + "名古屋の町は大きい,良い\n" * 40, "utf-16-le", "utf-16-le", "UTF-16 with few Latin letters"),
     ("ville,grade\nSète,a\n", "utf-8-sig", "utf-8", "UTF-8 with a mark, as Excel writes it"),
 ]
 
@@ -78,6 +79,12 @@ def test_what_is_no_encoding_of_text_is_named(name: str) -> None:
     with pytest.raises(JobFailure, match="is no encoding of text") as caught:
         text.read(b"a,b\n", name, "x.csv")
     assert caught.value.failure.reason is FailureClass.SPEC_INVALID
+
+
+def test_a_zero_that_strayed_into_a_text_makes_it_no_other_encoding() -> None:
+    content = b"age,grade\n1,a\0\n" + b"2,b\n" * 40
+    assert text.read(content, "", "x.csv").encoding == "utf-8"
+    assert read(b"PAR1,grade\n1,a\n").column_names == ["PAR1", "grade"], "nor does a name make another format"
 
 
 def test_an_encoding_that_is_said_is_used() -> None:
