@@ -273,6 +273,7 @@ class Head:
                 FailureClass.DATA_INVALID, f"{uri} has no header line", "Write the columns' names into its first line"
             )
         if not set(data.predicted) <= set(names):
+            _refuse_spaces(content, names, data, uri)
             _refuse_lines_above(content, data, uri)
         _refuse_twins([name for name in names if name], uri)
         # What pandas and R write without a name numbers the rows; a delimiter at the end of each line makes an empty one.
@@ -428,6 +429,20 @@ def _header(content: bytes, delimiter: str) -> tuple[list[str], int]:
         return [], len(content)
     start = sum(len(line) for line in content[:HEADER_BYTES].splitlines(keepends=True)[: reader.line_num])
     return [name.strip() for name in names], start
+
+
+def _refuse_spaces(content: bytes, names: Sequence[str], data: Data, uri: str) -> None:
+    """Refuses columns that stand apart by spaces, any number of them."""
+    if len(names) != 1:
+        return
+    first = [len(line.split()) for line in content[:HEADER_BYTES].decode(errors="ignore").splitlines()[:ABOVE]]
+    alike = len(first) > 1 and min(first) == max(first) > 2  # noqa: PLR2004  of two words one might be a name
+    if alike or set(data.predicted) <= set(names[0].split()):
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"{uri} parts its columns by spaces: {names[0][:SHOWN_CHARACTERS]!r}",
+            "Write it with commas and a line of names (pandas: read_csv(..., sep=r'\\s+').to_csv(..., index=False))",
+        )
 
 
 def _refuse_lines_above(content: bytes, data: Data, uri: str) -> None:

@@ -205,6 +205,8 @@ REFUSED = [
     ),
     (b'age,note,grade\n1,x,a\n2,y,"b\n3,z,a\n', "ends within a quoted value, in row 2", "an upload that broke off"),
     (b"\n\n", "has no header line", "empty lines alone"),
+    (b"age   grade\n1     a\n22    b\n", "parts its columns by spaces: 'age   grade'", "columns of one width"),
+    (b"A11 6 A34 1\nA12 48 A32 2\nA14 12 A34 1\n", "parts its columns by spaces", "likewise, without names"),
     (b"# made on Monday\n# by us\nage,grade\n1,a\n", "names its columns in line 3, below a title", "remarks above it"),
     (b"Report;;\n;;\nage;pay;grade\n1;2;a\n", "names its columns in line 3, below a title", "a spreadsheet's title"),
     (b"age,grade\n1,a\n" + b"\0" * 9, "ends with row 2, which has 1 value", "what was kept free and never written"),

@@ -110,6 +110,8 @@ LABELS = [
     Label("two words for missing are no two classes", ["Yes", "None", "NA"] * 9,
           words="18 of 27 rows have no value in the label column 'y' ('NA', 'None' counts as missing)"),
     Label("a measure has no classes", ["4", "NA"] * 9, "regression", words="9 of 18 rows have no value"),
+    Label("nothing in any row", ["", " ", None] * 9, words="the label column 'y' has no value in any row",
+          action="Point spec.data.label at a column that has some"),
     Label("nothing in some rows", [1.5, None, 2.5], "regression", words="1 of 3 rows have no value"),
 ]  # fmt: skip
 

@@ -70,6 +70,12 @@ def _classes(table: pa.Table, asked: Data, field: str) -> tuple[Codes, list[str]
     """
     found, missing = _words(table, asked, field)
     if len(blank := np.flatnonzero(found.codes == found.blank)):
+        if len(blank) == len(found.codes):
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the label column {asked.label!r} has no value in any row",
+                "Point spec.data.label at a column that has some, or fill it",
+            )
         shown, row = ", ".join(map(repr, sorted(missing))), int(blank[0])
         raise JobFailure(
             FailureClass.DATA_INVALID,
