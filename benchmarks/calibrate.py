@@ -16,18 +16,16 @@ import numpy.typing as npt
 from scipy import stats
 
 from benchmarks.table import markdown, publish
-from mlplatform import statistics
+from mlplatform import evidence
+from mlplatform.evidence import ALPHA, Guardrail
 from mlplatform.statistics import Arms
 
 Floats = npt.NDArray[np.float64]
 
 LOOKS: Final = 240
-ALPHA: Final = 0.05
-MARGIN: Final = 0.1
-TOLERANCE: Final = 0.5
-BOUND: Final = 0.01
+GUARDRAIL: Final = Guardrail()
 FAILED_LOOKS: Final = 5
-"""Of the threshold rule; so many looks with more bad answers than `BOUND` roll back, and 25 looks without that promote."""
+"""Of the threshold rule; so many looks with more bad answers than the guardrail's bound roll back, and 25 looks without that promote."""
 THRESHOLD_LOOKS: Final = 25
 STEPS: Final = (0.05, 0.1, 0.25, 0.5)
 NEVER: Final = LOOKS
@@ -113,12 +111,8 @@ def decided(arms: Arms, back: npt.NDArray[np.bool_], on: npt.NDArray[np.bool_]) 
 
 def by_evidence(arms: Arms) -> Verdicts:
     """This project's: each e-process against 1/alpha."""
-    needed = np.log(1 / ALPHA)
-    return decided(
-        arms,
-        statistics.log_worse(arms, MARGIN) >= needed,
-        statistics.log_good_enough(arms, TOLERANCE, BOUND) >= needed,
-    )
+    needed, found = np.log(1 / ALPHA), evidence.weigh(GUARDRAIL, arms)
+    return decided(arms, found.harm >= needed, found.good >= needed)
 
 
 def by_threshold(arms: Arms) -> Verdicts:
@@ -127,7 +121,7 @@ def by_threshold(arms: Arms) -> Verdicts:
     A minute without a request fails, as its metric has no value.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        failed = ~(arms.candidate_bad / arms.candidate <= BOUND)
+        failed = ~(arms.candidate_bad / arms.candidate <= GUARDRAIL.bound)
     failures, passes = np.cumsum(failed, axis=1), np.cumsum(~failed, axis=1)
     return decided(arms, failures >= FAILED_LOOKS, passes >= THRESHOLD_LOOKS)
 
@@ -163,7 +157,7 @@ HEALTHY: Final = {f"{kind}, {rps:g}/s": Setting(rps=rps, **more) for kind, more 
 """As good as the stable version, but for the bad pod."""
 HARMFUL: Final = {
     f"{ratio:g} x, {rps:g}/s": Setting(rps=rps, rate=0.01, ratio=ratio, swing=0.8)
-    for ratio in (1.0 + TOLERANCE, 2.0, 5.0)
+    for ratio in (1.0 + GUARDRAIL.tolerance, 2.0, 5.0)
     for rps in TRAFFIC
 }
 

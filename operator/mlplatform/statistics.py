@@ -1,6 +1,6 @@
 """Evidence from counts that is valid at every look, whatever the traffic.
 
-Called by `benchmarks.calibrate`, which measures how often it errs. An e-process is what a bet against a hypothesis has
+Called by `mlplatform.evidence`; `make calibrate` measures how often it errs. An e-process is what a bet against a hypothesis has
 become: where the hypothesis holds it is 1 at most in the mean whenever one looks, so that it ever reaches 1/alpha in no more
 than a share alpha of rollouts (Ville 1939; Ramdas, Grünwald, Vovk & Shafer 2023, arXiv 2210.01948). All of them are logarithms
 here, and arrays: the last axis is time, and what lies before it are rollouts side by side.
