@@ -446,7 +446,7 @@ def coded(table: pa.Table, column: str, field: str, read: Callable[[Any], str | 
     Raises:
         JobFailure: There is no such column.
     """
-    parting.require(table.column_names, column, field)
+    parting.require(table, column, field)
     known: dict[str | None, int] = {}
     parts = [np.empty(0, dtype=np.int32)]
     for chunk in spool.chunks(table.column(column)):

@@ -35,6 +35,8 @@ DEPRECATIONS: Final = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
     (UserWarning, r"# The axis name: rows will not be used"),
 )
+LIBRARIES: Final = r"transformers\."
+"""Modules whose warnings nobody here can act on."""
 CHATTY: Final = ("torch.onnx", "root")
 """Loggers that report packages which are not needed here, and steps which do not apply."""
 PARITY_TOLERANCE: Final = 1e-4
@@ -85,6 +87,8 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for category, message in DEPRECATIONS:
             warnings.filterwarnings("ignore", message=message, category=category)
+        # What a tracer takes for fixed in their code is: texts have one length. The files are held against the model.
+        warnings.filterwarnings("ignore", module=LIBRARIES)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

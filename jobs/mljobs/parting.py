@@ -25,6 +25,7 @@ from mlplatform.contract import FailureClass
 TRAIN: Final = 0
 VALIDATION: Final = 1
 TEST: Final = 2
+PARTS: Final = 3
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
 
 SHOWN_CHARACTERS: Final = 100
@@ -46,28 +47,45 @@ def places(table: pa.Table, shares: Split) -> Places | None:
         return _by_time(table, by.time)
     names = [by.group] if by.group else list(by.key)
     for name in names:
-        require(table.column_names, name, f"spec.data.split.by.{'group' if by.group else 'key'}")
-    found = [np.empty(0, dtype=np.int8)]
+        require(table, name, f"spec.data.split.by.{'group' if by.group else 'key'}")
+    found, seen = [np.empty(0, dtype=np.int8)], set[int]()
     for piece in spool.pieces(table.select(names)):
         mixed = np.zeros(piece.num_rows, dtype=np.uint64)
         for column in piece.columns:
             mixed = (mixed ^ _hashes(column.combine_chunks(), shares.seed)) * _MIX
+        if len(seen) < PARTS:
+            seen.update(np.unique(mixed)[:PARTS].tolist())
         share = mixed / 2.0**64
         found.append(
             np.where(
                 share < shares.test, TEST, np.where(share < shares.test + shares.validation, VALIDATION, TRAIN)
             ).astype(np.int8)
         )
+    if by.group and len(seen) < PARTS:
+        raise JobFailure(
+            FailureClass.DATA_INVALID,
+            f"spec.data.split.by.group names the column {by.group!r}, which has {len(seen)} different value(s) for "
+            f"{PARTS} parts",
+            "Name a column that tells more groups apart",
+        )
     return np.concatenate(found)
 
 
-def require(columns: Sequence[str], column: str, field: str) -> None:
-    """Makes sure that the data has a column.
+def require(table: pa.Table, column: str, field: str) -> None:
+    """Makes sure that the data has a column, the cells of which can be told from each other.
 
     Raises:
         JobFailure: It has not.
     """
+    columns = table.column_names
     if column in columns:
+        kind = table.schema.field(column).type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the column {column!r} holds {kind}, and {field} names it",
+                "Write its cells as text, numbers, booleans or times, or name another column",
+            )
         return
     shown = ", ".join(columns[:SHOWN]) + (", …" if len(columns) > SHOWN else "")
     close = next((name for name in columns if name.strip().lower() == column.strip().lower()), None)
@@ -88,9 +106,11 @@ def _otherwise(columns: Sequence[str], column: str) -> str:
         return f"Spaces part the columns: set spec.data.delimiter to {' '!r}; where several part two values, write the file with commas"
     if len(columns) == 1 and column in _PARTS.split(columns[0]):
         return f"Set spec.data.delimiter to the character that parts the columns of the header {columns[0][:SHOWN_CHARACTERS]!r}"
-    numbers = sum(number(name) is not None for name in columns)
-    if numbers >= max(2, len(columns) / 4):
-        return "Write the columns' names into the first line of each file: what is there looks like a row"
+    words = columns[0].split() if len(columns) == 1 else columns
+    if sum(number(word) is not None for word in words) >= max(2, len(words) / 4):
+        return "Write the columns' names into the first line of each file: what is there looks like a row" + (
+            ", parted by spaces (spec.data.delimiter)" if len(columns) == 1 else ""
+        )
     return ""
 
 
@@ -105,7 +125,7 @@ def _hashes(column: pa.Array, seed: int) -> npt.NDArray[np.uint64]:
 
 
 def _by_time(table: pa.Table, asked: TimeSplit) -> Places:
-    require(table.column_names, asked.column, "spec.data.split.by.time.column")
+    require(table, asked.column, "spec.data.split.by.time.column")
     field = "spec.data.split.by.time"
     cuts = [cut for text in (asked.validation, asked.test) if (cut := _time(text)) is not None]
     if len(cuts) != 2 or cuts[0] >= cuts[1]:  # noqa: PLR2004  both

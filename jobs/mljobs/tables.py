@@ -32,6 +32,8 @@ from mlplatform.contract import FailureClass
 
 DELIMITERS: Final = (",", ";", "\t", "|")
 """Tried in this order where `spec.data.delimiter` names none."""
+AS: Final = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary(), pa.float16(): pa.float32()}
+"""Types that not all of Arrow's own functions know, and what they are read as."""
 LINE_ENDS: Final = ("\r", "\n")
 NUMBERING: Final = "pandas' numbering of the rows"
 HEADER_BYTES: Final = 1 << 20
@@ -162,7 +164,11 @@ def _long_parquet(start: bytes, rest: io.BufferedReader, source: Source) -> Part
 
 
 def _plain(typed: pa.Field) -> pa.Field:
-    return typed.with_type(typed.type.value_type) if pa.types.is_dictionary(typed.type) else typed
+    """A column's type as everything after this knows it: how it was packed, or who wrote it, says nothing of its values."""
+    kind = typed.type
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        kind = kind.value_type
+    return typed.with_type(AS.get(kind, kind))
 
 
 def _rows_at_a_time(about: pyarrow.parquet.FileMetaData) -> int:
@@ -273,7 +279,6 @@ class Head:
                 FailureClass.DATA_INVALID, f"{uri} has no header line", "Write the columns' names into its first line"
             )
         if not set(data.predicted) <= set(names):
-            _refuse_spaces(content, names, data, uri)
             _refuse_lines_above(content, data, uri)
         _refuse_twins([name for name in names if name], uri)
         # What pandas and R write without a name numbers the rows; a delimiter at the end of each line makes an empty one.
@@ -429,20 +434,6 @@ def _header(content: bytes, delimiter: str) -> tuple[list[str], int]:
         return [], len(content)
     start = sum(len(line) for line in content[:HEADER_BYTES].splitlines(keepends=True)[: reader.line_num])
     return [name.strip() for name in names], start
-
-
-def _refuse_spaces(content: bytes, names: Sequence[str], data: Data, uri: str) -> None:
-    """Refuses columns that stand apart by spaces, any number of them."""
-    if len(names) != 1:
-        return
-    first = [len(line.split()) for line in content[:HEADER_BYTES].decode(errors="ignore").splitlines()[:ABOVE]]
-    alike = len(first) > 1 and min(first) == max(first) > 2  # noqa: PLR2004  of two words one might be a name
-    if alike or set(data.predicted) <= set(names[0].split()):
-        raise JobFailure(
-            FailureClass.DATA_INVALID,
-            f"{uri} parts its columns by spaces: {names[0][:SHOWN_CHARACTERS]!r}",
-            "Write it with commas and a line of names (pandas: read_csv(..., sep=r'\\s+').to_csv(..., index=False))",
-        )
 
 
 def _refuse_lines_above(content: bytes, data: Data, uri: str) -> None:

@@ -33,7 +33,7 @@ def read(table: pa.Table, column: str, rows: Indices) -> Floats:
     Raises:
         JobFailure: There is no such column, or a row of the data has no weight of 0 or more, or all of the training's are 0.
     """
-    parting.require(table.column_names, column, FIELD)
+    parting.require(table, column, FIELD)
     found, start = [], 0
     for chunk in spool.chunks(table.column(column)):
         values = _numbers(chunk)

@@ -68,6 +68,24 @@ def test_times_decide(kind: pa.DataType) -> None:
     assert months == [set(range(1, 9)), {9, 10}, {11, 12}]
 
 
+LISTS = pa.table({"patient": [[1], [2]] * 20, "day": [b"1"] * 40, "at": pa.array([b"12"] * 40, pa.binary(2))})
+
+
+@pytest.mark.parametrize(("by", "kind"), [
+    (SplitBy(group="patient"), "list<"), (SplitBy(key=("day",)), "binary"), (time(column="at"), "fixed_size_binary")
+])  # fmt: skip
+def test_cells_that_cannot_be_told_from_each_other_divide_nothing(by: SplitBy, kind: str) -> None:
+    with pytest.raises(JobFailure, match=f"holds {kind}") as caught:
+        divide(LISTS, by)
+    assert caught.value.failure.reason is FailureClass.DATA_INVALID
+
+
+@pytest.mark.parametrize("column", [["a"] * 40, pa.nulls(40), ["a", "b"] * 20], ids=["one", "none", "two"])
+def test_too_few_groups_are_named(column: Any) -> None:
+    with pytest.raises(JobFailure, match=r"names the column 'g', which has [12] different value\(s\) for 3 parts"):
+        divide(pa.table({"g": column}), SplitBy(group="g"))
+
+
 REFUSED = [
     (SplitBy(group="pateint"), "no column 'pateint' (did you mean patient?)", "a group that is not there"),
     (SplitBy(key=("patient", "hour")), "no column 'hour'", "a key that is not there"),
@@ -91,6 +109,8 @@ MISREAD = [
     (["id heduc years div"], "div", "set spec.data.delimiter to ' '", "columns that spaces part"),
     (["id~age~div"], "div", "parts the columns of the header 'id~age~div'", "another character"),
     (["39", "State-gov", "77516", "13"], "income", "looks like a row", "no header"),
+    (["A11 6 A34 1169"], "credit", "parted by spaces (spec.data.delimiter)", "no header, and spaces"),
+    (["Report of 2024"], "income", "Correct spec.data.label", "a title"),
     (["age", "city", "2024"], "income", "Correct spec.data.label", "a year as a name"),
     (["city"], "income", "Correct spec.data.label", "one column"),
 ]
@@ -101,5 +121,5 @@ def test_a_header_that_was_misread_is_told_from_a_name_that_is_wrong(
     columns: list[str], label: str, action: str, reason: str
 ) -> None:
     with pytest.raises(JobFailure) as caught:
-        parting.require(columns, label, "spec.data.label")
+        parting.require(pa.table({name: [""] for name in columns}), label, "spec.data.label")
     assert action in caught.value.failure.next_action, reason

@@ -7,6 +7,7 @@ import gzip
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -182,6 +183,26 @@ def test_nameless_columns_are_left_out_and_named(tmp_path: Path) -> None:
     assert rows.left_out == {"(column 1)": "it has no name", "(column 4)": "it has no name"}
 
 
+PACKED = [
+    (pa.array(["a", "b"]).dictionary_encode(), pa.string(), "categories of pandas"),
+    (pa.array(["a", "b"], pa.string_view()), pa.string(), "texts of which a column has views"),
+    (pa.array([1.5, 2.0], pa.float32()).cast(pa.float16()), pa.float32(), "half the precision"),
+]
+
+
+@pytest.mark.parametrize(("column", "kind", "reason"), PACKED, ids=[case[-1] for case in PACKED])
+@pytest.mark.parametrize("rows", [1, 400_000], ids=["small", "large"])
+def test_how_a_column_is_packed_says_nothing_of_its_values(
+    tmp_path: Path, column: pa.Array, kind: pa.DataType, reason: str, rows: int
+) -> None:
+    noise = np.random.default_rng(1).random(2 * rows)
+    table = pa.table({"c": pa.concat_arrays([column] * rows), "noise": noise, "grade": ["a", "b"] * rows})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    found = data.load(Data(uri=str(tmp_path), label="grade", format="parquet")).table
+    assert found.schema.field("c").type == kind, reason
+    assert found.column("c")[-2:].to_pylist() == column.to_pylist(), reason
+
+
 def test_pandas_numbering_is_left_out_of_parquet_and_named(tmp_path: Path) -> None:
     table = pa.table({"age": [3, 1], "grade": ["a", "b"], "__index_level_0__": [17, 4]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
@@ -205,8 +226,6 @@ REFUSED = [
     ),
     (b'age,note,grade\n1,x,a\n2,y,"b\n3,z,a\n', "ends within a quoted value, in row 2", "an upload that broke off"),
     (b"\n\n", "has no header line", "empty lines alone"),
-    (b"age   grade\n1     a\n22    b\n", "parts its columns by spaces: 'age   grade'", "columns of one width"),
-    (b"A11 6 A34 1\nA12 48 A32 2\nA14 12 A34 1\n", "parts its columns by spaces", "likewise, without names"),
     (b"# made on Monday\n# by us\nage,grade\n1,a\n", "names its columns in line 3, below a title", "remarks above it"),
     (b"Report;;\n;;\nage;pay;grade\n1;2;a\n", "names its columns in line 3, below a title", "a spreadsheet's title"),
     (b"age,grade\n1,a\n" + b"\0" * 9, "ends with row 2, which has 1 value", "what was kept free and never written"),

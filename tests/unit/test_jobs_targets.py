@@ -112,6 +112,8 @@ LABELS = [
     Label("a measure has no classes", ["4", "NA"] * 9, "regression", words="9 of 18 rows have no value"),
     Label("nothing in any row", ["", " ", None] * 9, words="the label column 'y' has no value in any row",
           action="Point spec.data.label at a column that has some"),
+    Label("lists", [[1], [2]] * 9, words="the column 'y' holds list<", action="Write its cells as text"),
+    Label("bytes", [b"a", b"b"] * 9, words="the column 'y' holds binary", action="Write its cells as text"),
     Label("nothing in some rows", [1.5, None, 2.5], "regression", words="1 of 3 rows have no value"),
 ]  # fmt: skip
 

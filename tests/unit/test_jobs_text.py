@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mlplatform
-from mljobs import export, onnx_files, package, served
+from mljobs import data, export, onnx_files, package, served
 from mljobs.failure import JobFailure
 from mljobs.onnx_session import Session
 from mljobs.tasks import EVALUATION_ROWS, evaluation_rows, load_task
@@ -189,6 +189,20 @@ def test_what_cannot_be_learned_is_refused_by_name(
         learn(hyper)
     assert caught.value.failure.reason is failure, reason
     assert words in caught.value.failure.message, reason
+
+
+@pytest.mark.parametrize(("column", "text", "words"), [
+    (DATA.label, TABLE.column("text"), "which is the label"),
+    ("text", [" no comment"] * len(TABLE), "has the same text in every row"),
+    ("text", ["", " ", None] * (len(TABLE) // 3), "has the same text in every row"),
+])  # fmt: skip
+def test_a_text_that_tells_nothing_of_a_row_or_all_is_refused(column: str, text: Any, words: str) -> None:
+    table = pa.table({"text": text, DATA.label: TABLE.column(DATA.label)})
+    task = TextTask({"column": column})
+    found = task.targets(table, DATA)
+    rows = data.Rows(table, ["a.csv"], "", len(table))
+    with pytest.raises(JobFailure, match=words):
+        task.choose(rows, found, data.split(found.strata, DATA.split), DATA)
 
 
 def test_a_checkpoint_in_the_store_is_what_it_starts_from(tmp_path: Path) -> None:

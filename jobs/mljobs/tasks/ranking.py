@@ -254,7 +254,7 @@ class RankingTask(TabularTask):
             JobFailure: As of any table; or a column is not there, or a part has no list that could be judged.
         """
         for name in self._asked.ids:
-            parting.require(rows.table.column_names, name, f"{FIELD}.ids")
+            parting.require(rows.table, name, f"{FIELD}.ids")
         gains = (targets.values[:, 1:] > 0) @ np.array(targets.label["worth"])
         for name in ("validation", "test"):
             part = getattr(parts, name)

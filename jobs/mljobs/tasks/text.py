@@ -17,7 +17,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
-from mljobs import parting, repeats
+from mljobs import parting, repeats, spool
 from mljobs.data import Parts, Rows, take
 from mljobs.failure import JobFailure
 from mljobs.features import Choice
@@ -128,7 +128,20 @@ class TextTask(Task):
 
     def choose(self, rows: Rows, targets: Targets, parts: Parts, asked: Data) -> Choice:
         """Texts that are in the training and in another part, by `mljobs.repeats`."""
-        learned = {self._column(rows.table), *answered(targets.label)}
+        column = self._column(rows.table)
+        if column in asked.predicted:
+            raise JobFailure(
+                FailureClass.SPEC_INVALID,
+                f"spec.training.hyperparameters.column names {column!r}, which is the label",
+                "Name the column of the text in spec.training.hyperparameters.column, and what it tells in spec.data.label",
+            )
+        if alike(rows.table, column):
+            raise JobFailure(
+                FailureClass.DATA_INVALID,
+                f"the column {column!r} has the same text in every row",
+                "Name the text's column in spec.training.hyperparameters.column",
+            )
+        learned = {column, *answered(targets.label)}
         return repeats.counted(rows, learned, parts, asked.split.max_repeated, Choice({}, {}))
 
     def fit(self, table: pa.Table, targets: Targets, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -221,6 +234,17 @@ class TextTask(Task):
         return column_of_text(table, self._hyper.column, "spec.training.hyperparameters.column", "text")
 
 
+def alike(table: pa.Table, column: str) -> bool:
+    """Whether every row has the same text; none is one, too."""
+    seen: set[str] = set()
+    for chunk in spool.chunks(table.column(column)):
+        for text in chunk.unique():
+            seen.add((text.as_py() or "").strip())
+            if len(seen) > 1:
+                return False
+    return True
+
+
 def column_of_text(table: pa.Table, name: str, field: str, task: str) -> str:
     """The name of a column of text.
 
@@ -233,7 +257,7 @@ def column_of_text(table: pa.Table, name: str, field: str, task: str) -> str:
     Raises:
         JobFailure: There is no such column, or it holds something else.
     """
-    parting.require(table.column_names, name, field)
+    parting.require(table, name, field)
     kind = table.schema.field(name).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise JobFailure(
