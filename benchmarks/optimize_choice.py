@@ -31,7 +31,7 @@ WHOLE_RUNS = 5
 
 
 CHOICE: Final = {"optimization.export": ["torchscript"]}
-"""Without ONNX files: those are made after the choice, and take longer than all that leads to it."""
+"""Without ONNX files: they decide nothing."""
 
 
 def run(folder: Path, until: Stage, changed: Mapping[str, Any]) -> Result:
