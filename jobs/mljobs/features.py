@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.files import SHOWN
+from mljobs.parting import comparable
 from mljobs.tasks.tabular_model import category
 from mlplatform.api import Data
 from mlplatform.contract import FailureClass
@@ -198,8 +199,8 @@ def _dividing(asked: Data) -> dict[str, str]:
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Whether cells of this kind can be told from each other."""
-    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_null(kind))
+    """Whether a column of this kind has cells, and they can be told from each other."""
+    return comparable(kind) and not pa.types.is_null(kind)
 
 
 def identifies(name: str, column: pa.ChunkedArray, encoded: Encoded, share: float = 1.0) -> str:

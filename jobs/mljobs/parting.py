@@ -71,6 +71,12 @@ def places(table: pa.Table, shares: Split) -> Places | None:
     return np.concatenate(found)
 
 
+def comparable(kind: pa.DataType) -> bool:
+    """Whether cells of this kind can be told from each other: no lists, objects or bytes."""
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return not (pa.types.is_nested(kind) or is_bytes)
+
+
 def require(table: pa.Table, column: str, field: str) -> None:
     """Makes sure that the data has a column, the cells of which can be told from each other.
 
@@ -80,7 +86,7 @@ def require(table: pa.Table, column: str, field: str) -> None:
     columns = table.column_names
     if column in columns:
         kind = table.schema.field(column).type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        if not comparable(kind):
             raise JobFailure(
                 FailureClass.DATA_INVALID,
                 f"the column {column!r} holds {kind}, and {field} names it",

@@ -338,9 +338,6 @@ def test_an_onnx_file_holds_nothing_of_what_was_exported_with_it() -> None:
     model, inputs = model_and_inputs()
     both = onnx_files.files(model, inputs, [REFERENCE, INT8])
     (alone,) = onnx_files.files(model, inputs, [REFERENCE]).values()
-    for content in (both[REFERENCE], alone):
-        weights = [item.name for item in onnx.load_model_from_string(content).graph.initializer]
-        assert len(weights) == len(set(weights))
     shapes = [
         sorted(tuple(item.dims) for item in onnx.load_model_from_string(content).graph.initializer)
         for content in (both[REFERENCE], alone)

@@ -25,6 +25,7 @@ from mljobs.columns import DECIMAL
 from mljobs.data import Parts, Rows
 from mljobs.failure import JobFailure, did_you_mean
 from mljobs.features import Choice
+from mljobs.parting import comparable
 from mljobs.tasks import HANDLER, Objective, Targets, Task, adjusting, hyperparameters, reference, targets
 from mljobs.tasks.tabular_model import FORMAT, LARGEST, Preprocessor, RecordError, TabularModel, answered, category
 from mljobs.tasks.targets import WEIGHTS, by_label, describe
@@ -148,7 +149,7 @@ class TabularTask(Task):
             if name not in answered(targets.label) and name not in self._hyper.exclude
         ]
         for name in names:
-            if pa.types.is_nested(table.column(name).type) or pa.types.is_binary(table.column(name).type):
+            if not comparable(table.column(name).type):
                 raise JobFailure(
                     FailureClass.DATA_INVALID,
                     f"the column {name!r} holds {table.column(name).type}; a feature is a number, text, a boolean or a time",
